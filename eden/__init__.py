@@ -1,0 +1,77 @@
+"""Eden gives a small language model eyes and ears.
+
+>>> import eden
+>>> eden.load("eden-tiny").ask("What colour is the star?", images=["scene.png"])
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    CheckpointError,
+    ContextError,
+    DataError,
+    EdenError,
+    ImageError,
+    InputError,
+    Interrupted,
+    MessageError,
+    RecipeError,
+    RunError,
+    StorageError,
+)
+from .messages import Audio, Image, Message, Text
+
+if TYPE_CHECKING:
+    from .assistant import Assistant
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Assistant",
+    "Audio",
+    "CheckpointError",
+    "ContextError",
+    "DataError",
+    "EdenError",
+    "Image",
+    "ImageError",
+    "InputError",
+    "Interrupted",
+    "Message",
+    "MessageError",
+    "RecipeError",
+    "RunError",
+    "StorageError",
+    "Text",
+    "__version__",
+    "load",
+]
+
+
+def load(name: str = "eden-tiny", *, revision: str | None = None, **options: Any) -> Assistant:
+    """Loads a model to ask.
+
+    Args:
+        name: `eden-tiny` (bundled), an artifact's folder, or a hub id.
+        revision: of a hub repository: a branch, tag or commit.
+        options: `dtype` ("bfloat16", "float32"), `device`, `quantization`, `attn_implementation`;
+            see `eden.backbones.LoadOptions`.
+
+    Raises:
+        CheckpointError: there is no such model, or it is incomplete.
+    """
+    from .assistant import Assistant
+    from .backbones import LoadOptions
+    from .checkpoint import load as load_checkpoint
+
+    return Assistant(load_checkpoint(name, LoadOptions(**options), revision=revision))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Assistant":  # importing it takes seconds of torch, which `import eden` must not
+        from .assistant import Assistant
+
+        return Assistant
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

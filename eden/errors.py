@@ -1,0 +1,78 @@
+"""Every error Eden raises on purpose.
+
+    EdenError
+    ├── InputError            what the user gave is wrong                    (exit code 2)
+    │   ├── MessageError      a conversation: turn order, empty turns, unknown roles
+    │   ├── ContextError      a conversation longer than the model can read
+    │   ├── ImageError        an image: missing, truncated, not an image, too large
+    │   ├── DataError         a data set: one record or the whole file
+    │   ├── RecipeError       a recipe: unknown key, wrong type, impossible mix
+    │   └── CheckpointError   a model: missing, incomplete, of another kind
+    └── RunError              the work itself failed                         (exit code 1)
+        ├── StorageError      the disk is full or not writable
+        └── Interrupted       stopped by the user; says how to go on
+
+A message is one line: what is wrong, where (file, line, sample), and what to do about it.
+"""
+
+
+class EdenError(Exception):
+    """Base of all errors that Eden raises on purpose.
+
+    Args:
+        what: what is wrong, in words a user can act on.
+        where: the file, line, sample id or key it was found at.
+        cure: what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, cure: str | None = None):
+        self.what = what
+        self.where = where
+        self.cure = cure
+        super().__init__(what, where, cure)
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return " ".join((f"{text}. {self.cure}" if self.cure else text).split())
+
+
+class InputError(EdenError):
+    exit_code = 2
+
+
+class MessageError(InputError):
+    pass
+
+
+class ContextError(InputError):
+    pass
+
+
+class ImageError(InputError):
+    pass
+
+
+class DataError(InputError):
+    pass
+
+
+class RecipeError(InputError):
+    pass
+
+
+class CheckpointError(InputError):
+    pass
+
+
+class RunError(EdenError):
+    pass
+
+
+class StorageError(RunError):
+    pass
+
+
+class Interrupted(RunError):
+    exit_code = 130

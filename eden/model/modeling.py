@@ -1,0 +1,216 @@
+"""MultimodalPhi: images become embeddings that stand where `<|image|>` tokens stood.
+
+Letters: B batch rows, T tokens in a row, I images in the batch, N image tokens per image, Dv vision feature width,
+D language model width, V vocabulary.
+
+    pixels [I,3,H,W] -> vision tower -> image features [I,N,Dv] -> projector -> image embeddings [I,N,D]
+                                                                                   | scattered over <|image|> tokens
+    input_ids [B,T] -------------------- token embeddings [B,T,D] -----------------+--> Phi-3 -> logits [B,T,V]
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CLIPVisionModelWithProjection, GenerationMixin, Phi3Model, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+
+from .configuration import MultimodalPhiConfig
+from .projection import ProjectionBlock
+
+
+@dataclass
+class MultimodalPhiOutput(CausalLMOutputWithPast):
+    """Causal language model output, plus `image_hidden_states`: the image embeddings [I,N,D] of this call, if any."""
+
+    image_hidden_states: torch.FloatTensor | None = None
+
+
+class MultimodalPhiPreTrainedModel(PreTrainedModel):
+    config_class = MultimodalPhiConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Phi3DecoderLayer", "CLIPEncoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
+    """The base model: vision tower, projector and language model, without a head."""
+
+    def __init__(self, config: MultimodalPhiConfig):
+        super().__init__(config)
+        self.vision_tower = CLIPVisionModelWithProjection._from_config(config.vision_config)
+        self.projector = ProjectionBlock(
+            config.image_feature_size, config.text_config.hidden_size, config.projector_hidden_act
+        )
+        self.language_model = Phi3Model._from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels [I,3,H,W] -> image features [I,N,Dv], without gradient: the tower is always frozen."""
+        pooled = self.config.vision_feature == "pooled"
+        with torch.no_grad():
+            output = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=not pooled)
+        if pooled:
+            return output.image_embeds.unsqueeze(1)
+        return output.hidden_states[self.config.vision_feature_layer][:, 1:]  # the class token is dropped
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Exactly one of pixels [I,3,H,W] or image features [I,N,Dv]; `.pooler_output` is the embeddings [I,N,D]."""
+        if (pixel_values is None) == (image_features is None):
+            raise ValueError("pass pixel_values or image_features, exactly one of the two")
+        if image_features is None:
+            image_features = self.encode_images(pixel_values)
+        embeddings = self.projector(image_features)
+        return BaseModelOutputWithPooling(last_hidden_state=image_features, pooler_output=embeddings)
+
+    def merge_image_embeddings(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_embeds: torch.Tensor
+    ) -> torch.Tensor:
+        """Replaces the embeddings [B,T,D] of `<|image|>` tokens, in reading order, by those of the images [I,N,D].
+
+        Raises:
+            ValueError: the number of `<|image|>` tokens is not I * N; the message says both.
+        """
+        if input_ids is None:
+            image_token = self.get_input_embeddings()(
+                torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            )
+            mask = (inputs_embeds == image_token).all(-1)
+        else:
+            mask = input_ids == self.config.image_token_id  # [B,T]
+        num_tokens, num_embeddings = int(mask.sum()), image_embeds.shape[0] * image_embeds.shape[1]
+        if num_tokens != num_embeddings:
+            raise ValueError(
+                f"the text holds {num_tokens} <|image|> tokens but the images give {num_embeddings} embeddings "
+                f"({image_embeds.shape[0]} images of {image_embeds.shape[1]} tokens)"
+            )
+        image_embeds = image_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
+        return inputs_embeds.masked_scatter(mask.unsqueeze(-1), image_embeds)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,  # [B,T]
+        attention_mask: torch.Tensor | None = None,  # [B,T]
+        position_ids: torch.LongTensor | None = None,  # [B,T]
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,  # [B,T,D]
+        pixel_values: torch.FloatTensor | None = None,  # [I,3,H,W]
+        image_features: torch.FloatTensor | None = None,  # [I,N,Dv]
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass input_ids or inputs_embeds, exactly one of the two")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # [B,T,D]
+        image_embeds = None
+        if pixel_values is not None or image_features is not None:
+            image_embeds = self.get_image_features(pixel_values, image_features).pooler_output  # [I,N,D]
+            inputs_embeds = self.merge_image_embeddings(input_ids, inputs_embeds, image_embeds)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        outputs["image_hidden_states"] = image_embeds
+        return outputs
+
+
+class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, GenerationMixin):
+    """The whole model: `MultimodalPhiModel` and a language modeling head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: MultimodalPhiConfig):
+        super().__init__(config)
+        self.model = MultimodalPhiModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,  # [B,T]
+        attention_mask: torch.Tensor | None = None,  # [B,T]
+        position_ids: torch.LongTensor | None = None,  # [B,T]
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,  # [B,T,D]
+        pixel_values: torch.FloatTensor | None = None,  # [I,3,H,W]
+        image_features: torch.FloatTensor | None = None,  # [I,N,Dv]
+        labels: torch.LongTensor | None = None,  # [B,T], -100 where no loss is taken
+        logits_to_keep: int | torch.Tensor = 0,  # the last n positions; 0 keeps all
+        **kwargs: Any,
+    ) -> MultimodalPhiOutput:
+        # What the loss alone takes; everything else is the language model's.
+        loss_kwargs = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
+        kwargs.pop("return_dict", None)  # the output is always a dict-like object that also unpacks as a tuple
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_features=image_features,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # [B,T,V]
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **loss_kwargs)
+        return MultimodalPhiOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Images enter with the prompt; later steps read them from the cache."""
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            inputs["pixel_values"] = inputs["image_features"] = None
+        return inputs
+
+
+__all__ = ["MultimodalPhiForConditionalGeneration", "MultimodalPhiModel"]

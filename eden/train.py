@@ -1,0 +1,247 @@
+"""Training: one loop for every stage, on transformers' Trainer. What a stage trains is the recipe's to say.
+
+    recipe -> samples, checked -> model with adapters -> Trainer -> artifact, training.jsonl, report.html, README.md
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import set_seed
+
+from . import checkpoint as checkpoints
+from .assistant import Assistant
+from .checkpoint import Checkpoint
+from .console import progress
+from .data.dataset import ConversationDataset
+from .data.formats import Sample
+from .data.validate import load_samples
+from .errors import RecipeError
+from .files import write_file
+from .messages import Message
+from .model_card import model_card
+from .recipe import Recipe
+from .report import Prediction, training_page, write_page
+from .trainer import EdenTrainer, starting_point
+from .vision import open_image
+
+PREDICTIONS = 8
+"""Held-out samples that are answered before and after training, for the report."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run leaves behind.
+
+    Attributes:
+        artifact: the folder; `eden.load` takes it.
+        report: its HTML report.
+        log: Trainer's log rows (`step`, `loss`, `eval_loss`, ...).
+        skipped: samples left out, one line each (`data.on_error: skip`).
+    """
+
+    artifact: Path
+    report: Path
+    log: list[dict[str, Any]]
+    skipped: list[str]
+
+
+def train(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> TrainingResult:
+    """Runs a recipe from data to artifact.
+
+    Args:
+        recipe: what to train, on what, and how.
+        resume: go on from the last whole checkpoint in `training.output_dir`.
+        console: where progress is shown; None shows it on stderr.
+
+    Raises:
+        DataError, CheckpointError, RecipeError: what the recipe names is missing or wrong; nothing was written.
+        StorageError: the disk is full; the last whole checkpoint is kept.
+        Interrupted: Ctrl-C; a checkpoint was written and the message says how to go on.
+    """
+    console = console or Console(stderr=True)
+    started = time.monotonic()
+    arguments = recipe.training_arguments()
+    resume_from = starting_point(arguments, resume, console)
+    set_seed(arguments.seed)
+    train_samples, eval_samples, skipped = _read_data(recipe, console)
+    with console.status(f"loading {recipe.model.base or recipe.model.language}"):
+        checkpoint = checkpoints.load_for_training(recipe)
+    train_set, eval_set = _encode(recipe, checkpoint, train_samples, eval_samples, skipped, console)
+    _print_parameters(checkpoint, console)
+    shown = _pick_samples(eval_set)
+    before = _answers(checkpoint, shown)
+    log = EdenTrainer(checkpoint, arguments, train_set, eval_set, console).run(resume_from)
+    after = _answers(checkpoint, shown)
+    facts = _facts(recipe, checkpoint, train_set, eval_set, log, time.monotonic() - started)
+    predictions = [_prediction(*row) for row in zip(shown, before, after, strict=True)]
+    with console.status("saving the artifact"):
+        report = _write_artifact(recipe, checkpoint, log, facts, predictions, skipped)
+    return TrainingResult(Path(arguments.output_dir), report, log, skipped)
+
+
+def _read_data(recipe: Recipe, console: Console) -> tuple[list[Sample], list[Sample], list[str]]:
+    """Training and held-out samples, checked by `eden check`'s own code, and what was skipped."""
+    section = recipe.data
+    skipped: list[str] = []
+
+    def read(path: str) -> list[Sample]:
+        with progress(console) as bar:
+            task = bar.add_task(f"checking {path}", total=None)
+            samples, report = load_samples(
+                path,
+                section.images,
+                on_error=section.on_error,
+                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        skipped.extend(f"{fault.where}: {fault.message}" for fault in report.faults)
+        return samples
+
+    samples = read(section.path)
+    if section.eval_path is not None:
+        return samples, read(section.eval_path), skipped
+    order = list(range(len(samples)))
+    random.Random(section.split_seed).shuffle(order)
+    held_out = round(len(samples) * section.eval_fraction)
+    if section.eval_fraction > 0:
+        held_out = max(1, held_out)
+    if held_out >= len(samples):
+        raise RecipeError(
+            f"{len(samples)} samples leave none to train on when {held_out} are held out",
+            where="data.eval_fraction",
+            cure="Give more samples, or data.eval_path.",
+        )
+    chosen = set(order[:held_out])
+    return (
+        [sample for index, sample in enumerate(samples) if index not in chosen],
+        [sample for index, sample in enumerate(samples) if index in chosen],
+        skipped,
+    )
+
+
+def _encode(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    train_samples: list[Sample],
+    eval_samples: list[Sample],
+    skipped: list[str],
+    console: Console,
+) -> tuple[ConversationDataset, ConversationDataset | None]:
+    sets = []
+    for name, samples in (("training", train_samples), ("held-out", eval_samples)):
+        with progress(console) as bar:
+            task = bar.add_task(f"encoding {name} samples", total=len(samples))
+            dataset = ConversationDataset(
+                samples,
+                checkpoint.processor,
+                max_length=recipe.data.max_length,
+                on_error=recipe.data.on_error,
+                on_progress=lambda done, total, bar=bar, task=task: bar.update(task, completed=done),
+            )
+        skipped.extend(str(error) for error in dataset.skipped)
+        sets.append(dataset)
+    for line in skipped:
+        console.print(f"skipped {line}", highlight=False)
+    return sets[0], sets[1] if len(sets[1]) else None
+
+
+def _print_parameters(checkpoint: Checkpoint, console: Console) -> None:
+    for part, counts in checkpoints.count_parameters(checkpoint).items():
+        trained, frozen = counts["trained"], counts["frozen"]
+        console.print(f"{part:<15} {trained:>13,} trained  {frozen:>13,} frozen", highlight=False)
+
+
+def _pick_samples(eval_set: ConversationDataset | None) -> list[Sample]:
+    """Evenly spread held-out samples, shown in the report with the model's answers before and after."""
+    if eval_set is None:
+        return []
+    return eval_set.samples[:: max(1, len(eval_set) // PREDICTIONS)][:PREDICTIONS]
+
+
+def _question(sample: Sample) -> list[Message]:
+    """The conversation up to its last answer."""
+    return list(sample.messages[:-1])
+
+
+def _prediction(sample: Sample, before: str, after: str) -> Prediction:
+    images = [image for message in sample.messages for image in message.images]
+    return Prediction(
+        image=open_image(images[0].source) if images else None,
+        question=_question(sample)[-1].text,
+        expected=sample.messages[-1].text,
+        before=before,
+        after=after,
+    )
+
+
+def _answers(checkpoint: Checkpoint, samples: Sequence[Sample]) -> list[str]:
+    """Greedy answers; the model is left in the mode it was in, and the random state as it was."""
+    if not samples:
+        return []
+    was_training, random_state = checkpoint.model.training, torch.get_rng_state()
+    checkpoint.model.eval()
+    answers = Assistant(checkpoint).answer_all(
+        [_question(sample) for sample in samples], max_new_tokens=64, batch_size=PREDICTIONS
+    )
+    checkpoint.model.train(was_training)
+    torch.set_rng_state(random_state)
+    return answers
+
+
+def _facts(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    train_set: ConversationDataset,
+    eval_set: ConversationDataset | None,
+    log: Sequence[dict[str, Any]],
+    seconds: float,
+) -> dict[str, str | int | float]:
+    counts = checkpoints.count_parameters(checkpoint)
+    losses = [row["eval_loss"] for row in log if "eval_loss" in row]
+    facts: dict[str, str | int | float] = {
+        "base": recipe.model.base or f"{recipe.model.vision} + {recipe.model.language}",
+        "image features": checkpoint.config.vision_feature,
+        "4-bit": recipe.quantization.bnb_4bit_quant_type if recipe.quantization else "no",
+        "trained parameters": sum(part["trained"] for part in counts.values()),
+        "frozen parameters": sum(part["frozen"] for part in counts.values()),
+        "training samples": len(train_set),
+        "held-out samples": len(eval_set) if eval_set else 0,
+        "supervised tokens per epoch": train_set.supervised_tokens,
+        "optimizer steps": log[-1]["step"] if log else 0,
+        "minutes, all in all": round(seconds / 60, 1),
+        "device": str(checkpoint.core.device),
+    }
+    if losses:
+        facts["evaluation loss"] = round(float(losses[-1]), 4)
+    return facts
+
+
+def _write_artifact(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    log: list[dict[str, Any]],
+    facts: dict[str, str | int | float],
+    predictions: list[Prediction],
+    skipped: list[str],
+) -> Path:
+    folder = Path(recipe.training["output_dir"])
+    checkpoints.save(checkpoint, folder)
+    recipe.save(folder / "recipe.yaml")
+    write_file(folder / "README.md", model_card(folder.name, facts, recipe.to_yaml()))
+    page = training_page(
+        title=f"Training of {folder.name}",
+        facts=facts,
+        log=log,
+        predictions=predictions,
+        recipe=recipe.to_yaml(),
+        skipped=skipped,
+    )
+    write_page(folder / "report.html", page)
+    return folder / "report.html"

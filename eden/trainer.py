@@ -1,0 +1,199 @@
+"""transformers' Trainer, made safe: no half-written checkpoint, a Ctrl-C that saves, a log that survives a resume."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .checkpoint import Checkpoint
+from .console import progress
+from .data.collate import collate
+from .data.dataset import ConversationDataset
+from .errors import Interrupted, RecipeError, RunError, StorageError
+from .files import write_file
+
+HOW_TO_GO_ON = "Go on with the same command and --resume."
+FULL_DISK_BYTES = 2**20
+"""Libraries report a full disk in many ways; less free space than this after a failed write is the reason."""
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Examples to a right-padded batch; a class, so that worker processes can receive it."""
+
+    pad_token_id: int
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return collate(examples, self.pad_token_id)
+
+
+class EdenTrainer(Trainer):
+    """Trainer over a `Checkpoint` and `ConversationDataset`s.
+
+    Args:
+        checkpoint: the model with its adapters.
+        arguments: of the recipe.
+        train_set: what to learn from.
+        eval_set: what the evaluation loss is taken on, if any.
+        console: where progress is shown.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        arguments: TrainingArguments,
+        train_set: ConversationDataset,
+        eval_set: ConversationDataset | None,
+        console: Console,
+    ):
+        self.progress = _Progress(console)
+        super().__init__(
+            model=checkpoint.model,
+            args=arguments,
+            train_dataset=train_set,
+            eval_dataset=eval_set,
+            data_collator=Collator(checkpoint.processor.tokenizer.pad_token_id),
+            processing_class=checkpoint.processor,
+            callbacks=[_Log(), self.progress],
+        )
+        self.remove_callback(ProgressCallback)
+
+    def run(self, resume_from: Path | None) -> list[dict[str, Any]]:
+        """Trains to the end and returns the log rows.
+
+        Raises:
+            Interrupted: Ctrl-C; unless it came twice, a checkpoint was written.
+            StorageError: a checkpoint could not be written; the ones before it are whole.
+            RunError: the loss is not a number.
+        """
+        folder = self.args.output_dir
+        with self.progress.shown():
+            try:
+                self.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+            except KeyboardInterrupt:
+                raise Interrupted("training stopped at once", where=folder, cure=HOW_TO_GO_ON) from None
+        if self.state.global_step < self.state.max_steps:
+            raise Interrupted(
+                f"training stopped at step {self.state.global_step} of {self.state.max_steps}, checkpoint written",
+                where=folder,
+                cure=HOW_TO_GO_ON,
+            )
+        if any(row.get("loss") != row.get("loss") for row in self.state.log_history):
+            raise RunError("the loss became NaN", where=folder, cure="Lower training.learning_rate.")
+        return list(self.state.log_history)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)  # half a checkpoint must never be taken for a whole one
+            full = shutil.disk_usage(self.args.output_dir).free < FULL_DISK_BYTES or "No space left" in str(error)
+            if full or isinstance(error, OSError):
+                raise StorageError(
+                    f"the checkpoint cannot be written ({'the disk is full' if full else error})",
+                    where=str(folder),
+                    cure=f"Free some space. {HOW_TO_GO_ON}",
+                ) from error
+            raise
+
+
+def starting_point(arguments: TrainingArguments, resume: bool, console: Console) -> Path | None:
+    """The checkpoint to go on from, or None for a new run.
+
+    Raises:
+        RecipeError: a new run would overwrite an old one, or there is nothing to resume.
+    """
+    folder = Path(arguments.output_dir)
+    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    whole = [path for path in found if _is_whole(path)]
+    if not resume:
+        if found or (folder / "adapter_config.json").exists():
+            raise RecipeError(
+                "the folder already holds a run",
+                where=str(folder),
+                cure="Add --resume to go on with it, or choose another training.output_dir.",
+            )
+        return None
+    if not whole:
+        raise RecipeError("there is no checkpoint to resume from", where=str(folder), cure="Run without --resume.")
+    for path in set(found) - set(whole):
+        console.print(f"removing {path}: it was cut off while being written")
+        shutil.rmtree(path)
+    console.print(f"resuming from {whole[-1]}")
+    return whole[-1]
+
+
+def _is_whole(path: Path) -> bool:
+    """Trainer writes `trainer_state.json` last."""
+    try:
+        json.loads((path / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class _Log(TrainerCallback):
+    """Keeps `training.jsonl` equal to the run's log, also after a resume."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        rows = "".join(json.dumps(row) + "\n" for row in state.log_history)
+        write_file(Path(str(args.output_dir)) / "training.jsonl", rows)
+
+
+class _Progress(TrainerCallback):
+    """A bar with rate and time left; Ctrl-C asks for a checkpoint and an end after the current step."""
+
+    def __init__(self, console: Console):
+        self.bar = progress(console)
+        self.task = self.bar.add_task("training", total=None)
+        self.interrupted = False
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Shows the bar, and takes Ctrl-C, for the length of the block."""
+        try:
+            previous = signal.signal(signal.SIGINT, self._interrupt)
+        except ValueError:  # not the main thread: Ctrl-C is somebody else's
+            previous = None
+        try:
+            with self.bar:
+                yield
+        finally:
+            if previous is not None:
+                signal.signal(signal.SIGINT, previous)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self.bar.console.print("stopping after this step, with a checkpoint (Ctrl-C again: stop at once)")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        self.bar.update(self.task, completed=state.global_step, total=state.max_steps)
+        if self.interrupted and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        for key, words in {"loss": "loss", "eval_loss": "evaluation loss"}.items():
+            if logs and key in logs:
+                line = f"step {state.global_step:>6,} of {state.max_steps:,}   {words} {float(logs[key]):.4f}"
+                self.bar.console.print(line, highlight=False)

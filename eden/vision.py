@@ -1,0 +1,93 @@
+"""Bytes or a path become an RGB image, safely. The only place of the package that decodes images."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import PIL.Image
+import PIL.ImageOps
+
+from .errors import ImageError
+from .messages import MediaSource
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""Formats that are opened, by content and not by file name; everything else Pillow knows stays closed."""
+
+MAX_BYTES = 25 * 2**20
+MAX_PIXELS = 64 * 10**6
+
+
+def open_image(
+    source: MediaSource, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS, where: str | None = None
+) -> PIL.Image.Image:
+    """Decodes one image to RGB, upright (EXIF) and with transparency laid over white.
+
+    Args:
+        source: a path, encoded bytes, or a PIL image (only converted).
+        max_bytes: size limit of the encoded file, in bytes; checked before reading.
+        max_pixels: size limit of the picture, in pixels; checked before decoding.
+        where: named in errors instead of the path.
+
+    Raises:
+        ImageError: missing, not an image, truncated, of a refused format or too large.
+    """
+    if isinstance(source, PIL.Image.Image):
+        return _to_rgb(source)
+    where = where or (str(source) if isinstance(source, (str, Path)) else "image")
+    data = source if isinstance(source, bytes) else _read(Path(source), max_bytes, where)
+    if len(data) > max_bytes:
+        raise _too_many_bytes(len(data), max_bytes, where)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of bombs; the limit below is Eden's own
+            image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(
+                    f"the image has {width}x{height} pixels, the limit is {max_pixels:,}",
+                    where=where,
+                    cure="Scale it down; the model looks at a few hundred pixels a side.",
+                )
+            image.load()
+            return _to_rgb(image)
+    except ImageError:
+        raise
+    except PIL.UnidentifiedImageError:
+        raise ImageError("not an image Eden can read", where=where, cure=f"Use one of {', '.join(FORMATS)}.") from None
+    except Exception as error:  # Pillow's decoders raise many kinds on broken input
+        raise ImageError(
+            f"the image is damaged ({_first_line(error)})", where=where, cure="Restore or replace the file."
+        ) from None
+
+
+def _read(path: Path, max_bytes: int, where: str) -> bytes:
+    try:
+        if (size := path.stat().st_size) > max_bytes:
+            raise _too_many_bytes(size, max_bytes, where)
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError("no such image file", where=where, cure="Check the path.") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot read the image ({_first_line(error)})", where=where, cure="Check the path.") from None
+
+
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = image.point(lambda value: value / 256).convert("L")  # convert() alone would clip 16 bits to white
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _too_many_bytes(size: int, limit: int, where: str) -> ImageError:
+    return ImageError(
+        f"the image file has {size:,} bytes, the limit is {limit:,}", where=where, cure="Save it smaller."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

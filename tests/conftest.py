@@ -1,0 +1,137 @@
+"""Small real parts: a character-level tokenizer with Phi-3.5's layout, CLIP and Phi-3 of a few thousand weights."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import PIL.Image
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
+
+IMAGE_SIZE, PATCH_SIZE, EMBEDDING_ROWS = 32, 16, 320
+CONTROL_TOKENS = (
+    ["<|endoftext|>", "<|assistant|>"]
+    + [f"<|placeholder{i}|>" for i in range(1, 5)]
+    + ["<|system|>", "<|end|>", "<|placeholder5|>", "<|placeholder6|>", "<|user|>"]
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Letters as tokens, all else as bytes; control tokens in Phi-3.5's order, swallowing the newline behind them."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(97, 123))]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False, rstrip=token != "<|endoftext|>")
+            for token in CONTROL_TOKENS
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        unk_token="<unk>",
+    )
+
+
+def make_processor(num_image_tokens: int) -> MultimodalPhiProcessor:
+    size = IMAGE_SIZE
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    return MultimodalPhiProcessor(image_processor, make_tokenizer(), num_image_tokens=num_image_tokens)
+
+
+def vision_config() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        projection_dim=24,
+    )
+
+
+def text_config() -> Phi3Config:
+    tokenizer = make_tokenizer()
+    return Phi3Config(
+        vocab_size=EMBEDDING_ROWS,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+
+
+def make_model(vision_feature: str) -> MultimodalPhiForConditionalGeneration:
+    """A random model, the same at every call, in evaluation mode and fp32."""
+    torch.manual_seed(0)
+    config = MultimodalPhiConfig(
+        vision_config=vision_config(),
+        text_config=text_config(),
+        vision_feature=vision_feature,
+        image_token_id=len(make_tokenizer()),
+    )
+    model = MultimodalPhiForConditionalGeneration(config).eval()
+    # Wide enough weights that argmax has a clear winner; the initial 0.02 leaves logits that nearly tie.
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def make_image(colour: str, size: tuple[int, int] = (40, 40)) -> PIL.Image.Image:
+    return PIL.Image.new("RGB", size, colour)
+
+
+@pytest.fixture(scope="session", params=["pooled", "patches"])
+def pair(request: pytest.FixtureRequest) -> tuple[MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor]:
+    """A model and its processor, once with pooled image features and once with patches."""
+    model = make_model(request.param)
+    return model, make_processor(model.config.num_image_tokens)
+
+
+@pytest.fixture(scope="session")
+def processor() -> MultimodalPhiProcessor:
+    return make_processor(num_image_tokens=4)
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a CLIP and a Phi-3 checkpoint as the hub has them, with random weights."""
+    root = tmp_path_factory.mktemp("backbones")
+    torch.manual_seed(0)
+    clip, phi = root / "clip", root / "phi"
+    CLIPVisionModelWithProjection(vision_config()).save_pretrained(clip)
+    make_processor(1).image_processor.save_pretrained(clip)
+    Phi3ForCausalLM(text_config()).save_pretrained(phi)
+    make_tokenizer().save_pretrained(phi)
+    return clip, phi
