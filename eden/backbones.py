@@ -45,6 +45,7 @@ class LoadOptions:
         dtype: `bfloat16` or `float32`; None is float32 for small models on a CPU and bfloat16 for all others.
         attn_implementation: transformers' name of an attention implementation; None lets it choose.
         device: None is the GPU if there is one, else the CPU.
+
     """
 
     quantization: QuantizationSection | None = None
@@ -81,6 +82,7 @@ def assemble(
 
     Raises:
         CheckpointError: a backbone is missing, of another architecture, or lacks a token or a spare embedding row.
+
     """
     vision, language = str(section.vision), str(section.language)
     vision_config = _backbone_config(vision, section.vision_revision, ("clip", "clip_vision_model"), "CLIP")
@@ -177,6 +179,7 @@ def readable(where: str | Path) -> Iterator[None]:
 
     Raises:
         CheckpointError: in place of whatever the library raised.
+
     """
     try:
         yield

@@ -20,7 +20,6 @@ from .errors import EdenError, InputError
 
 if TYPE_CHECKING:
     from .assistant import Assistant, Chat
-    from .backbones import LoadOptions
 
 app = typer.Typer(
     name="eden",
@@ -108,7 +107,9 @@ def chat(model: Model = "eden-tiny", four_bit: FourBit = False) -> None:
 @app.command()
 def check(
     data: Annotated[Path, typer.Argument(help="LLaVA JSON or JSONL, or messages JSONL.")],
-    images: Annotated[Path | None, typer.Option(help="The folder of the images; the data file's own if not given.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="The folder of the images; the data file's own if not given.")
+    ] = None,
     decode: Annotated[bool, typer.Option(help="Decode every image in full, not only its header.")] = True,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page, too.")] = None,
     as_json: Json = False,
@@ -152,21 +153,20 @@ def xray(
 
     from .checkpoint import load_processor
     from .data.formats import Sample, read_samples
-    from .vision import open_image
-    from .xray import print_xray, to_json, xray as xray_samples
+    from .xray import print_xray, xray as xray_samples
 
     samples: list[Sample] = []
     for item in itertools.islice(read_samples(data, images), n):
         if not isinstance(item, Sample):
             raise item
         samples.append(item)
-    rendered = xray_samples(samples, load_processor(model), open_image)
+    rendered = xray_samples(samples, load_processor(model))
     if html is not None:
         from .report import write_page, xray_page
 
-        write_page(html, xray_page(rendered))
+        write_page(html, xray_page([(sample.caption, sample.tokens, sample.images) for sample in rendered]))
     if as_json:
-        _print_json({"samples": to_json(rendered)})
+        _print_json({"samples": [sample.to_dict() for sample in rendered]})
     else:
         print_xray(Console(), rendered)
 

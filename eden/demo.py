@@ -15,9 +15,8 @@ from .console import progress
 from .evaluate import evaluate, open_task
 from .files import write_file
 from .recipe import load_recipe
-from .tiny import world
+from .tiny.world import scenes
 from .train import train
-from .vision import open_image
 
 QUESTION = "What digit is this?"
 UNSEEN_DIGITS = 360
@@ -42,6 +41,7 @@ def run_demo(folder: str | Path, console: Console, *, overrides: tuple[str, ...]
     Raises:
         RecipeError: `folder` already holds a run.
         StorageError: the disk is full.
+
     """
     folder = Path(folder)
     console.rule("1. eden-tiny answers questions about a picture")
@@ -72,6 +72,7 @@ def write_digits(folder: Path, console: Console) -> tuple[Path, Path]:
         The file to train on (1,437 samples) and the file of the 360 held back.
 
     Source: E. Alpaydin and C. Kaynak, https://doi.org/10.24432/C50P49 (CC BY 4.0).
+
     """
     import PIL.Image
     from sklearn.datasets import load_digits
@@ -106,10 +107,9 @@ def write_digits(folder: Path, console: Console) -> tuple[Path, Path]:
 
 
 def _ask_about_a_picture(assistant: Assistant, path: Path, console: Console) -> None:
-    rng = random.Random(3)
-    scene = world.sample_scene(rng, "test")
+    _, picture = next(scenes(seed=3, split="test"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    world.render(scene, rng).save(path)
+    picture.save(path)
     console.print(f"the picture: {path}")
     for question in ("Describe the picture.", "How many objects are there?"):
-        console.print(f"  {question} [bold]{assistant.ask(question, images=[open_image(path)])}[/]")
+        console.print(f"  {question} [bold]{assistant.ask(question, images=[path])}[/]")

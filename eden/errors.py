@@ -23,14 +23,17 @@ class EdenError(Exception):
         what: what is wrong, in words a user can act on.
         where: the file, line, sample id or key it was found at.
         cure: what to do about it.
+        kind: a short, stable name of the fault, for programs that count or branch.
+
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str | None = None, cure: str | None = None):
+    def __init__(self, what: str, *, where: str | None = None, cure: str | None = None, kind: str = ""):
         self.what = what
         self.where = where
         self.cure = cure
+        self.kind = kind
         super().__init__(what, where, cure)
 
     def __str__(self) -> str:

@@ -18,6 +18,7 @@ def write_file(path: str | Path, data: str | bytes) -> Path:
 
     Raises:
         StorageError: the disk is full or the place is not writable; what stood at `path` is untouched.
+
     """
     path = Path(path)
     payload = data.encode("utf-8") if isinstance(data, str) else data
@@ -27,8 +28,8 @@ def write_file(path: str | Path, data: str | bytes) -> Path:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(payload)
-            os.chmod(beside, 0o644)  # mkstemp's 0600 would keep a server's user from reading it
-            os.replace(beside, path)
+            Path(beside).chmod(0o644)  # mkstemp's 0600 would keep a server's user from reading it
+            Path(beside).replace(path)
         except BaseException:
             Path(beside).unlink(missing_ok=True)
             raise
@@ -43,6 +44,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
     Raises:
         StorageError: the disk is full or the place is not writable; nothing at `path` has changed.
+
     """
     path = Path(path)
     with _storage_errors(path):
@@ -55,7 +57,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
                 target = path / item.name
                 if item.is_dir() and target.exists():
                     shutil.rmtree(target)
-                os.replace(item, target)
+                if item.is_file():
+                    item.chmod(0o644)
+                item.replace(target)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 

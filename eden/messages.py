@@ -76,9 +76,12 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
 
     Raises:
         MessageError: which turn is wrong, and how.
+
     """
     if not messages:
-        raise MessageError("the conversation is empty", cure="It needs at least one user message.")
+        raise MessageError(
+            "the conversation is empty", cure="It needs at least one user message.", kind="empty_message"
+        )
     expected: Role = "user"
     for index, message in enumerate(messages):
         where = f"turn {index + 1}"
@@ -89,18 +92,30 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
         if message.role != expected:
             start = index == 0 or (index == 1 and messages[0].role == "system")
             why = f"the conversation starts with the {message.role}" if start else f"two {message.role} turns in a row"
-            raise MessageError(why, where=where, cure="User and assistant must alternate, the user first.")
+            cure = "User and assistant must alternate, the user first."
+            raise MessageError(why, where=where, cure=cure, kind="turn_order")
         # A model may have said nothing in an earlier turn; only as a training target is an empty answer a fault.
         empty = not any(not isinstance(part, Text) or part.text.strip() for part in message.content)
         if empty and (answered or message.role != "assistant"):
             kind = "answer" if message.role == "assistant" else "message"
-            raise MessageError(f"the {message.role}'s {kind} is empty", where=where, cure="Fill it or drop the sample.")
+            raise MessageError(
+                f"the {message.role}'s {kind} is empty",
+                where=where,
+                cure="Fill it or drop the sample.",
+                kind=f"empty_{kind}",
+            )
         if message.role == "assistant" and any(not isinstance(part, Text) for part in message.content):
-            raise MessageError("an assistant's turn holds an image or audio", where=where, cure="Move it to the user's.")
+            raise MessageError(
+                "an assistant's turn holds an image or audio",
+                where=where,
+                cure="Move it to the user's.",
+                kind="turn_order",
+            )
         expected = "assistant" if message.role == "user" else "user"
     last: Role = "assistant" if answered else "user"
     if messages[-1].role != last:
-        raise MessageError(f"the last turn is the {messages[-1].role}'s", cure=f"It must be the {last}'s.")
+        what = f"the last turn is the {messages[-1].role}'s"
+        raise MessageError(what, cure=f"It must be the {last}'s.", kind="turn_order")
 
 
 def to_chat(
@@ -114,6 +129,7 @@ def to_chat(
 
     Raises:
         MessageError: an audio part is left; speech must be turned into text first.
+
     """
     chat = []
     for message in messages:

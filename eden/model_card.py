@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 def model_card(name: str, facts: Mapping[str, str | int | float], recipe: str) -> str:
     """Markdown with the hub's front matter, what the run measured, how to load the artifact, and its recipe."""
-    rows = "\n".join(f"| {key} | {value:,} |" if isinstance(value, int) else f"| {key} | {value} |" for key, value in facts.items())
+    rows = "\n".join(
+        f"| {key} | {value:,} |" if isinstance(value, int) else f"| {key} | {value} |" for key, value in facts.items()
+    )
     return f"""---
 library_name: eden
 pipeline_tag: image-text-to-text

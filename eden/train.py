@@ -1,6 +1,6 @@
 """Training: one loop for every stage, on transformers' Trainer. What a stage trains is the recipe's to say.
 
-    recipe -> samples, checked -> model with adapters -> Trainer -> artifact, training.jsonl, report.html, README.md
+recipe -> samples, checked -> model with adapters -> Trainer -> artifact, training.jsonl, report.html, README.md
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class TrainingResult:
         report: its HTML report.
         log: Trainer's log rows (`step`, `loss`, `eval_loss`, ...).
         skipped: samples left out, one line each (`data.on_error: skip`).
+
     """
 
     artifact: Path
@@ -65,6 +66,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         DataError, CheckpointError, RecipeError: what the recipe names is missing or wrong; nothing was written.
         StorageError: the disk is full; the last whole checkpoint is kept.
         Interrupted: Ctrl-C; a checkpoint was written and the message says how to go on.
+
     """
     console = console or Console(stderr=True)
     started = time.monotonic()

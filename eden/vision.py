@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import PIL.Image
@@ -32,9 +34,28 @@ def open_image(
 
     Raises:
         ImageError: missing, not an image, truncated, of a refused format or too large.
+
     """
     if isinstance(source, PIL.Image.Image):
         return _to_rgb(source)
+    with _opened(source, max_bytes, max_pixels, where) as image:
+        image.load()
+        return _to_rgb(image)
+
+
+def check_image(source: MediaSource, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Reads only the header: width and height in pixels. Arguments and errors are those of `open_image`."""
+    if isinstance(source, PIL.Image.Image):
+        return source.size
+    with _opened(source, max_bytes, max_pixels, None) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(
+    source: str | Path | bytes, max_bytes: int, max_pixels: int, where: str | None
+) -> Iterator[PIL.Image.Image]:
+    """An image whose header is read and within the limits; what goes wrong with it is an ImageError."""
     where = where or (str(source) if isinstance(source, (str, Path)) else "image")
     data = source if isinstance(source, bytes) else _read(Path(source), max_bytes, where)
     if len(data) > max_bytes:
@@ -42,23 +63,25 @@ def open_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of bombs; the limit below is Eden's own
-            image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError(
-                    f"the image has {width}x{height} pixels, the limit is {max_pixels:,}",
-                    where=where,
-                    cure="Scale it down; the model looks at a few hundred pixels a side.",
-                )
-            image.load()
-            return _to_rgb(image)
+            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise _too_many_pixels(f"{width}x{height}", max_pixels, where)
+                yield image
     except ImageError:
         raise
+    except PIL.Image.DecompressionBombError:  # Pillow's own limit, met before the size can be read
+        raise _too_many_pixels("far too many", max_pixels, where) from None
     except PIL.UnidentifiedImageError:
-        raise ImageError("not an image Eden can read", where=where, cure=f"Use one of {', '.join(FORMATS)}.") from None
+        raise ImageError(
+            "not an image Eden can read", where=where, cure=f"Use one of {', '.join(FORMATS)}.", kind="not_an_image"
+        ) from None
     except Exception as error:  # Pillow's decoders raise many kinds on broken input
         raise ImageError(
-            f"the image is damaged ({_first_line(error)})", where=where, cure="Restore or replace the file."
+            f"the image is damaged ({_first_line(error)})",
+            where=where,
+            cure="Restore or replace the file.",
+            kind="damaged_image",
         ) from None
 
 
@@ -68,9 +91,11 @@ def _read(path: Path, max_bytes: int, where: str) -> bytes:
             raise _too_many_bytes(size, max_bytes, where)
         return path.read_bytes()
     except FileNotFoundError:
-        raise ImageError("no such image file", where=where, cure="Check the path.") from None
+        raise ImageError("no such image file", where=where, cure="Check the path.", kind="missing_image") from None
     except (OSError, ValueError) as error:
-        raise ImageError(f"cannot read the image ({_first_line(error)})", where=where, cure="Check the path.") from None
+        raise ImageError(
+            f"cannot read the image ({_first_line(error)})", where=where, cure="Check the path.", kind="missing_image"
+        ) from None
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -83,9 +108,21 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
+def _too_many_pixels(found: str, limit: int, where: str) -> ImageError:
+    return ImageError(
+        f"the image has {found} pixels, the limit is {limit:,}",
+        where=where,
+        cure="Scale it down; the model looks at a few hundred pixels a side.",
+        kind="image_too_large",
+    )
+
+
 def _too_many_bytes(size: int, limit: int, where: str) -> ImageError:
     return ImageError(
-        f"the image file has {size:,} bytes, the limit is {limit:,}", where=where, cure="Save it smaller."
+        f"the image file has {size:,} bytes, the limit is {limit:,}",
+        where=where,
+        cure="Save it smaller.",
+        kind="image_too_large",
     )
 
 

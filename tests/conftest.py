@@ -44,10 +44,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     backend.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False, rstrip=token != "<|endoftext|>")
-            for token in CONTROL_TOKENS
-        ]
+        [AddedToken(token, special=True, normalized=False, rstrip=token != "<|endoftext|>") for token in CONTROL_TOKENS]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -79,9 +79,7 @@ def test_transformers_own_path_gives_the_same(processor: MultimodalPhiProcessor,
 
 
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
-def test_text_renders_as_phi_does_byte_for_byte(
-    processor: MultimodalPhiProcessor, add_generation_prompt: bool
-) -> None:
+def test_text_renders_as_phi_does_byte_for_byte(processor: MultimodalPhiProcessor, add_generation_prompt: bool) -> None:
     conversations = [
         [{"role": "user", "content": "hello"}],
         [{"role": "system", "content": ""}, {"role": "user", "content": " spaced \n"}],

@@ -1,6 +1,7 @@
 """Asking a model every question of a task and counting what it got right."""
 
+from .report import write_report
 from .run import Answer, EvaluationResult, evaluate
 from .tasks import Question, Task, open_task
 
-__all__ = ["Answer", "EvaluationResult", "Question", "Task", "evaluate", "open_task"]
+__all__ = ["Answer", "EvaluationResult", "Question", "Task", "evaluate", "open_task", "write_report"]

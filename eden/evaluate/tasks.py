@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import PIL.Image
+
 from ..data.validate import load_samples
 from ..errors import InputError
 from ..messages import Message
-from ..tiny import world
+from ..tiny import questions as world_questions
+from ..tiny.dataset import evaluation_set
+from ..tiny.world import Scene
 
 WORLD_SEED = 2026
 WORLD_QUESTIONS = {"accuracy": 2000, "accuracy_unseen_pairs": 500, "accuracy_blind": 500}
@@ -26,6 +30,7 @@ class Question:
         expected: the reference answer, for people to read.
         kind: what is asked about; results are also given by kind.
         is_correct: judges an answer.
+
     """
 
     messages: tuple[Message, ...]
@@ -53,6 +58,7 @@ def open_task(name: str, *, images: str | Path | None = None, limit: int | None 
     Raises:
         DataError: the file is missing or faulty.
         InputError: there is no such task.
+
     """
     if name == "world":
         return _world(limit)
@@ -77,8 +83,8 @@ def _world(limit: int | None) -> Task:
     The last group tells what a model that does not look would reach.
     """
     sizes = {group: min(size, limit or size) for group, size in WORLD_QUESTIONS.items()}
-    test = world.evaluation_set(max(sizes["accuracy"], sizes["accuracy_blind"]), seed=WORLD_SEED, split="test")
-    unseen = world.evaluation_set(sizes["accuracy_unseen_pairs"], seed=WORLD_SEED, split="unseen_pairs")
+    test = evaluation_set(max(sizes["accuracy"], sizes["accuracy_blind"]), seed=WORLD_SEED, split="test")
+    unseen = evaluation_set(sizes["accuracy_unseen_pairs"], seed=WORLD_SEED, split="unseen_pairs")
     blind = test[: sizes["accuracy_blind"]]
     shuffled = [image for _, image, _ in blind[1:] + blind[:1]]
     return Task(
@@ -94,12 +100,12 @@ def _world(limit: int | None) -> Task:
     )
 
 
-def _world_question(scene: world.Scene, image: object, question: world.Question) -> Question:
+def _world_question(scene: Scene, image: PIL.Image.Image, question: world_questions.Question) -> Question:
     return Question(
-        messages=(Message.user(question.text, [image]),),  # type: ignore[list-item]  # a PIL image
+        messages=(Message.user(question.text, [image]),),
         expected=question.answer,
         kind=question.kind,
-        is_correct=partial(world.is_correct, question, scene),
+        is_correct=partial(world_questions.is_correct, question, scene),
     )
 
 

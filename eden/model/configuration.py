@@ -22,6 +22,7 @@ class MultimodalPhiConfig(PreTrainedConfig):
             for a model that stands on its own.
 
     Source: LLaVA, https://arxiv.org/abs/2304.08485 and https://arxiv.org/abs/2310.03744.
+
     """
 
     model_type = "multimodal_phi"

@@ -91,6 +91,7 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
 
         Raises:
             ValueError: the number of `<|image|>` tokens is not I * N; the message says both.
+
         """
         if input_ids is None:
             image_token = self.get_input_embeddings()(

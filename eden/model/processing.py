@@ -1,6 +1,6 @@
 """MultimodalPhiProcessor: a conversation becomes ids, masks, pixels and labels. The only template of the package.
 
-    conversation -> chat_template.jinja -> text, each image one <|image|> -> N copies per image -> ids [T], labels [T]
+conversation -> chat_template.jinja -> text, each image one <|image|> -> N copies per image -> ids [T], labels [T]
 """
 
 from pathlib import Path
@@ -20,6 +20,7 @@ class MultimodalPhiProcessor(ProcessorMixin):
         image_processor: CLIP's (resize, crop, normalise).
         tokenizer: a Phi-3 family tokenizer; `<|image|>` is added if it lacks it, taking the next free id.
         num_image_tokens: `N`, the tokens one image takes (`MultimodalPhiConfig.num_image_tokens`).
+
     """
 
     def __init__(
@@ -32,7 +33,9 @@ class MultimodalPhiProcessor(ProcessorMixin):
     ):
         if tokenizer is not None and IMAGE_TOKEN not in tokenizer.get_added_vocab():
             # rstrip as Phi-3.5's own control tokens have it: the newline behind an image costs no token.
-            tokenizer.add_tokens(AddedToken(IMAGE_TOKEN, special=True, normalized=False, rstrip=True), special_tokens=True)
+            tokenizer.add_tokens(
+                AddedToken(IMAGE_TOKEN, special=True, normalized=False, rstrip=True), special_tokens=True
+            )
         self.num_image_tokens = num_image_tokens
         self.image_token = IMAGE_TOKEN
         self.image_token_id = None if tokenizer is None else tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -68,6 +71,7 @@ class MultimodalPhiProcessor(ProcessorMixin):
 
         Raises:
             ValueError: a training conversation (no generation prompt) contains control tokens in its text.
+
         """
         # transformers offers the assistant mask or the neutralising of control tokens, not both in one call: a
         # prompt needs no mask, and a training sample has no business carrying control tokens.

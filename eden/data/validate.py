@@ -1,0 +1,194 @@
+"""Checking a data set without a model: every fault with its place and its cure. Training uses this very code."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import DataError, ImageError, MessageError
+from ..messages import Image, check_conversation
+from ..vision import check_image, open_image
+from .formats import RecordError, Sample, read_samples
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one record.
+
+    Attributes:
+        where: file and record or line.
+        sample_id: the record's id, if it could be read.
+        kind: a short, stable name of the fault, for counting.
+        message: what is wrong.
+        cure: what to do about it.
+
+    """
+
+    where: str
+    sample_id: str | None
+    kind: str
+    message: str
+    cure: str
+
+
+@dataclass
+class Report:
+    """What a check found; `samples` counts all records, the faulty ones among them."""
+
+    path: str
+    samples: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def faulty(self) -> int:
+        """Records with at least one fault."""
+        return len({fault.where for fault in self.faults})
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "samples": self.samples,
+            "faulty": self.faulty,
+            "counts": self.counts,
+            "faults_by_kind": dict(Counter(fault.kind for fault in self.faults)),
+            "faults": [vars(fault) for fault in self.faults],
+        }
+
+
+def check(
+    path: str | Path,
+    images: str | Path | None = None,
+    *,
+    decode: bool = True,
+    on_progress: Progress | None = None,
+) -> tuple[Report, list[Sample]]:
+    """Checks every record and every image of a data file.
+
+    Args:
+        path: the data file.
+        images: the folder of its images; None is the file's own.
+        decode: decode every image in full; otherwise only its header is read.
+        on_progress: called as images are checked.
+
+    Returns:
+        The report, and the good samples in file order.
+
+    Raises:
+        DataError: the file is missing, empty, or no JSON at all.
+
+    """
+    report = Report(str(path))
+    read: list[Sample] = []
+    for item in read_samples(path, images):
+        report.samples += 1
+        if isinstance(item, RecordError):
+            report.faults.append(Fault(str(item.where), item.sample_id, item.kind, item.what, str(item.cure)))
+            continue
+        try:
+            check_conversation(item.messages, answered=True)
+        except MessageError as error:
+            what = f"{error.where}: {error.what}" if error.where else error.what
+            report.faults.append(Fault(item.where, item.id, error.kind, what, str(error.cure)))
+            continue
+        read.append(item)
+    broken = _check_images(read, decode, on_progress)
+    good = []
+    for sample in read:
+        faults = [broken[key] for image in _images(sample) if (key := _key(image)) in broken]
+        report.faults += [
+            Fault(sample.where, sample.id, error.kind, f"{error.where}: {error.what}", str(error.cure))
+            for error in faults
+        ]
+        if not faults:
+            good.append(sample)
+    report.counts = _count(read, report.samples)
+    return report, good
+
+
+def load_samples(
+    path: str | Path,
+    images: str | Path | None = None,
+    *,
+    on_error: Literal["fail", "skip"] = "fail",
+    on_progress: Progress | None = None,
+) -> tuple[list[Sample], Report]:
+    """The good samples of a data file, for training and evaluation.
+
+    Args:
+        path: the data file.
+        images: the folder of its images; None is the file's own.
+        on_error: `fail` if any record is faulty, or `skip` those that are.
+        on_progress: called as images are checked.
+
+    Raises:
+        DataError: a record is faulty and `on_error` is `fail`, no record is good, or the file cannot be read.
+
+    """
+    report, samples = check(path, images, on_progress=on_progress)
+    if report.faults and (on_error == "fail" or not samples):
+        first = report.faults[0]
+        more = f" ({len(report.faults) - 1} more faults)" if len(report.faults) > 1 else ""
+        raise DataError(
+            first.message + more,
+            where=first.where,
+            cure=f"{first.cure} `eden check` lists every fault; data.on_error=skip leaves faulty samples out.",
+        )
+    return samples, report
+
+
+def _check_images(
+    samples: Sequence[Sample], decode: bool, on_progress: Progress | None
+) -> dict[str | bytes, ImageError]:
+    """The images that cannot be used, by key; an image that many samples show is checked once."""
+    unique = {_key(image): image for sample in samples for image in _images(sample)}
+    test = open_image if decode else check_image
+
+    def attempt(image: Image) -> ImageError | None:
+        try:
+            test(image.source)
+        except ImageError as error:
+            return error
+        return None
+
+    broken: dict[str | bytes, ImageError] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets other threads run while it decodes
+        for done, (key, error) in enumerate(zip(unique, pool.map(attempt, unique.values()), strict=True), 1):
+            if error is not None:
+                broken[key] = error
+            if on_progress is not None:
+                on_progress(done, len(unique))
+    return broken
+
+
+def _images(sample: Sample) -> list[Image]:
+    return [image for message in sample.messages for image in message.images]
+
+
+def _key(image: Image) -> str | bytes:
+    return image.source if isinstance(image.source, bytes) else str(image.source)
+
+
+def _count(samples: Sequence[Sample], records: int) -> dict[str, int]:
+    images = [len(_images(sample)) for sample in samples]
+    ids = Counter(sample.id for sample in samples)
+    return {
+        "turns": sum(len(sample.messages) for sample in samples),
+        "answers": sum(message.role == "assistant" for sample in samples for message in sample.messages),
+        "images": sum(images),
+        "text_only_samples": sum(number == 0 for number in images),
+        "samples_with_several_images": sum(number > 1 for number in images),
+        "repeated_ids": sum(number - 1 for number in ids.values()),
+    }

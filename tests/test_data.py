@@ -1,0 +1,259 @@
+"""Data files: read exactly, checked in full, and every fault named where it stands."""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+from conftest import make_image
+
+from eden import DataError, Image, Message, Text
+from eden.data.formats import RecordError, Sample, read_samples
+from eden.data.validate import check, load_samples
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Good and bad images of every kind."""
+    make_image("red").save(tmp_path / "red.png")
+    make_image("blue").save(tmp_path / "blue.jpg")
+    whole = (tmp_path / "red.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    PIL.Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    return tmp_path
+
+
+def llava(*turns: str, image: Any = None, **more: Any) -> dict[str, Any]:
+    """A LLaVA record; human and gpt take turns."""
+    speakers = ["human", "gpt"] * len(turns)
+    record: dict[str, Any] = {
+        "id": "7",
+        "conversations": [{"from": who, "value": text} for who, text in zip(speakers, turns, strict=False)],
+    }
+    return record | ({"image": image} if image is not None else {}) | more
+
+
+def write(folder: Path, *records: Any) -> Path:
+    path = folder / "data.json"
+    path.write_text(json.dumps(list(records)))
+    return path
+
+
+def only(path: Path) -> Sample:
+    (sample,) = read_samples(path)
+    assert isinstance(sample, Sample), sample
+    return sample
+
+
+def test_llava_with_several_images_anywhere(folder: Path) -> None:
+    path = write(
+        folder,
+        llava(
+            "<image>\nIs <image> like it?",
+            "No.",
+            "And this?\n<image>",
+            "Yes.",
+            image=["red.png", "blue.jpg", "red.png"],
+        ),
+    )
+    red, blue = Image(folder / "red.png"), Image(folder / "blue.jpg")
+    sample = only(path)
+    assert sample.id == "7"
+    assert sample.where == f"{path} record 1 (id 7)"
+    assert sample.messages == (
+        Message("user", (red, Text("Is "), blue, Text(" like it?"))),
+        Message("assistant", (Text("No."),)),
+        Message("user", (Text("And this?"), red)),
+        Message("assistant", (Text("Yes."),)),
+    )
+
+
+def test_llava_text_only_and_system(folder: Path) -> None:
+    record = llava("Hello", "Hi")
+    record["conversations"].insert(0, {"from": "system", "value": "Be brief."})
+    assert only(write(folder, record)).messages == (
+        Message.system("Be brief."),
+        Message.user("Hello"),
+        Message.assistant("Hi"),
+    )
+
+
+def test_messages_with_paths_and_data_urls(folder: Path) -> None:
+    buffer = io.BytesIO()
+    make_image("red").save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    turns = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": "blue.jpg"}},
+                {"type": "image_url", "image_url": {"url": url}},
+                {"type": "image", "image": "red.png"},
+                {"type": "text", "text": "Compare."},
+            ],
+        },
+        {"role": "assistant", "content": "They differ."},
+    ]
+    path = folder / "data.jsonl"
+    path.write_text(json.dumps({"messages": turns}) + "\n\n" + json.dumps({"id": "b", "messages": turns}) + "\n")
+    first, second = read_samples(path)
+    assert isinstance(first, Sample) and isinstance(second, Sample)
+    assert (first.id, second.id) == ("1", "b")
+    assert second.where == f"{path} line 3 (id b)"
+    images = (Image(folder / "blue.jpg"), Image(buffer.getvalue()), Image(folder / "red.png"))
+    assert first.messages == (Message("user", (*images, Text("Compare."))), Message.assistant("They differ."))
+    report, good = check(path)
+    assert report.ok and len(good) == 2
+
+
+def test_jsonl_and_json_of_the_same_records_agree(folder: Path) -> None:
+    records = [llava("a", "b"), llava("<image>c", "d", image="red.png")]
+    as_list = write(folder, *records)
+    as_lines = folder / "lines.whatever"
+    as_lines.write_text("\n".join(map(json.dumps, records)))
+    messages = [[s.messages for s in read_samples(path) if isinstance(s, Sample)] for path in (as_list, as_lines)]
+    assert messages[0] == messages[1] and len(messages[0]) == 2
+
+
+@pytest.mark.parametrize("named", ["000000033471.jpg", "coco/train2017/000000033471.jpg"])
+def test_coco_2014_names_are_found(tmp_path: Path, named: str) -> None:
+    make_image("red").save(tmp_path / "COCO_train2014_000000033471.jpg")
+    sample = only(write(tmp_path, llava("<image>\nq", "a", image=named)))
+    assert sample.messages[0].images == (Image(tmp_path / "COCO_train2014_000000033471.jpg"),)
+
+
+def test_coco_2017_folder_for_a_2014_name(tmp_path: Path) -> None:
+    make_image("red").save(tmp_path / "000000033471.jpg")
+    sample = only(write(tmp_path, llava("<image>\nq", "a", image="COCO_val2014_000000033471.jpg")))
+    assert sample.messages[0].images == (Image(tmp_path / "000000033471.jpg"),)
+
+
+FAULTS = {
+    "missing_image": llava("<image>q", "a", image="gone.png"),
+    "damaged_image": llava("<image>q", "a", image="cut.png"),
+    "not_an_image": llava("<image>q", "a", image="text.png"),
+    "image_too_large": llava("<image>q", "a", image="bomb.png"),
+    "image_count": llava("<image><image>q", "a", image="red.png"),
+    "turn_order": {"id": "7", "conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "q"}]},
+    "empty_answer": llava("q", " \n"),
+    "empty_message": llava("", "a"),
+    "control_token": llava("q", "a<|end|>b"),
+    "unknown_role": {"id": "7", "conversations": [{"from": "narrator", "value": "q"}]},
+    "bad_record": {"id": "7", "text": "q"},
+    "remote_image": {
+        "id": "7",
+        "messages": [
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]},
+            {"role": "assistant", "content": "a"},
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_every_fault_is_named_counted_and_skippable(folder: Path, kind: str) -> None:
+    good = llava("<image>q", "a", image="red.png", id="good")
+    path = write(folder, good, FAULTS[kind])
+    report, samples = check(path)
+    (fault,) = report.faults
+    assert (fault.kind, fault.sample_id) == (kind, "7")
+    assert fault.where == f"{path} record 2 (id 7)"
+    assert fault.message and fault.cure
+    assert (report.samples, report.faulty, [sample.id for sample in samples]) == (2, 1, ["good"])
+
+    with pytest.raises(DataError, match=r"record 2 \(id 7\)") as caught:
+        load_samples(path)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    kept, _ = load_samples(path, on_error="skip")
+    assert [sample.id for sample in kept] == ["good"]
+
+
+def test_more_images_than_placeholders_is_a_fault_too(folder: Path) -> None:
+    (error,) = read_samples(write(folder, llava("q", "a", image="red.png")))
+    assert isinstance(error, RecordError)
+    assert error.what == "the text has 0 <image> and the record 1 image"
+
+
+def test_an_empty_image_file_is_a_fault(folder: Path) -> None:
+    report, _ = check(write(folder, llava("<image>q", "a", image="empty.png")))
+    assert report.faults[0].kind == "not_an_image"
+
+
+def test_headers_alone_find_all_but_damage_inside(folder: Path) -> None:
+    records = [llava("<image>q", "a", image=name) for name in ("gone.png", "text.png", "bomb.png", "red.png")]
+    report, good = check(write(folder, *records), decode=False)
+    assert [fault.kind for fault in report.faults] == ["missing_image", "not_an_image", "image_too_large"]
+    assert len(good) == 1
+
+
+def test_a_shared_broken_image_is_a_fault_of_each_sample(folder: Path) -> None:
+    path = write(folder, *[llava("<image>q", "a", image="cut.png", id=str(n)) for n in range(3)])
+    report, _ = check(path)
+    assert [fault.sample_id for fault in report.faults] == ["0", "1", "2"]
+
+
+def test_counts(folder: Path) -> None:
+    path = write(
+        folder,
+        llava("<image><image>q", "a", "r", "b", image=["red.png", "blue.jpg"]),
+        llava("q", "a"),
+    )
+    report, _ = check(path)
+    assert report.counts == {
+        "turns": 6,
+        "answers": 3,
+        "images": 2,
+        "text_only_samples": 1,
+        "samples_with_several_images": 1,
+        "repeated_ids": 1,
+    }
+
+
+def test_truncated_json_names_line_and_column(folder: Path) -> None:
+    path = write(folder, llava("q", "a"))
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(DataError, match=r"data\.json line 1 column \d+: not valid JSON"):
+        list(read_samples(path))
+
+
+def test_a_truncated_line_is_one_fault(folder: Path) -> None:
+    path = folder / "data.jsonl"
+    path.write_text(json.dumps(llava("q", "a")) + '\n{"id": "8", "conver')
+    report, good = check(path)
+    assert [fault.kind for fault in report.faults] == ["bad_json"]
+    assert report.faults[0].where == f"{path} line 2"
+    assert len(good) == 1
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "empty"), (b"[]", "empty"), (b"\xff\xfe\x00", "UTF-8")])
+def test_files_that_are_no_data_sets(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "data.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(read_samples(path))
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such data file"):
+        list(read_samples(tmp_path / "gone.json"))
+    with pytest.raises(DataError, match="no such folder of images"):
+        list(read_samples(tmp_path / "gone.json", tmp_path / "gone"))
+
+
+def test_skip_with_nothing_left_is_an_error(folder: Path) -> None:
+    with pytest.raises(DataError):
+        load_samples(write(folder, FAULTS["empty_answer"]), on_error="skip")
+
+
+def test_checking_needs_no_torch() -> None:
+    script = (
+        "import sys, eden.data.validate, eden.data.formats; assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
