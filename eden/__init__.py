@@ -61,7 +61,6 @@ def load(name: str = "eden-tiny", *, revision: str | None = None, **options: Any
 
     Raises:
         CheckpointError: there is no such model, or it is incomplete.
-
     """
     from .assistant import Assistant
     from .backbones import LoadOptions

@@ -27,7 +27,6 @@ class Sampling:
         temperature: 0 is greedy: always the likeliest token.
         top_p: draw from the likeliest tokens that together hold this probability.
         seed: makes draws repeatable; None draws anew each time.
-
     """
 
     max_new_tokens: int = 256
@@ -68,7 +67,6 @@ class Assistant:
 
         Raises:
             ImageError, MessageError, ContextError: what was given cannot be asked.
-
         """
         return "".join(self.stream(question, images, **sampling))
 

@@ -21,6 +21,7 @@ from transformers import (
     Phi3ForCausalLM,
     PreTrainedConfig,
 )
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .errors import CheckpointError
 from .model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor, ProjectionBlock
@@ -45,7 +46,6 @@ class LoadOptions:
         dtype: `bfloat16` or `float32`; None is float32 for small models on a CPU and bfloat16 for all others.
         attn_implementation: transformers' name of an attention implementation; None lets it choose.
         device: None is the GPU if there is one, else the CPU.
-
     """
 
     quantization: QuantizationSection | None = None
@@ -82,10 +82,9 @@ def assemble(
 
     Raises:
         CheckpointError: a backbone is missing, of another architecture, or lacks a token or a spare embedding row.
-
     """
     vision, language = str(section.vision), str(section.language)
-    vision_config = _backbone_config(vision, section.vision_revision, ("clip", "clip_vision_model"), "CLIP")
+    _backbone_config(vision, section.vision_revision, ("clip", "clip_vision_model"), "CLIP")
     text_config = _backbone_config(language, section.language_revision, ("phi3",), "Phi-3")
     dtype = options.torch_dtype(text_config)
     with readable(vision):
@@ -104,8 +103,8 @@ def assemble(
         tie_word_embeddings=text_config.tie_word_embeddings,
         dtype=dtype,
         backbones={
-            "vision": {"id": vision, "revision": section.vision_revision or vision_config._commit_hash},
-            "language": {"id": language, "revision": section.language_revision or text_config._commit_hash},
+            "vision": {"id": vision, "revision": section.vision_revision or _commit(vision)},
+            "language": {"id": language, "revision": section.language_revision or _commit(language)},
         },
     )
     processor = MultimodalPhiProcessor(image_processor, tokenizer, num_image_tokens=config.num_image_tokens)
@@ -155,6 +154,11 @@ def _backbone_config(name: str, revision: str | None, model_types: tuple[str, ..
     return config
 
 
+def _commit(name: str) -> str | None:
+    """The commit that a hub id without a revision came from, None for a folder: a later load gets the same weights."""
+    return None if Path(name).is_dir() else extract_commit_hash(cached_file(name, "config.json"), None)
+
+
 def _check_tokens(processor: MultimodalPhiProcessor, config: MultimodalPhiConfig, where: str) -> int:
     """The id of `<|image|>`, which must have a spare row; the chat's control tokens must exist already."""
     vocabulary = processor.tokenizer.get_vocab()
@@ -170,7 +174,7 @@ def _check_tokens(processor: MultimodalPhiProcessor, config: MultimodalPhiConfig
             where=where,
             cure="Use a checkpoint whose embedding is padded past its tokenizer, as Phi-3.5's is.",
         )
-    return int(processor.image_token_id)
+    return processor.image_token_id
 
 
 @contextmanager
@@ -179,7 +183,6 @@ def readable(where: str | Path) -> Iterator[None]:
 
     Raises:
         CheckpointError: in place of whatever the library raised.
-
     """
     try:
         yield

@@ -37,7 +37,6 @@ class Checkpoint:
         name: what the user asked for.
         base: the model an adapter trained on this one must name; None for a model assembled from backbones,
             which `config.backbones` names instead.
-
     """
 
     model: MultimodalPhiForConditionalGeneration | PeftModel
@@ -65,7 +64,6 @@ def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision:
 
     Raises:
         CheckpointError: missing, incomplete, of another kind, or an adapter whose base model is gone.
-
     """
     options = options or LoadOptions()
     folder = find(name, revision=revision)
@@ -90,7 +88,6 @@ def find(name: str, *, revision: str | None = None) -> Path:
 
     Raises:
         CheckpointError: there is no such model.
-
     """
     folder = EDEN_TINY_FOLDER if name == EDEN_TINY else Path(name)
     if not folder.is_dir():
@@ -116,7 +113,6 @@ def load_processor(name: str, *, revision: str | None = None) -> MultimodalPhiPr
 
     Raises:
         CheckpointError: there is no such model, or it is incomplete.
-
     """
     folder = find(name, revision=revision)
     with readable(folder):
@@ -128,7 +124,6 @@ def load_for_training(recipe: Recipe) -> Checkpoint:
 
     Raises:
         CheckpointError: a model of the recipe is missing or does not fit.
-
     """
     section = recipe.model
     options = LoadOptions(recipe.quantization, section.dtype, section.attn_implementation)
@@ -151,7 +146,6 @@ def add_adapters(model: MultimodalPhiForConditionalGeneration, lora: LoraSection
 
     Raises:
         CheckpointError: the language model has none of the target modules.
-
     """
     # "dummy-target-modules" is PEFT's own word for an adapter that holds saved modules only.
     targets = DUMMY_TARGET_MODULES if lora is None else list(lora.target_modules)
@@ -177,7 +171,6 @@ def save(checkpoint: Checkpoint, folder: str | Path) -> Path:
 
     Raises:
         StorageError: the disk is full or the folder is not writable.
-
     """
     config = MultimodalPhiConfig.from_dict(checkpoint.config.to_dict())
     for owner in (config, config.text_config):
@@ -199,7 +192,6 @@ def merge(checkpoint: Checkpoint) -> Checkpoint:
 
     Raises:
         CheckpointError: the model is loaded in 4 bits, where folding would round the adapters away.
-
     """
     if not isinstance(checkpoint.model, PeftModel):
         return checkpoint

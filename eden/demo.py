@@ -41,7 +41,6 @@ def run_demo(folder: str | Path, console: Console, *, overrides: tuple[str, ...]
     Raises:
         RecipeError: `folder` already holds a run.
         StorageError: the disk is full.
-
     """
     folder = Path(folder)
     console.rule("1. eden-tiny answers questions about a picture")
@@ -72,7 +71,6 @@ def write_digits(folder: Path, console: Console) -> tuple[Path, Path]:
         The file to train on (1,437 samples) and the file of the 360 held back.
 
     Source: E. Alpaydin and C. Kaynak, https://doi.org/10.24432/C50P49 (CC BY 4.0).
-
     """
     import PIL.Image
     from sklearn.datasets import load_digits

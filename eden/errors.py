@@ -24,7 +24,6 @@ class EdenError(Exception):
         where: the file, line, sample id or key it was found at.
         cure: what to do about it.
         kind: a short, stable name of the fault, for programs that count or branch.
-
     """
 
     exit_code = 1

@@ -18,7 +18,6 @@ def write_file(path: str | Path, data: str | bytes) -> Path:
 
     Raises:
         StorageError: the disk is full or the place is not writable; what stood at `path` is untouched.
-
     """
     path = Path(path)
     payload = data.encode("utf-8") if isinstance(data, str) else data
@@ -44,7 +43,6 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
     Raises:
         StorageError: the disk is full or the place is not writable; nothing at `path` has changed.
-
     """
     path = Path(path)
     with _storage_errors(path):

@@ -76,7 +76,6 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
 
     Raises:
         MessageError: which turn is wrong, and how.
-
     """
     if not messages:
         raise MessageError(
@@ -129,7 +128,6 @@ def to_chat(
 
     Raises:
         MessageError: an audio part is left; speech must be turned into text first.
-
     """
     chat = []
     for message in messages:

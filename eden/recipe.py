@@ -1,10 +1,7 @@
 """Recipes: what to train, on what, and how; read from YAML, checked, changed by `section.key=value`, written back.
 
-A refusal is one line with the file, the line, the key and the nearest valid name. Nothing here imports torch but
-`Recipe.training_arguments`, when a run is about to begin.
-
-YAML is read by the 1.2 rules: `1e-4` is a number, and `no`, `on` and `yes` are words, so `eval_strategy: no` means
-what it says.
+A refusal is one line with the file, the line, the key and the nearest valid name. YAML is read by the 1.2 rules:
+`1e-4` is a number, and `no` a word. Only `Recipe.training_arguments` imports torch, when a run is about to begin.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ import ast
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -29,12 +26,9 @@ from .files import write_file
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-Key = tuple[str | int, ...]
-"""A place in a recipe: `("training", "max_steps")`."""
-
+Key = tuple[str | int, ...]  # a place in a recipe: ("training", "max_steps")
 SHIPPED = Path(__file__).parent / "recipes"
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-
 FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": ["labels"], "disable_tqdm": False}
 """Arguments that every run of Eden has."""
 
@@ -54,16 +48,12 @@ OWNED = {
 }
 """Arguments of TrainingArguments that no recipe may set, and why."""
 
+# Names people bring from older transformers and other tools, spelt unlike those of today.
 RENAMED = {"group_by_length": "train_sampling_strategy", "lr": "learning_rate", "warmup_ratio": "warmup_steps"}
-"""Names people bring from older transformers and other tools, spelt unlike those of today."""
 
 
 class _Section(BaseModel):
     model_config = STRICT | ConfigDict(extra="forbid", frozen=True)
-
-    def given(self, *names: str) -> list[str]:
-        """Those of `names` that were set on purpose."""
-        return [name for name in names if name in self.model_fields_set and getattr(self, name) is not None]
 
 
 class ModelSection(_Section):
@@ -75,9 +65,7 @@ class ModelSection(_Section):
     vision_revision: str | None = Field(None, description="of `vision` on the hub: a branch, tag or commit")
     language: str | None = Field(None, description="a Phi3-architecture checkpoint: hub id or folder")
     language_revision: str | None = Field(None, description="of `language` on the hub: a branch, tag or commit")
-    vision_feature: Literal["pooled", "patches"] = Field(
-        "pooled", description="one token an image (CLIP's embedding) or one a patch; says nothing beside a base"
-    )
+    vision_feature: Literal["pooled", "patches"] = Field("pooled", description="one token an image, or one a patch")
     vision_feature_layer: int = Field(-2, description="hidden layer of the patches, negative from the end")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="number format of the frozen weights")
     attn_implementation: str | None = Field(None, description="transformers' name of one; null lets it choose")
@@ -88,9 +76,7 @@ class QuantizationSection(_Section):
 
     load_in_4bit: bool = Field(True, description="always true: `quantization: null` is the way not to quantize")
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="the 4-bit number format")
-    bnb_4bit_compute_dtype: Literal["bfloat16", "float32", "float16"] = Field(
-        "bfloat16", description="number format of the matrix products"
-    )
+    bnb_4bit_compute_dtype: Literal["bfloat16", "float32", "float16"] = Field("bfloat16", description="of the products")
     bnb_4bit_use_double_quant: bool = Field(False, description="quantize the scales too: 0.4 bits a weight less")
 
 
@@ -100,9 +86,7 @@ class LoraSection(_Section):
     r: int = Field(64, gt=0, description="rank of the update")
     lora_alpha: int = Field(16, gt=0, description="the update is scaled by lora_alpha / r")
     lora_dropout: float = Field(0.1, ge=0, lt=1, description="share of an adapter's inputs set to zero")
-    target_modules: list[str] = Field(
-        ["o_proj", "qkv_proj", "gate_up_proj"], min_length=1, description="linear layers, by the end of their names"
-    )
+    target_modules: list[str] = Field(["o_proj", "qkv_proj", "gate_up_proj"], min_length=1, description="linear layers")
 
 
 class DataSection(_Section):
@@ -159,6 +143,7 @@ class Recipe(_Section):
 
         Raises:
             RecipeError: an unknown name, a value of a wrong type, or what TrainingArguments itself refuses.
+
         """
         import torch
         from transformers import TrainingArguments
@@ -175,18 +160,14 @@ class Recipe(_Section):
             return TrainingArguments(**(training | FIXED))
         except (ValueError, TypeError) as error:
             named = next((name for name in training if re.search(rf"\b{name}\b", str(error))), "")
-            what = "transformers refuses these arguments"
-            raise self._places.refusal(f"training.{named}", what, str(error)) from error
+            raise self._places.refusal(f"training.{named}", "transformers refuses it", str(error)) from error
 
     def to_yaml(self) -> str:
         """The recipe with its defaults filled in; `load_recipe` reads it back as an equal recipe."""
         sections, idle = self.model_dump(), _idle(self)
         for section in ("model", "data"):
-            sections[section] = {
-                name: value
-                for name, value in sections[section].items()
-                if value is not None and (section, name) not in idle
-            }
+            for name in [name for name, value in sections[section].items() if value is None or (section, name) in idle]:
+                del sections[section][name]
         return yaml.dump(sections, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
     def save(self, path: str | Path) -> Path:
@@ -194,6 +175,7 @@ class Recipe(_Section):
 
         Raises:
             StorageError: the disk is full or the place is not writable.
+
         """
         return write_file(path, self.to_yaml())
 
@@ -213,17 +195,17 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: no such recipe, not YAML, an unknown key, a wrong type or an impossible mix.
+
     """
     file = Path(source)
     if not file.is_file() and str(source) in shipped_recipes():
         file = SHIPPED / f"{source}.yaml"
     try:
         text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        cure = f"Give a YAML file, or the name of a shipped recipe: {', '.join(shipped_recipes())}."
-        raise RecipeError("no such recipe", where=str(source), cure=cure) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot be read ({error})", where=str(source), cure="Give a YAML file.") from error
+        what = "no such recipe" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        cure = f"Give a YAML file, or the name of a shipped recipe: {', '.join(shipped_recipes())}."
+        raise RecipeError(what, where=str(source), cure=cure) from error
     places = _Places({(): str(file)})
     tree = _parse(text, str(file), places)
     if not isinstance(tree, dict):
@@ -238,36 +220,35 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def _idle(recipe: Recipe) -> dict[Key, str]:
+def _idle(recipe: Recipe) -> dict[tuple[str, str], str]:
     """Keys without a meaning beside the others, and why: refused when set, left out when written."""
-    idle: dict[Key, str] = {}
+    reasons: dict[tuple[str, str], str] = {}
     if recipe.model.base is not None:
         for name in ("vision", "vision_revision", "language", "language_revision"):
-            idle["model", name] = "model.base is a complete model"
-        for name in ("vision_feature", "vision_feature_layer"):
-            idle["model", name] = "it belongs to the base"
+            reasons["model", name] = "model.base is a complete model"
+        reasons["model", "vision_feature"] = reasons["model", "vision_feature_layer"] = "it belongs to the base"
     else:
-        idle["model", "base_revision"] = "it needs model.base"
+        reasons["model", "base_revision"] = "it needs model.base"
         if recipe.model.vision_feature == "pooled":
-            idle["model", "vision_feature_layer"] = "it needs model.vision_feature: patches"
+            reasons["model", "vision_feature_layer"] = "it needs model.vision_feature: patches"
     if recipe.data.eval_path is not None:
-        for name in ("eval_fraction", "split_seed"):
-            idle["data", name] = "data.eval_path is all that is held out"
-    return idle
+        reasons["data", "eval_fraction"] = reasons["data", "split_seed"] = "data.eval_path is all that is held out"
+    return reasons
 
 
 def _impossible(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """Every mix that cannot be, as the key to look at, what is wrong, and the cure."""
     model, data, training = recipe.model, recipe.data, recipe.training
-    if model.base and (extra := [f"model.{name}" for name in model.given("vision", "language")]):
-        cure = f"Remove either; as overrides: {' '.join(f'{key}=null' for key in extra)}, or model.base=null."
-        yield "model.base", f"model.base excludes {' and '.join(extra)}: it is a complete model", cure
+    dumped = recipe.model_dump(exclude_unset=True)
+    idle = [(f"{at}.{name}", why) for (at, name), why in _idle(recipe).items() if dumped[at].get(name) is not None]
+    backbones = [key for key, _ in idle if key in ("model.vision", "model.language")]
+    if backbones:
+        cure = f"Remove either; as overrides: {' '.join(f'{key}=null' for key, _ in idle)}, or model.base=null."
+        yield "model.base", f"model.base excludes {' and '.join(backbones)}: it is a complete model", cure
     if not model.base and not (model.vision and model.language):
         yield "model", "nothing to start from", "Give model.base, or both model.vision and model.language."
-    for (section, name), reason in _idle(recipe).items():
-        if getattr(recipe, str(section)).given(name):
-            key = f"{section}.{name}"
-            yield key, f"{key} says nothing here: {reason}", f"Remove it; as an override: {key}=null."
+    for key, why in idle:
+        yield key, f"{key} says nothing here: {why}", f"Remove it; as an override: {key}=null."
     if recipe.quantization is not None and not recipe.quantization.load_in_4bit:
         yield "quantization.load_in_4bit", "a quantization section without 4 bits", "Write quantization: null."
     names = _argument_names()
@@ -286,22 +267,19 @@ def _impossible(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
         yield "training.fp16", "training.fp16 and training.bf16 exclude each other", "Keep one."
     if "eval_steps" in training and "eval_strategy" not in training:
         yield "training.eval_steps", "training.eval_steps alone never evaluates", "Add training.eval_strategy: steps."
-    for name, off in (("eval_strategy", "no"), ("eval_on_start", False)):
-        if training.get(name, off) != off and not data.eval_path and not data.eval_fraction:
-            cure = f"Give data.eval_path, a data.eval_fraction above 0, or training.{name}={str(off).lower()}."
-            yield f"training.{name}", f"training.{name} needs held-out samples, and there are none", cure
+    if training.get("eval_strategy", "no") != "no" and not data.eval_path and not data.eval_fraction:
+        cure = "Give data.eval_path, a data.eval_fraction above 0, or training.eval_strategy=no."
+        yield "training.eval_strategy", "training.eval_strategy needs held-out samples, and there are none", cure
 
 
 @cache
-def _argument_names() -> tuple[str, ...]:
+def _argument_names() -> list[str]:
     """TrainingArguments' fields, read from its source: importing it would cost seconds of torch."""
     spec = importlib.util.find_spec("transformers")
     assert spec is not None and spec.origin is not None
-    source = ast.parse(Path(spec.origin).with_name("training_args.py").read_text(encoding="utf-8"))
-    body = next(node.body for node in source.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
-    return tuple(
-        node.target.id for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    )
+    tree = ast.parse(Path(spec.origin).with_name("training_args.py").read_text(encoding="utf-8"))
+    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
+    return [ast.unparse(node.target) for node in found.body if isinstance(node, ast.AnnAssign)]
 
 
 def _argument_fault(value: Any, hint: Any, choices: Sequence[str] | None) -> str | None:
@@ -312,21 +290,24 @@ def _argument_fault(value: Any, hint: Any, choices: Sequence[str] | None) -> str
         try:
             TypeAdapter(hint, config=STRICT).validate_python(value)
         except ValidationError as error:
-            return f"It is {_shown(value)} and must be {' or '.join(_must_be(fault['msg']) for fault in error.errors())}."
+            needed = " or ".join(fault["msg"].removeprefix("Input should be ") for fault in error.errors())
+            return f"It is {value!r:.60} and must be {needed}."
     elif value not in choices:
         close = difflib.get_close_matches(str(value), choices, n=1)
-        return f"It cannot be {_shown(value)}; " + (f"did you mean {close[0]}?" if close else f"valid: {choices}.")
+        return f"It cannot be {value!r:.60}; " + (
+            f"did you mean {close[0]}?" if close else f"valid: {', '.join(choices)}."
+        )
     return None
 
 
 def _override(tree: dict[str, Any], places: _Places, text: str) -> None:
     name, equals, written = text.partition("=")
-    key: Key = tuple(name.strip().split("."))
+    key = tuple(name.strip().split("."))
     where = f"override {text}"
     if not equals or not all(key):
         raise RecipeError("not an override", where=text, cure="Write section.key=value, as training.max_steps=100.")
-    for old in [old for old in places if old[: len(key)] == key]:
-        del places[old]
+    for place in [place for place in places if place[: len(key)] == key]:
+        del places[place]  # whatever stood there is replaced whole
     for length in range(1, len(key) + 1):
         places.setdefault(key[:length], where)
     branch: Any = tree
@@ -335,12 +316,11 @@ def _override(tree: dict[str, Any], places: _Places, text: str) -> None:
             branch[part] = {}
         branch = branch[part]
         if not isinstance(branch, dict):
-            raise places.refusal(key, f"{_dotted(key[:depth])} is no section", f"Write {_dotted(key[:depth])}=value.")
+            outer = ".".join(key[:depth])
+            raise places.refusal(key, f"{outer} is no section", f"Write {outer}=value.")
     written = written.strip()
-    if written[:1] in {"[", "{", '"', "'"}:
-        value = _parse(written, where, _Places())
-    else:  # one plain scalar to its end: a path may hold ` #` or `: `
-        value = _Loader("").plain(written)
+    is_plain = written[:1] not in {"[", "{", '"', "'"}  # then it is one scalar to its end: a path may hold ` #`
+    value = _Loader("").plain(written) if is_plain else _parse(written, where, _Places())
     if value is None and key[-1] in branch:
         del branch[key[-1]]
     else:
@@ -354,23 +334,17 @@ def _parse(text: str, name: str, places: _Places) -> Any:
         node = loader.get_single_node()
         _note_places(node, name, (), places)
         return None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise RecipeError(
-            f"not valid YAML ({getattr(error, 'problem', None) or error})",
-            where=f"{name} line {mark.line + 1}" if mark else name,
-            cure="Check the indentation, brackets and quotes around it.",
-        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        where = f"{name} line {mark.line + 1}" if mark else name
+        raise RecipeError(f"not valid YAML ({problem})", where=where, cure="Check indentation and quotes.") from error
 
 
 def _note_places(node: yaml.Node | None, name: str, key: Key, places: _Places) -> None:
     """Refuses equal keys on the way, of which YAML would let the last one win."""
-    children: list[tuple[str | int, yaml.Node, yaml.Node]] = []
-    if isinstance(node, yaml.SequenceNode):
-        children = [(index, item, item) for index, item in enumerate(node.value)]
-    elif isinstance(node, yaml.MappingNode):
-        children = [(str(label.value), label, item) for label, item in node.value]
-    for part, label, item in children:
+    entries: list[tuple[yaml.Node, yaml.Node]] = node.value if isinstance(node, yaml.MappingNode) else []
+    for label, item in entries:
+        part = str(label.value)
         place = f"{name} line {label.start_mark.line + 1}"
         if (*key, part) in places:
             raise RecipeError(f"{part!r} is given twice", where=place, cure=f"Keep one; see {places[*key, part]}.")
@@ -380,49 +354,33 @@ def _note_places(node: yaml.Node | None, name: str, key: Key, places: _Places) -
 
 def _refusal(error: ValidationError, places: _Places) -> RecipeError:
     """The first fault in one line; a misspelt key comes before the missing one it explains."""
-    fault = dict(min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden"))
-    kind, key, value = fault["type"], fault["loc"], fault["input"]
+    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    kind, key, value, message = fault["type"], fault["loc"], fault["input"], fault["msg"]
+    name = ".".join(map(str, key))
     if kind == "impossible":
         return places.refusal(fault["ctx"]["key"], fault["ctx"]["what"], fault["ctx"]["cure"])
-    name = _dotted(key)
     if kind == "extra_forbidden":
         sections = {"quantization": QuantizationSection, "lora": LoraSection, "data": DataSection}
-        section = Recipe if len(key) == 1 else sections.get(key[0], ModelSection)
+        section: Any = Recipe if len(key) == 1 else sections.get(str(key[0]), ModelSection)
         return places.refusal(key, f"unknown key {name}", _did_you_mean(str(key[-1]), section.model_fields))
     if kind == "missing":
         return places.refusal(key, f"{name} is missing", f"Add {name}.")
-    number_as_text = kind == "string_type" and isinstance(value, int | float)
-    cure = f'Write it in quotes: "{value}".' if number_as_text else f"Write {_must_be(fault['msg'])}."
-    return places.refusal(key, f"{name} is {_shown(value)}: {fault['msg'][:1].lower()}{fault['msg'][1:]}", cure)
+    cures = {"string_type": f'Write it in quotes: "{value}".', "bool_type": "Write true or false."}
+    cure = cures.get(kind, f"Change {name}.")
+    return places.refusal(key, f"{name} is {value!r:.60}: {message[:1].lower()}{message[1:]}", cure)
 
 
-def _must_be(message: str) -> str:
-    return message.removeprefix("Input should be ").replace("valid boolean", "plain true or false")
-
-
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    names = list(names)
-    close = difflib.get_close_matches(name, names, n=1)
-    if RENAMED.get(name) in names:
-        close = [RENAMED[name]]
-    if close:
+def _did_you_mean(name: str, names: Collection[str]) -> str:
+    close = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name, names, n=1)
+    if close and close[0] in names:
         return f"Did you mean {close[0]}?"
     return f"Valid here: {', '.join(names)}." if len(names) < 20 else "Its names are transformers.TrainingArguments'."
-
-
-def _dotted(key: Key) -> str:
-    return ".".join(str(part) for part in key)
-
-
-def _shown(value: Any) -> str:
-    text = {"True": "true", "False": "false", "None": "null"}.get(repr(value), repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars: PyYAML's own rules take `no` for false and `1e-4` for text."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own name and kind
+    yaml_implicit_resolvers = {}
 
     def plain(self, text: str) -> Any:
         tag = self.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
@@ -432,13 +390,10 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes the text that either set of rules would take for something else, so that every reader agrees."""
 
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
 
 _FLOAT = r"[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
-_PLAIN = {"null": r"(null|Null|NULL|~)?$", "int": r"[-+]?(0|[1-9]\d*)$", "float": _FLOAT}
-_PLAIN["bool"] = r"(true|True|TRUE|false|False|FALSE)$"
+_BOOL = r"(true|True|TRUE|false|False|FALSE)$"
+_PLAIN = {"null": r"(null|Null|NULL|~)?$", "bool": _BOOL, "int": r"[-+]?(0|[1-9]\d*)$", "float": _FLOAT}
 for _name, _pattern in _PLAIN.items():
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern, re.ASCII), None)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT, re.ASCII), None)

@@ -64,7 +64,6 @@ def training_page(
         predictions: held-out questions with the answers before and after.
         recipe: in YAML, defaults filled in.
         skipped: one line for each sample left out.
-
     """
     series = {"training": _points(log, "loss"), "evaluation": _points(log, "eval_loss")}
     blocks = [
@@ -130,7 +129,6 @@ def write_page(path: str | Path, html: str) -> Path:
 
     Raises:
         StorageError: the disk is full or the place is not writable.
-
     """
     return write_file(path, html)
 

@@ -45,7 +45,6 @@ class TrainingResult:
         report: its HTML report.
         log: Trainer's log rows (`step`, `loss`, `eval_loss`, ...).
         skipped: samples left out, one line each (`data.on_error: skip`).
-
     """
 
     artifact: Path
@@ -66,7 +65,6 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         DataError, CheckpointError, RecipeError: what the recipe names is missing or wrong; nothing was written.
         StorageError: the disk is full; the last whole checkpoint is kept.
         Interrupted: Ctrl-C; a checkpoint was written and the message says how to go on.
-
     """
     console = console or Console(stderr=True)
     started = time.monotonic()
@@ -136,8 +134,7 @@ def _encode(
     skipped: list[str],
     console: Console,
 ) -> tuple[ConversationDataset, ConversationDataset | None]:
-    sets = []
-    for name, samples in (("training", train_samples), ("held-out", eval_samples)):
+    def encode(name: str, samples: list[Sample]) -> ConversationDataset:
         with progress(console) as bar:
             task = bar.add_task(f"encoding {name} samples", total=len(samples))
             dataset = ConversationDataset(
@@ -145,13 +142,15 @@ def _encode(
                 checkpoint.processor,
                 max_length=recipe.data.max_length,
                 on_error=recipe.data.on_error,
-                on_progress=lambda done, total, bar=bar, task=task: bar.update(task, completed=done),
+                on_progress=lambda done, total: bar.update(task, completed=done),
             )
         skipped.extend(str(error) for error in dataset.skipped)
-        sets.append(dataset)
+        return dataset
+
+    train_set, eval_set = encode("training", train_samples), encode("held-out", eval_samples)
     for line in skipped:
         console.print(f"skipped {line}", highlight=False)
-    return sets[0], sets[1] if len(sets[1]) else None
+    return train_set, eval_set if len(eval_set) else None
 
 
 def _print_parameters(checkpoint: Checkpoint, console: Console) -> None:

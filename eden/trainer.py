@@ -49,7 +49,6 @@ class EdenTrainer(Trainer):
         train_set: what to learn from.
         eval_set: what the evaluation loss is taken on, if any.
         console: where progress is shown.
-
     """
 
     def __init__(
@@ -79,7 +78,6 @@ class EdenTrainer(Trainer):
             Interrupted: Ctrl-C; unless it came twice, a checkpoint was written.
             StorageError: a checkpoint could not be written; the ones before it are whole.
             RunError: the loss is not a number.
-
         """
         folder = self.args.output_dir
         with self.progress.shown():
@@ -118,7 +116,6 @@ def starting_point(arguments: TrainingArguments, resume: bool, console: Console)
 
     Raises:
         RecipeError: a new run would overwrite an old one, or there is nothing to resume.
-
     """
     folder = Path(arguments.output_dir)
     found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))

@@ -34,7 +34,6 @@ def open_image(
 
     Raises:
         ImageError: missing, not an image, truncated, of a refused format or too large.
-
     """
     if isinstance(source, PIL.Image.Image):
         return _to_rgb(source)

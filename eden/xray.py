@@ -61,7 +61,6 @@ def xray(samples: Sequence[Sample], processor: MultimodalPhiProcessor) -> list[X
     Raises:
         DataError: a sample cannot be rendered; the message names it.
         ImageError: one of its images cannot be opened.
-
     """
     rendered = []
     for sample in samples:

@@ -22,7 +22,6 @@ def collate(
 
     Returns:
         `input_ids`, `attention_mask` and `labels` [B,T], and `pixel_values` [I,3,H,W] if any example has images.
-
     """
     width = max(len(example["input_ids"]) for example in examples)  # T
 

@@ -26,7 +26,6 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     Raises:
         DataError: a sample is longer than `max_length` or has no supervised token; the message names it.
-
     """
 
     def __init__(

@@ -42,7 +42,6 @@ class Sample:
         id: the record's own, or its number.
         messages: the turns; images are named, not yet opened.
         where: file and record or line, for messages to people.
-
     """
 
     id: str
@@ -59,7 +58,6 @@ def read_samples(path: str | Path, images: str | Path | None = None) -> Iterator
 
     Raises:
         DataError: the file is missing, empty, or no JSON at all.
-
     """
     path = Path(path)
     folder = Path(images) if images is not None else path.parent

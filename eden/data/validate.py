@@ -29,7 +29,6 @@ class Fault:
         kind: a short, stable name of the fault, for counting.
         message: what is wrong.
         cure: what to do about it.
-
     """
 
     where: str
@@ -88,7 +87,6 @@ def check(
 
     Raises:
         DataError: the file is missing, empty, or no JSON at all.
-
     """
     report = Report(str(path))
     read: list[Sample] = []
@@ -135,7 +133,6 @@ def load_samples(
 
     Raises:
         DataError: a record is faulty and `on_error` is `fail`, no record is good, or the file cannot be read.
-
     """
     report, samples = check(path, images, on_progress=on_progress)
     if report.faults and (on_error == "fail" or not samples):

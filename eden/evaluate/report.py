@@ -17,7 +17,6 @@ def write_report(path: str | Path, result: EvaluationResult) -> Path:
 
     Raises:
         StorageError: the disk is full or the place is not writable.
-
     """
     first = result.answers[0].group if result.answers else ""
     wrong = [answer for answer in result.answers if answer.group == first and not answer.correct]

@@ -30,7 +30,6 @@ class Question:
         expected: the reference answer, for people to read.
         kind: what is asked about; results are also given by kind.
         is_correct: judges an answer.
-
     """
 
     messages: tuple[Message, ...]
@@ -58,7 +57,6 @@ def open_task(name: str, *, images: str | Path | None = None, limit: int | None 
     Raises:
         DataError: the file is missing or faulty.
         InputError: there is no such task.
-
     """
     if name == "world":
         return _world(limit)

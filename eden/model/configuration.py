@@ -12,8 +12,9 @@ class MultimodalPhiConfig(PreTrainedConfig):
     """Configuration of a CLIP + ProjectionBlock + Phi-3 model.
 
     Args:
-        vision_config: CLIP vision tower (`Dv` is its `projection_dim` when pooled, its `hidden_size` for patches).
-        text_config: any Phi3-architecture language model (`D` is its `hidden_size`).
+        vision_config: CLIPVisionConfig of the tower, or its dictionary; `Dv` is its `projection_dim` when pooled, its
+            `hidden_size` for patches.
+        text_config: Phi3Config of any Phi3-architecture language model, or its dictionary; `D` is its `hidden_size`.
         vision_feature: `pooled` is CLIP's projected image embedding, one token an image; `patches` is LLaVA's choice,
             the patch states of `vision_feature_layer` without the class token, one token a patch.
         vision_feature_layer: index into the tower's hidden states, used by `patches` only; -2 is LLaVA's.
@@ -22,7 +23,6 @@ class MultimodalPhiConfig(PreTrainedConfig):
             for a model that stands on its own.
 
     Source: LLaVA, https://arxiv.org/abs/2304.08485 and https://arxiv.org/abs/2310.03744.
-
     """
 
     model_type = "multimodal_phi"
@@ -31,8 +31,8 @@ class MultimodalPhiConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=Phi3Config),
     }
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: Any = None
+    text_config: Any = None
     vision_feature: Literal["pooled", "patches"] = "pooled"
     vision_feature_layer: int = -2
     image_token_id: int = 32011
@@ -44,13 +44,13 @@ class MultimodalPhiConfig(PreTrainedConfig):
     def image_feature_size(self) -> int:
         """`Dv`, the width of one image feature."""
         vision = self.vision_config
-        return vision.projection_dim if self.vision_feature == "pooled" else vision.hidden_size
+        return int(vision.projection_dim if self.vision_feature == "pooled" else vision.hidden_size)
 
     @property
     def num_image_tokens(self) -> int:
         """`N`, the number of tokens one image takes."""
         vision = self.vision_config
-        return 1 if self.vision_feature == "pooled" else (vision.image_size // vision.patch_size) ** 2
+        return 1 if self.vision_feature == "pooled" else int(vision.image_size // vision.patch_size) ** 2
 
 
 __all__ = ["MultimodalPhiConfig"]

@@ -79,10 +79,8 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
         """Exactly one of pixels [I,3,H,W] or image features [I,N,Dv]; `.pooler_output` is the embeddings [I,N,D]."""
         if (pixel_values is None) == (image_features is None):
             raise ValueError("pass pixel_values or image_features, exactly one of the two")
-        if image_features is None:
-            image_features = self.encode_images(pixel_values)
-        embeddings = self.projector(image_features)
-        return BaseModelOutputWithPooling(last_hidden_state=image_features, pooler_output=embeddings)
+        features = self.encode_images(pixel_values) if pixel_values is not None else image_features
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=self.projector(features))
 
     def merge_image_embeddings(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_embeds: torch.Tensor
@@ -91,7 +89,6 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
 
         Raises:
             ValueError: the number of `<|image|>` tokens is not I * N; the message says both.
-
         """
         if input_ids is None:
             image_token = self.get_input_embeddings()(
@@ -115,7 +112,7 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
         attention_mask: torch.Tensor | None = None,  # [B,T]
         position_ids: torch.LongTensor | None = None,  # [B,T]
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,  # [B,T,D]
+        inputs_embeds: torch.Tensor | None = None,  # [B,T,D]
         pixel_values: torch.FloatTensor | None = None,  # [I,3,H,W]
         image_features: torch.FloatTensor | None = None,  # [I,N,Dv]
         **kwargs: Any,
@@ -159,7 +156,7 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head = value
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
@@ -171,7 +168,7 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
         attention_mask: torch.Tensor | None = None,  # [B,T]
         position_ids: torch.LongTensor | None = None,  # [B,T]
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,  # [B,T,D]
+        inputs_embeds: torch.Tensor | None = None,  # [B,T,D]
         pixel_values: torch.FloatTensor | None = None,  # [I,3,H,W]
         image_features: torch.FloatTensor | None = None,  # [I,N,Dv]
         labels: torch.LongTensor | None = None,  # [B,T], -100 where no loss is taken

@@ -20,7 +20,6 @@ class MultimodalPhiProcessor(ProcessorMixin):
         image_processor: CLIP's (resize, crop, normalise).
         tokenizer: a Phi-3 family tokenizer; `<|image|>` is added if it lacks it, taking the next free id.
         num_image_tokens: `N`, the tokens one image takes (`MultimodalPhiConfig.num_image_tokens`).
-
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class MultimodalPhiProcessor(ProcessorMixin):
             )
         self.num_image_tokens = num_image_tokens
         self.image_token = IMAGE_TOKEN
-        self.image_token_id = None if tokenizer is None else tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.image_token_id: int = -1 if tokenizer is None else tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         if chat_template is None:
             chat_template = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
@@ -71,7 +70,6 @@ class MultimodalPhiProcessor(ProcessorMixin):
 
         Raises:
             ValueError: a training conversation (no generation prompt) contains control tokens in its text.
-
         """
         # transformers offers the assistant mask or the neutralising of control tokens, not both in one call: a
         # prompt needs no mask, and a training sample has no business carrying control tokens.

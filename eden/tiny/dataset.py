@@ -44,7 +44,6 @@ def write_dataset(folder: str | Path, n: int, *, seed: int, split: Split = "trai
 
     Raises:
         StorageError: the folder is not writable.
-
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

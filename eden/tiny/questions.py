@@ -22,7 +22,6 @@ class Question:
         kind: one of `KINDS`.
         text: the question.
         answer: a right answer, in the words eden-tiny is taught.
-
     """
 
     kind: str
@@ -38,7 +37,6 @@ def ask(scene: Scene, kind: str, rng: random.Random, about: Object | None = None
         kind: one of `KINDS`.
         rng: the source of chance.
         about: the question must be about this object; None asks about any.
-
     """
     made = _MAKERS[kind](scene, rng, about)
     if made is None:
