@@ -83,8 +83,9 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     facts = _facts(recipe, checkpoint, train_set, eval_set, log, time.monotonic() - started)
     predictions = [_prediction(*row) for row in zip(shown, before, after, strict=True)]
     with console.status("saving the artifact"):
-        report = _write_artifact(recipe, checkpoint, log, facts, predictions, skipped)
-    return TrainingResult(Path(arguments.output_dir), report, log, skipped)
+        folder = Path(arguments.output_dir)
+        report = _write_artifact(folder, recipe, checkpoint, log, facts, predictions, skipped)
+    return TrainingResult(folder, report, log, skipped)
 
 
 def _read_data(recipe: Recipe, console: Console) -> tuple[list[Sample], list[Sample], list[str]]:
@@ -225,6 +226,7 @@ def _facts(
 
 
 def _write_artifact(
+    folder: Path,
     recipe: Recipe,
     checkpoint: Checkpoint,
     log: list[dict[str, Any]],
@@ -232,7 +234,6 @@ def _write_artifact(
     predictions: list[Prediction],
     skipped: list[str],
 ) -> Path:
-    folder = Path(recipe.training["output_dir"])
     checkpoints.save(checkpoint, folder)
     recipe.save(folder / "recipe.yaml")
     write_file(folder / "README.md", model_card(folder.name, facts, recipe.to_yaml()))

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .checkpoint import Checkpoint
@@ -94,6 +95,13 @@ class EdenTrainer(Trainer):
         if any(row.get("loss") != row.get("loss") for row in self.state.log_history):
             raise RunError("the loss became NaN", where=folder, cure="Lower training.learning_rate.")
         return list(self.state.log_history)
+
+    def _get_train_sampler(self, train_dataset: torch.utils.data.Dataset[Any] | None = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        # Trainer would read every example, and so decode every image, to learn what the data set knows.
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(rows, lengths=self.train_dataset.lengths)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

@@ -27,9 +27,8 @@ def collate(
 
     def padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
         gaps = [[fill] * (width - len(row)) for row in rows]
-        return torch.tensor(
-            [gap + list(row) if side == "left" else list(row) + gap for row, gap in zip(rows, gaps, strict=True)]
-        )
+        filled = [gap + list(row) if side == "left" else list(row) + gap for row, gap in zip(rows, gaps, strict=True)]
+        return torch.tensor(filled, dtype=torch.long)
 
     ids = [example["input_ids"] for example in examples]
     batch = {

@@ -1,0 +1,231 @@
+"""Training runs, started as users start them: in another process, by the command line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_image
+
+import eden
+from eden.recipe import load_recipe
+
+COLOURS = ["red", "lime", "blue", "white", "black", "yellow", "cyan", "magenta"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty-two questions about the colour of a picture, one in four without a picture."""
+    folder = tmp_path_factory.mktemp("data")
+    records = []
+    for index in range(32):
+        colour = COLOURS[index % len(COLOURS)]
+        make_image(colour).save(folder / f"{colour}.png")
+        with_picture = index % 4 != 3
+        question = "<image>\nwhich colour" if with_picture else f"say {colour}"
+        record: dict[str, Any] = {
+            "id": f"{index:02d}",
+            "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": colour}],
+        }
+        records.append(record | ({"image": f"{colour}.png"} if with_picture else {}))
+    (folder / "train.json").write_text(json.dumps(records))
+    return folder / "train.json"
+
+
+def overrides(data: Path, backbones: tuple[Path, Path], out: Path, **training: Any) -> list[str]:
+    """The seed's recipe, pointed at small backbones."""
+    settings = {"max_steps": 20, "learning_rate": 1e-3, "per_device_train_batch_size": 2, **training}
+    return [
+        f"model.vision={backbones[0]}",
+        f"model.language={backbones[1]}",
+        f"data.path={data}",
+        "data.images=null",
+        "data.eval_fraction=0.125",
+        f"training.output_dir={out}",
+        *(f"training.{name}={value}" for name, value in settings.items()),
+    ]
+
+
+def run(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "eden", *arguments], capture_output=True, text=True, **kwargs)
+
+
+def losses(folder: Path) -> list[tuple[int, str, float]]:
+    rows = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    return [(row["step"], key, row[key]) for row in rows for key in ("loss", "eval_loss") if key in row]
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, backbones: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The seed's recipe run to its end."""
+    out = tmp_path_factory.mktemp("runs") / "seed"
+    result = run("train", "phi3.5-mini", *overrides(data, backbones, out), "--json")
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["artifact"] == str(out)
+    assert answer["skipped"] == []
+    (out / "stderr.txt").write_text(result.stderr)
+    return out
+
+
+def test_logs_evaluates_and_saves_where_the_recipe_says(finished: Path) -> None:
+    """At 10 %, 10 % and 40 % of twenty steps."""
+    logged = losses(finished)
+    assert [step for step, key, _ in logged if key == "loss"] == list(range(2, 21, 2))
+    assert [step for step, key, _ in logged if key == "eval_loss"] == list(range(2, 21, 2))
+    # At the end Trainer saves once more.
+    assert {path.name for path in finished.glob("checkpoint-*")} == {"checkpoint-8", "checkpoint-16", "checkpoint-20"}
+
+
+def test_says_what_is_frozen_and_what_trains(finished: Path) -> None:
+    shown = {
+        line.split()[0]: line.split()[1::2]
+        for line in (finished / "stderr.txt").read_text().splitlines()
+        if "frozen" in line
+    }
+    assert set(shown) == {"vision_tower", "projector", "language_model", "lm_head", "lora"}
+    projector = 24 + 24 + 24 * 64 + 64 + 64 * 64 + 64
+    assert shown["projector"] == [f"{projector:,}", "0"]
+    assert shown["vision_tower"][0] == shown["language_model"][0] == shown["lm_head"][0] == "0"
+
+
+def test_the_artifact_is_complete_and_answers(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "config.json",
+        "chat_template.jinja",
+        "recipe.yaml",
+        "training.jsonl",
+        "report.html",
+        "README.md",
+    } <= names
+    answer = eden.load(str(finished)).ask("which colour", images=[make_image("red")], max_new_tokens=8)
+    assert isinstance(answer, str)
+    recipe = load_recipe(finished / "recipe.yaml")
+    assert recipe.lora is not None and recipe.lora.r == 64
+    report = (finished / "report.html").read_text()
+    assert report.count("<svg") == 2 and "which colour" in report and "data:image/png" in report
+    card = (finished / "README.md").read_text()
+    assert "trained parameters" in card and "eden.load" in card
+
+
+def test_killed_and_resumed_gives_the_losses_of_the_uninterrupted_run(
+    finished: Path, data: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "eden", "train", "phi3.5-mini", *overrides(data, backbones, out)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (out / "checkpoint-8" / "trainer_state.json").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "report.html").exists()
+    result = run("train", "phi3.5-mini", *overrides(data, backbones, out), "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "resuming from" in result.stderr
+    expected, resumed = losses(finished), losses(out)
+    assert [row[:2] for row in resumed] == [row[:2] for row in expected]
+    assert [row[2] for row in resumed] == pytest.approx([row[2] for row in expected], abs=1e-4)
+
+
+def test_a_checkpoint_cut_off_while_written_is_passed_over(
+    data: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert run("train", "phi3.5-mini", *overrides(data, backbones, out, max_steps=5)).returncode == 0
+    newest = max(out.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    (newest / "trainer_state.json").unlink()
+    result = run("train", "phi3.5-mini", *overrides(data, backbones, out, max_steps=5), "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "cut off while being written" in result.stderr
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(data: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = overrides(data, backbones, out, max_steps=2000, logging_steps=1, save_strategy="no")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eden", "train", "phi3.5-mini", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (out / "training.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "checkpoint written" in stderr and "--resume" in stderr and "Traceback" not in stderr
+    (folder,) = out.glob("checkpoint-*")
+    assert (folder / "trainer_state.json").exists()
+
+
+def test_a_new_run_does_not_overwrite_an_old_one(finished: Path, data: Path, backbones: tuple[Path, Path]) -> None:
+    before = (finished / "adapter_model.safetensors").read_bytes()
+    result = run("train", "phi3.5-mini", *overrides(data, backbones, finished))
+    assert result.returncode == 2
+    assert "already holds a run" in result.stderr and "--resume" in result.stderr
+    assert (finished / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_nothing_to_resume(data: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    result = run("train", "phi3.5-mini", *overrides(data, backbones, tmp_path / "run"), "--resume")
+    assert result.returncode == 2
+    assert "no checkpoint to resume from" in result.stderr
+
+
+@pytest.fixture
+def faulty(data: Path) -> Path:
+    """The data with two bad samples: one without its image, one longer than the model may read."""
+    records = json.loads(data.read_text())
+    records[3] = {"id": "bad", "image": "gone.png", "conversations": records[0]["conversations"]}
+    records[5]["conversations"][0]["value"] = "a" * 500
+    records[5].pop("image", None)
+    path = data.with_name("faulty.json")
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_a_bad_sample_is_named_before_the_first_step(
+    faulty: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    result = run("train", "phi3.5-mini", *overrides(faulty, backbones, tmp_path / "run"))
+    assert result.returncode == 2
+    assert "record 4 (id bad)" in result.stderr and "gone.png" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_samples_are_skipped_and_listed_if_asked(
+    faulty: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    arguments = overrides(faulty, backbones, tmp_path / "run", max_steps=2)
+    result = run("train", "phi3.5-mini", *arguments, "data.on_error=skip", "data.max_length=200", "--json")
+    assert result.returncode == 0, result.stderr
+    skipped = json.loads(result.stdout)["skipped"]
+    assert len(skipped) == 2
+    assert "gone.png" in skipped[0] and "data.max_length is 200" in skipped[1]
+    assert "gone.png" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_full_disk_ends_the_run_in_one_line(data: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    """A real full disk: a small file system in memory."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "x", mount]).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        result = run("train", "phi3.5-mini", *overrides(data, backbones, mount / "run", max_steps=5))
+        assert result.returncode == 1, result.stderr
+        last = result.stderr.strip().splitlines()[-1]
+        assert "the disk is full" in result.stderr and "Free some space" in result.stderr, last
+        assert not list((mount / "run").glob("checkpoint-*"))
+        assert "Traceback" not in result.stderr
+    finally:
+        subprocess.run(["umount", mount], check=True)
