@@ -10,18 +10,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from . import files
 from .backbones import LoadOptions, assemble, first_line, readable
 from .errors import CheckpointError
 from .model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from .recipe import LoraSection, ModelSection, Recipe
+
+if TYPE_CHECKING:
+    from peft import PeftModel  # PEFT takes seconds to import; a model without adapters does not wait for it
 
 EDEN_TINY = "eden-tiny"
 EDEN_TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
@@ -45,9 +46,14 @@ class Checkpoint:
     base: str | None
 
     @property
+    def is_adapter(self) -> bool:
+        """True if the model is a `PeftModel`."""
+        return not isinstance(self.model, MultimodalPhiForConditionalGeneration)
+
+    @property
     def core(self) -> MultimodalPhiForConditionalGeneration:
         """The model without PEFT's wrapping (its layers still carry the adapters)."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return self.model.get_base_model() if self.is_adapter else self.model
 
     @property
     def config(self) -> MultimodalPhiConfig:
@@ -78,6 +84,8 @@ def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision:
             where=str(folder),
             cure=error.cure or "Put the base model back where it was.",
         ) from error
+    from peft import PeftModel
+
     with readable(folder):
         model = PeftModel.from_pretrained(base.model, str(folder))
     return Checkpoint(model.eval(), base.processor, name, base.base)
@@ -132,7 +140,7 @@ def load_for_training(recipe: Recipe) -> Checkpoint:
         checkpoint = Checkpoint(model, processor, str(section.language), None)
     else:
         checkpoint = load(section.base, options, revision=section.base_revision)
-        if isinstance(checkpoint.model, PeftModel):
+        if checkpoint.is_adapter:
             checkpoint = _fold_projector(checkpoint)
     adapted = add_adapters(checkpoint.core, recipe.lora)
     adapted.peft_config["default"].base_model_name_or_path = checkpoint.base
@@ -147,6 +155,9 @@ def add_adapters(model: MultimodalPhiForConditionalGeneration, lora: LoraSection
     Raises:
         CheckpointError: the language model has none of the target modules.
     """
+    from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
     # "dummy-target-modules" is PEFT's own word for an adapter that holds saved modules only.
     targets = DUMMY_TARGET_MODULES if lora is None else list(lora.target_modules)
     options = {} if lora is None else {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
@@ -178,7 +189,7 @@ def save(checkpoint: Checkpoint, folder: str | Path) -> Path:
             del owner.quantization_config  # how a run loaded its base is the loader's choice, not the artifact's
     with files.new_folder(folder) as new:
         checkpoint.model.save_pretrained(new)
-        if isinstance(checkpoint.model, PeftModel):
+        if checkpoint.is_adapter:
             (new / "README.md").unlink()  # PEFT's empty model card; Eden writes one from the facts
             config.architectures = [type(checkpoint.core).__name__]
             config.save_pretrained(new)
@@ -193,7 +204,7 @@ def merge(checkpoint: Checkpoint) -> Checkpoint:
     Raises:
         CheckpointError: the model is loaded in 4 bits, where folding would round the adapters away.
     """
-    if not isinstance(checkpoint.model, PeftModel):
+    if not checkpoint.is_adapter:
         return checkpoint
     if getattr(checkpoint.core, "is_loaded_in_4bit", False):
         raise CheckpointError("a model in 4 bits cannot be merged", where=checkpoint.name, cure="Load it in bfloat16.")
@@ -265,6 +276,8 @@ def _assemble_recorded(folder: Path, options: LoadOptions) -> Checkpoint:
 
 def _fold_projector(checkpoint: Checkpoint) -> Checkpoint:
     """An align stage's artifact as the start of the next stage: its projector becomes the model's own."""
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
     if checkpoint.model.peft_config["default"].target_modules != DUMMY_TARGET_MODULES:
         raise CheckpointError(
             "the base is a LoRA adapter, which cannot be trained on further",

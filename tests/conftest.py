@@ -9,7 +9,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import PIL.Image
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -20,13 +19,9 @@ from transformers import (
 )
 
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
+from eden.tiny.tokenizer import FIRST_PIECES, phi_tokenizer
 
 IMAGE_SIZE, PATCH_SIZE, EMBEDDING_ROWS = 32, 16, 320
-CONTROL_TOKENS = (
-    ["<|endoftext|>", "<|assistant|>"]
-    + [f"<|placeholder{i}|>" for i in range(1, 5)]
-    + ["<|system|>", "<|end|>", "<|placeholder5|>", "<|placeholder6|>", "<|user|>"]
-)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,23 +31,8 @@ def _two_threads() -> None:
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Letters as tokens, all else as bytes; control tokens in Phi-3.5's order, swallowing the newline behind them."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(97, 123))]
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    backend.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False, rstrip=token != "<|endoftext|>") for token in CONTROL_TOKENS]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        unk_token="<unk>",
-    )
+    pieces = [*FIRST_PIECES, "▁", *map(chr, range(97, 123))]
+    return phi_tokenizer({piece: index for index, piece in enumerate(pieces)}, merges=[])
 
 
 def make_processor(num_image_tokens: int) -> MultimodalPhiProcessor:

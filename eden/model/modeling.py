@@ -175,6 +175,8 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
         logits_to_keep: int | torch.Tensor = 0,  # the last n positions; 0 keeps all
         **kwargs: Any,
     ) -> MultimodalPhiOutput:
+        if labels is not None:
+            kwargs.setdefault("use_cache", False)  # a loss needs none, and with one, packed samples see each other
         # What the loss alone takes; everything else is the language model's.
         loss_kwargs = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
         kwargs.pop("return_dict", None)  # the output is always a dict-like object that also unpacks as a tuple

@@ -15,19 +15,14 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from transformers import (
-    CLIPConfig,
     CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPTextConfig,
     CLIPVisionConfig,
     GenerationConfig,
     Phi3Config,
@@ -43,7 +38,7 @@ from .dataset import any_question
 from .questions import describe
 from .smalltalk import COMMON_WORDS, SMALL_TALK
 from .tokenizer import train_tokenizer
-from .world import IMAGE_SIZE, Scene, scenes
+from .world import IMAGE_SIZE, Scene
 
 PATCH_SIZE = 16
 LOOK = ("Describe the picture.", "Describe the image.", "What do you see?", "What is in the picture?")
@@ -64,14 +59,6 @@ class BuildConfig:
     description_share: float = 0.25
     small_talk_share: float = 0.03
     learning_rate: float = 1e-3
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Training scenes with their pictures, uint8 [n,96,96,3]."""
-
-    scenes: list[Scene]
-    pictures: np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def build(config: BuildConfig, out: Path, console: Console) -> dict[str, Any]:
@@ -107,17 +94,6 @@ def build(config: BuildConfig, out: Path, console: Console) -> dict[str, Any]:
     }
     files.write_file(out / "build_report.json", json.dumps(report, indent=2) + "\n")
     return report
-
-
-def draw_pool(config: BuildConfig, console: Console) -> Pool:
-    drawn: list[Scene] = []
-    pictures = np.empty((config.scenes, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
-    with progress(console) as bar:
-        source = zip(range(config.scenes), scenes(config.seed, "train"), strict=False)
-        for index, (scene, picture) in bar.track(source, total=config.scenes, description="drawing scenes"):
-            drawn.append(scene)
-            pictures[index] = np.asarray(picture)
-    return Pool(drawn, pictures)
 
 
 def build_tokenizer(pool: Pool, seed: int) -> PreTrainedTokenizerFast:
@@ -168,59 +144,6 @@ def new_model(processor: MultimodalPhiProcessor) -> MultimodalPhiForConditionalG
     return model
 
 
-def train_tower(
-    model: MultimodalPhiForConditionalGeneration,
-    processor: MultimodalPhiProcessor,
-    pool: Pool,
-    config: BuildConfig,
-    console: Console,
-) -> float:
-    """Trains a CLIP around the model's vision tower; returns the share of 256 unseen pictures matched to their text."""
-    tokenizer, tower = processor.tokenizer, model.model.vision_tower
-    text = CLIPTextConfig(
-        vocab_size=model.config.text_config.vocab_size,
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=96,
-        projection_dim=tower.config.projection_dim,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    clip = CLIPModel(
-        CLIPConfig(text_config=text.to_dict(), vision_config=tower.config.to_dict(), projection_dim=text.projection_dim)
-    )
-    clip.vision_model, clip.visual_projection = tower.vision_model, tower.visual_projection
-    rows = [tokenizer(describe(scene) + tokenizer.eos_token)["input_ids"] for scene in pool.scenes]
-    rng = random.Random(f"contrastive {config.seed}")
-
-    def loss(step: int) -> torch.Tensor:
-        chosen = rng.sample(range(len(rows)), config.contrastive_batch)
-        return _contrast(clip, processor, [rows[i] for i in chosen], pool.pictures[chosen]).loss
-
-    _optimize(clip, loss, config.contrastive_steps, config.learning_rate, "contrastive", console)
-    clip.eval()
-    unseen = [next_scene for _, next_scene in zip(range(256), scenes(config.seed, "test"), strict=False)]
-    texts = [tokenizer(describe(scene) + tokenizer.eos_token)["input_ids"] for scene, _ in unseen]
-    with torch.inference_mode():
-        logits = _contrast(clip, processor, texts, np.stack([np.asarray(p) for _, p in unseen])).logits_per_image
-    return (logits.argmax(-1) == torch.arange(len(unseen))).float().mean().item()
-
-
-def _contrast(
-    clip: CLIPModel,
-    processor: MultimodalPhiProcessor,
-    texts: list[list[int]],
-    pictures: np.ndarray[Any, np.dtype[np.uint8]],
-) -> Any:
-    """CLIP's output for as many pictures as texts, `.loss` and `.logits_per_image` [B,B] among it."""
-    batch = collate([{"input_ids": ids, "labels": ids} for ids in texts], processor.tokenizer.pad_token_id)
-    del batch["labels"]
-    return clip(**batch, pixel_values=_pixels(processor, pictures), return_loss=True)
-
-
 @torch.inference_mode()
 def encode_pool(
     model: MultimodalPhiForConditionalGeneration, processor: MultimodalPhiProcessor, pool: Pool, console: Console
@@ -230,7 +153,7 @@ def encode_pool(
     chunks = []
     with progress(console) as bar:
         for start in bar.track(range(0, len(pool.scenes), 256), description="encoding pictures"):
-            pixels = _pixels(processor, pool.pictures[start : start + 256])
+            pixels = to_pixels(processor, pool.pictures[start : start + 256])
             chunks.append(model.model.encode_images(pixels).to(torch.bfloat16))
     return torch.cat(chunks)
 
@@ -261,7 +184,7 @@ def train_language(
         batch = collate(examples, processor.tokenizer.pad_token_id)
         return model(**batch, image_features=features[seen].float(), use_cache=False).loss
 
-    _optimize(trained, loss, steps, config.learning_rate, stage, console)
+    optimize(trained, loss, steps=steps, learning_rate=config.learning_rate, name=stage, console=console)
     model.eval()
 
 
@@ -287,37 +210,6 @@ def _turns(talk: list[tuple[str, str]], picture: bool = True) -> list[dict[str, 
         turns.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
         turns.append({"role": "assistant", "content": answer})
     return turns
-
-
-def _pixels(processor: MultimodalPhiProcessor, pictures: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:
-    """What the image processor makes of 96x96 pictures, for a whole batch at once: float32 [I,3,96,96]."""
-    mean = torch.tensor(processor.image_processor.image_mean).view(3, 1, 1)
-    std = torch.tensor(processor.image_processor.image_std).view(3, 1, 1)
-    return (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - mean) / std
-
-
-def _optimize(
-    module: torch.nn.Module,
-    loss_of: Callable[[int], torch.Tensor],
-    steps: int,
-    learning_rate: float,
-    name: str,
-    console: Console,
-) -> None:
-    """Minimises the loss of each step with AdamW on a one-cycle schedule, in bf16 where the operations allow it."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1)
-    with progress(console) as bar:
-        for step in bar.track(range(steps), description=name):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = loss_of(step)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            if (step + 1) % 100 == 0:
-                bar.console.print(f"{name} step {step + 1} of {steps}: loss {loss.item():.4f}", highlight=False)
 
 
 def main() -> None:

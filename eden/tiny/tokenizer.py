@@ -26,13 +26,15 @@ CONTROL_TOKENS = (
 )
 """In the order of Phi-3.5's ids 32000 to 32010."""
 
+FIRST_PIECES = ("<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)))
+"""Ids 0 to 258."""
+
 PRINTABLE = [chr(code) for code in range(33, 127)]
 """Every printable character is a piece of its own, so that anything typed has short ids; the rest falls to bytes."""
 
 
 def train_tokenizer(sentences: Iterable[str], pieces: int = 1000) -> PreTrainedTokenizerFast:
     """A byte-fallback BPE of at most `pieces` pieces, bytes and `<unk>`, `<s>`, `</s>` included."""
-    first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     draft = Tokenizer(models.BPE(unk_token="<unk>"))
     draft.normalizer = _normalizer()
     # No piece may span two words, or a word and a sign: "star?" must be read as "star" is.
@@ -44,21 +46,20 @@ def train_tokenizer(sentences: Iterable[str], pieces: int = 1000) -> PreTrainedT
     )
     trainer = trainers.BpeTrainer(
         vocab_size=pieces,
-        special_tokens=first,
+        special_tokens=list(FIRST_PIECES),
         initial_alphabet=["▁", *PRINTABLE],
         min_frequency=2,
         show_progress=False,
     )
     draft.train_from_iterator(sentences, trainer)
     learned = json.loads(draft.to_str())["model"]
+    return phi_tokenizer(learned["vocab"], [tuple(pair) for pair in learned["merges"]])
+
+
+def phi_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> PreTrainedTokenizerFast:
+    """A tokenizer of Phi-3.5's kind over the given pieces; the control tokens take the ids behind them."""
     backend = Tokenizer(
-        models.BPE(
-            vocab=learned["vocab"],
-            merges=[tuple(pair) for pair in learned["merges"]],
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
+        models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     )
     backend.normalizer = _normalizer()
     backend.decoder = decoders.Sequence(

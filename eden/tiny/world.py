@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import PIL.Image
@@ -31,10 +31,19 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (140, 50, 180),
     "orange": (244, 126, 20),
 }
+EXTRA_COLOURS: dict[str, tuple[int, int, int]] = {
+    "pink": (240, 130, 180),
+    "brown": (120, 72, 30),
+    "teal": (20, 160, 160),
+    "grey": (105, 105, 105),
+}
+"""Only the vision tower is shown these too: the more colours a shape comes in, the less its look depends on one."""
+
 SHAPES = ("circle", "square", "triangle", "star", "cross")
-SIZES: dict[str, float] = {"small": 7.0, "large": 12.5}
+SIZES: dict[str, float] = {"small": 8.5, "large": 13.0}
 """Radius in pixels."""
 
+CELLS = tuple((row, column) for row in range(3) for column in range(3))
 PLACES = (
     ("top left", "top center", "top right"),
     ("middle left", "center", "middle right"),
@@ -80,17 +89,40 @@ class Scene:
         return "test" if int.from_bytes(digest[:4], "big") < TEST_SHARE * 2**32 else "train"
 
 
-def sample_scene(rng: random.Random, split: Split) -> Scene:
-    """A random scene of the split."""
+def sample_scene(
+    rng: random.Random, split: Split, colours: Sequence[str] = tuple(COLOURS), numbers: Sequence[int] = (1, 2, 3, 4)
+) -> Scene:
+    """A random scene of the split, of these colours and as many objects as one of these numbers."""
     while True:
-        cells = rng.sample([(row, column) for row in range(3) for column in range(3)], rng.randint(1, 4))
         objects = [
-            Object(row, column, rng.choice(list(COLOURS)), rng.choice(SHAPES), rng.choice(list(SIZES)))
-            for row, column in cells
+            Object(row, column, rng.choice(colours), rng.choice(SHAPES), rng.choice(list(SIZES)))
+            for row, column in rng.sample(CELLS, rng.choice(numbers))
         ]
         scene = Scene(tuple(sorted(objects)))
         if scene.split == split:
             return scene
+
+
+def near_miss(scene: Scene, rng: random.Random, colours: Sequence[str] = tuple(COLOURS)) -> Scene:
+    """Another scene of the same split, with one thing changed: a shape (half of the time), colour, size or place."""
+    while True:
+        things = list(scene.objects)
+        index = rng.randrange(len(things))
+        thing = things[index]
+        change = rng.choice(("shape", "shape", "shape", "colour", "size", "place"))
+        if change == "shape":
+            things[index] = replace(thing, shape=rng.choice(SHAPES))
+        elif change == "colour":
+            things[index] = replace(thing, colour=rng.choice(colours))
+        elif change == "size":
+            things[index] = replace(thing, size=rng.choice(list(SIZES)))
+        else:
+            taken = {(other.row, other.column) for other in things}
+            row, column = rng.choice([cell for cell in CELLS if cell not in taken])
+            things[index] = replace(thing, row=row, column=column)
+        changed = Scene(tuple(sorted(things)))
+        if changed != scene and changed.split == scene.split:
+            return changed
 
 
 def render(scene: Scene, rng: random.Random) -> PIL.Image.Image:
@@ -98,17 +130,17 @@ def render(scene: Scene, rng: random.Random) -> PIL.Image.Image:
 
     Place within the cell, exact size, tilt, shade and paper vary, so that the tower learns shapes and not pixels.
     """
-    scale = OVERSAMPLING
+    scale, palette = OVERSAMPLING, COLOURS | EXTRA_COLOURS
     paper = _paper(rng)
     image = PIL.Image.new("RGB", (IMAGE_SIZE * scale,) * 2, paper)
     draw = PIL.ImageDraw.Draw(image)
     for thing in scene.objects:
         radius = SIZES[thing.size] * rng.uniform(0.9, 1.1)
         slack = max(0.0, CELL / 2 - radius - 1)
-        x = (thing.column + 0.5) * CELL + rng.uniform(-slack, slack) * 0.6
-        y = (thing.row + 0.5) * CELL + rng.uniform(-slack, slack) * 0.6
-        points = _outline(thing.shape, radius, math.radians(rng.uniform(-12, 12)))
-        red, green, blue = (min(255, max(0, channel + rng.randint(-14, 14))) for channel in COLOURS[thing.colour])
+        x = (thing.column + 0.5) * CELL + rng.uniform(-slack, slack) * 0.3
+        y = (thing.row + 0.5) * CELL + rng.uniform(-slack, slack) * 0.3
+        points = _outline(thing.shape, radius, math.radians(rng.uniform(-8, 8)))
+        red, green, blue = (min(255, max(0, channel + rng.randint(-14, 14))) for channel in palette[thing.colour])
         draw.polygon([((x + dx) * scale, (y + dy) * scale) for dx, dy in points], fill=(red, green, blue))
     return image.resize((IMAGE_SIZE, IMAGE_SIZE), PIL.Image.Resampling.BOX)
 

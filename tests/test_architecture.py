@@ -1,0 +1,137 @@
+"""The house: modules import only from floors below their own, and stay small enough to read."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import eden
+
+PACKAGE = Path(eden.__file__).parent
+
+# Each line is a floor; a module may import what stands above it in this list, on its own floor or a higher line.
+FLOORS = """
+F0  errors
+F0  files
+F0  messages console
+F0  recipe
+F1  vision
+F2  model.projection model.configuration
+F2  model.modeling model.processing
+F2  model
+F2  backbones
+F2  checkpoint
+F3  data data.formats data.collate
+F3  data.validate data.dataset
+F3  tiny tiny.world tiny.smalltalk tiny.tokenizer
+F3  tiny.questions
+F3  tiny.optimize
+F3  tiny.dataset tiny.tower
+F3  report model_card
+F3  xray
+F4  assistant
+F4  evaluate.tasks
+F4  evaluate.run
+F4  evaluate.report
+F4  evaluate
+F4  tiny.build
+F4  trainer
+F4  train
+F4  demo
+F5  cli
+F5  __main__
+"""
+RANK = {module: rank for rank, line in enumerate(FLOORS.strip().splitlines()) for module in line.split()[1:]}
+LIMIT_LINES, LIMIT_FUNCTION = 400, 60
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by dotted name, the package's own `__init__` (which imports lazily) left out."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        if "weights" in path.parts:
+            continue  # code shipped inside an artifact, a copy of model/
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        if name:
+            found[name] = path
+    return found
+
+
+MODULES = modules()
+
+
+def eden_imports(name: str, path: Path) -> set[str]:
+    """Modules of Eden that a module imports, lazy imports and those for type checking included."""
+    base = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "eden"):
+            above = base[: len(base) - (node.level - 1)] if node.level else []
+            module = [*above, *((node.module or "").split(".") if node.module else [])]
+            module = [part for part in module if part != "eden"]
+            for alias in node.names:
+                target = ".".join([*module, alias.name])
+                found.add(target if target in MODULES else ".".join(module))
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("eden.") for alias in node.names if alias.name.startswith("eden.")}
+    return found - {"", name}
+
+
+def test_every_module_has_a_floor() -> None:
+    assert set(MODULES) == set(RANK)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_go_down(name: str) -> None:
+    upward = {
+        other
+        for other in eden_imports(name, MODULES[name])
+        # A package's own __init__ is above its modules.
+        if RANK[other] > RANK[name]
+    }
+    assert not upward, f"{name} reaches up to {upward}"
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(MODULES) if name.split(".")[0] == "model"])
+def test_the_model_imports_nothing_of_eden_outside_itself(name: str) -> None:
+    """So that the folder can travel with a checkpoint."""
+    assert all(other.split(".")[0] == "model" for other in eden_imports(name, MODULES[name]))
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_modules_and_functions_stay_small(name: str) -> None:
+    source = MODULES[name].read_text()
+    assert source.count("\n") < LIMIT_LINES
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < LIMIT_FUNCTION, f"{name}.{node.name} is too long"
+
+
+def test_every_module_imports() -> None:
+    names = ", ".join(f"eden.{name}" for name in MODULES if name not in ("__main__",))
+    subprocess.run([sys.executable, "-c", f"import {names}"], check=True)
+
+
+def test_import_eden_loads_nothing_heavy() -> None:
+    script = "import sys, eden; print(sorted({'torch', 'transformers', 'peft', 'PIL', 'pydantic'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_public_surface() -> None:
+    from eden import errors
+
+    assert all(hasattr(eden, name) for name in eden.__all__)
+    raised = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert raised <= set(eden.__all__)
+
+
+def test_one_place_decodes_images_one_pads_one_writes_html() -> None:
+    """A second copy of any of these is a defect."""
+    sources = {name: path.read_text() for name, path in MODULES.items()}
+    assert {name for name, text in sources.items() if "PIL.Image.open" in text} == {"vision"}
+    assert {name for name, text in sources.items() if "jinja2" in text} == {"report"}
+    assert {name for name, text in sources.items() if "[fill] *" in text} == {"data.collate"}

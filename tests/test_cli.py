@@ -1,0 +1,121 @@
+"""The command line as a user meets it: another process, its output, its exit code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_image
+
+import eden
+from eden.tiny.dataset import write_dataset
+
+VERBS = ["ask", "chat", "check", "demo", "evaluate", "export", "train", "xray"]
+
+
+def run(*arguments: str | Path, **kwargs) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "eden", *map(str, arguments)], capture_output=True, text=True, **kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("world"), 12, seed=1)
+
+
+def test_help_names_every_verb_and_each_has_its_own() -> None:
+    shown = run("--help").stdout
+    assert all(verb in shown for verb in VERBS)
+    assert "--json" in run("train", "--help").stdout
+    assert run("--version").stdout.strip() == eden.__version__
+
+
+def test_ask_streams_text_and_prints_json(data: Path) -> None:
+    image = data.parent / "000000.png"
+    plain = run("ask", "--image", image, "How many objects are there?")
+    assert plain.returncode == 0, plain.stderr
+    as_json = run("ask", "--image", image, "How many objects are there?", "--json")
+    answer = json.loads(as_json.stdout)
+    assert answer["answer"].strip() == plain.stdout.strip() != ""
+    assert answer["model"] == "eden-tiny"
+
+
+def test_chat_remembers_the_picture(data: Path) -> None:
+    lines = f"/image {data.parent / '000000.png'}\nHow many objects are there?\n/image gone.png\n/clear\nHello!\n"
+    result = run("chat", input=lines)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.strip().splitlines()) == 2
+    assert "gone.png: no such image file" in result.stderr
+
+
+def test_check_of_a_good_and_a_bad_file(data: Path, tmp_path: Path) -> None:
+    good = run("check", data, "--html", tmp_path / "data.html")
+    assert good.returncode == 0, good.stderr
+    assert "12 samples, 0 faulty: all good" in good.stdout
+    assert "12" in (tmp_path / "data.html").read_text()
+    records = json.loads(data.read_text())
+    records[4]["image"] = "gone.png"
+    records[7]["conversations"][1]["value"] = ""
+    bad = data.with_name("bad.json")
+    bad.write_text(json.dumps(records))
+    result = run("check", bad)
+    assert result.returncode == 2
+    assert "record 5 (id 000004)" in result.stdout and "record 8 (id 000007)" in result.stdout
+    report = json.loads(run("check", bad, "--json").stdout)
+    assert report["faults_by_kind"] == {"empty_answer": 1, "missing_image": 1}
+
+
+def test_xray_in_the_terminal_as_json_and_as_a_page(data: Path, tmp_path: Path) -> None:
+    result = run("xray", data, "-n", "2", "--html", tmp_path / "xray.html")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("of them supervised") == 2 and "<|image|> ×36" in result.stdout
+    assert "<|image|> ×36" in (tmp_path / "xray.html").read_text()
+    (sample,) = json.loads(run("xray", data, "-n", "1", "--json").stdout)["samples"]
+    said = "".join(token["text"] for token in sample["tokens"] if token["supervised"])
+    turns = json.loads(data.read_text())[0]["conversations"]
+    assert said == "".join(f" {turn['value']}<|end|>" for turn in turns if turn["from"] == "gpt")
+
+
+def test_evaluate_a_file(data: Path, tmp_path: Path) -> None:
+    result = run("evaluate", "eden-tiny", data, "--limit", "6", "--json", "--html", tmp_path / "result.html")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["n"] == 6 and 0 <= summary["accuracy"] <= 1
+    assert "eden-tiny on train" in (tmp_path / "result.html").read_text()
+
+
+def test_export_gives_a_whole_model(tmp_path: Path) -> None:
+    result = run("export", "eden-tiny", tmp_path / "merged", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == {"folder": str(tmp_path / "merged")}
+    assert {"model.safetensors", "config.json", "modeling.py"} <= {p.name for p in (tmp_path / "merged").iterdir()}
+
+
+BAD = {
+    "no such image": (["ask", "--image", "gone.png", "hi"], "gone.png: no such image file"),
+    "no such model": (["ask", "-m", "./gone", "hi"], "no such folder"),
+    "an empty question": (["ask", " "], "empty"),
+    "no such data": (["check", "gone.json"], "no such data file"),
+    "no such recipe": (["train", "gone"], "no such recipe"),
+    "a wrong key": (["train", "digits", "training.max_step=1"], "Did you mean max_steps?"),
+    "no such task": (["evaluate", "eden-tiny", "gone"], "no task and no file"),
+    "no such export": (["export", "eden-tiny", "x", "--to", "tape"], "cannot export to 'tape'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_two(name: str, tmp_path: Path) -> None:
+    arguments, message = BAD[name]
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    make_image("red").save(tmp_path / "red.png")
+    assert "Traceback" in run("ask", "--image", tmp_path / "gone.png", "hi", "--debug").stderr
