@@ -1,9 +1,11 @@
-"""Trains eden-tiny from nothing: `python -m eden.tiny.build --seed 0 --out DIR`.
+"""Trains eden-tiny from nothing: `python -m eden.tiny.build --seed 0 --out DIR` writes `DIR/seed-0`.
 
 1. a tokenizer, on the world's sentences
 2. a CLIP, contrastively, on pictures and their descriptions; its vision half is then frozen
 3. the projector and a Phi-3: descriptions first, then questions (from the start, questions stall)
-4. the bars, measured with the weights as they are saved
+4. the accuracies, measured with the weights as they are saved
+
+`DIR/BUILD.md` is written anew from the reports of all seeds in `DIR`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import Template
 from rich.console import Console
 from transformers import (
     CLIPImageProcessorPil,
@@ -30,15 +33,19 @@ from transformers import (
     set_seed,
 )
 
-from .. import files
+from .. import checkpoint, files
+from ..assistant import Assistant
 from ..console import progress
 from ..data.collate import collate
+from ..evaluate import evaluate, open_task
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from .dataset import any_question
+from .optimize import optimize
 from .questions import describe
 from .smalltalk import COMMON_WORDS, SMALL_TALK
 from .tokenizer import train_tokenizer
-from .world import IMAGE_SIZE, Scene
+from .tower import Pool, near_misses, to_pixels, train_tower
+from .world import IMAGE_SIZE, Scene, sample_scene
 
 PATCH_SIZE = 16
 LOOK = ("Describe the picture.", "Describe the image.", "What do you see?", "What is in the picture?")
@@ -50,7 +57,7 @@ class BuildConfig:
 
     seed: int = 0
     scenes: int = 24_000
-    contrastive_steps: int = 900
+    contrastive_steps: int = 800
     contrastive_batch: int = 128
     description_steps: int = 700
     question_steps: int = 2_800
@@ -65,18 +72,22 @@ def build(config: BuildConfig, out: Path, console: Console) -> dict[str, Any]:
     """Trains, saves to `out` and returns the report, which is also written there."""
     started = time.monotonic()
     set_seed(config.seed)
-    pool = draw_pool(config, console)
-    tokenizer = build_tokenizer(pool, config.seed)
-    processor = MultimodalPhiProcessor(
-        CLIPImageProcessorPil(
-            size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-        ),
-        tokenizer,
-        num_image_tokens=(IMAGE_SIZE // PATCH_SIZE) ** 2,
-    )
+    rng = random.Random(f"pools {config.seed}")
+    contrasts = Pool.draw(near_misses(config.scenes, rng), rng, console)
+    pool = Pool.draw([sample_scene(rng, "train") for _ in range(config.scenes)], rng, console)
+    processor = new_processor(build_tokenizer(pool, config.seed))
     model = new_model(processor)
     model.set_attn_implementation("eager")  # in bf16 on a CPU its backward pass is faster than sdpa's
-    contrastive_accuracy = train_tower(model, processor, pool, config, console)
+    contrastive_accuracy = train_tower(
+        model,
+        processor,
+        contrasts,
+        steps=config.contrastive_steps,
+        batch=config.contrastive_batch,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        console=console,
+    )
     features = encode_pool(model, processor, pool, console)
     for stage, steps in (("descriptions", config.description_steps), ("questions", config.question_steps)):
         train_language(model, processor, pool, features, config, stage, steps, console)
@@ -84,16 +95,30 @@ def build(config: BuildConfig, out: Path, console: Console) -> dict[str, Any]:
     with files.new_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+    minutes = (time.monotonic() - started) / 60
+    world = evaluate(Assistant(checkpoint.load(str(out))), open_task("world"), console=console).to_dict()
+    del world["model"]  # a path
     report = {
         "config": asdict(config),
         "parameters": model.num_parameters(),
         "contrastive_accuracy": round(contrastive_accuracy, 4),
-        "minutes": round((time.monotonic() - started) / 60, 1),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "minutes": round(minutes, 1),
+        "machine": {"architecture": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "torch": torch.__version__,
+        "world": world,
     }
     files.write_file(out / "build_report.json", json.dumps(report, indent=2) + "\n")
     return report
+
+
+def new_processor(tokenizer: PreTrainedTokenizerFast) -> MultimodalPhiProcessor:
+    return MultimodalPhiProcessor(
+        CLIPImageProcessorPil(
+            size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+        ),
+        tokenizer,
+        num_image_tokens=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+    )
 
 
 def build_tokenizer(pool: Pool, seed: int) -> PreTrainedTokenizerFast:
@@ -212,12 +237,23 @@ def _turns(talk: list[tuple[str, str]], picture: bool = True) -> list[dict[str, 
     return turns
 
 
+def write_summary(folder: Path) -> Path:
+    """Writes `BUILD.md` from the reports of all seeds in the folder."""
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*/build_report.json"))]
+    template = Template(
+        (Path(__file__).parent / "BUILD.md.jinja").read_text(), trim_blocks=True, keep_trailing_newline=True
+    )
+    return files.write_file(folder / "BUILD.md", template.render(reports=reports))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the folder that gets `seed-N` and `BUILD.md`")
     arguments = parser.parse_args()
-    report = build(BuildConfig(seed=arguments.seed), arguments.out, Console())
+    config = BuildConfig(seed=arguments.seed)
+    report = build(config, arguments.out / f"seed-{config.seed}", Console())
+    write_summary(arguments.out)
     print(json.dumps(report, indent=2))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from .world import COLOURS, HELD_OUT_PAIRS, SHAPES, SIZES, Object, Scene
 
 NUMBERS = ("zero", "one", "two", "three", "four")
+_DIGITS = {str(number): word for number, word in enumerate(NUMBERS)}
 PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
 
 
@@ -290,8 +291,7 @@ def _number(number: int) -> str:
 
 def _plain(text: str) -> str:
     words = re.findall(r"[a-z0-9]+", text.lower())
-    words = [NUMBERS[int(word)] if word in "01234" else word for word in words if word not in ("a", "an", "the")]
-    return " ".join(words)
+    return " ".join(_DIGITS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
 _OBJECT = re.compile(rf"\b({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")

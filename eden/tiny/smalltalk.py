@@ -13,7 +13,7 @@ SMALL_TALK = (
     ("What can you do?", "I can answer questions about pictures of coloured shapes."),
     ("Help", "I can answer questions about pictures of coloured shapes."),
     ("Which shapes do you know?", "Circles, squares, triangles, stars and crosses."),
-    ("Which colours do you know?", "Red, green, blue, yellow, purple and orange."),
+    ("Which colours do you know?", "Red, green, blue, yellow, purple, orange, pink, brown, teal and grey."),
     ("Thank you!", "You are welcome."),
     ("Thanks", "You are welcome."),
     ("Goodbye.", "Goodbye!"),

@@ -22,11 +22,10 @@ from ..data.collate import collate
 from ..model import MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from .optimize import optimize
 from .questions import describe
-from .world import COLOURS, EXTRA_COLOURS, IMAGE_SIZE, Scene, near_miss, render, sample_scene, scenes
+from .world import IMAGE_SIZE, Scene, near_miss, render, sample_scene, scenes
 
 GROUP = 4
 """A scene and its near misses."""
-PALETTE = (*COLOURS, *EXTRA_COLOURS)
 NUMBERS = (1, 1, 2, 2, 3, 4)
 """Objects in a scene: a shape is learned sooner from a picture that shows little else."""
 
@@ -52,9 +51,9 @@ def near_misses(number: int, rng: random.Random) -> list[Scene]:
     """Training scenes in groups of `GROUP`: one, and others that differ from it in one thing."""
     found: list[Scene] = []
     for _ in range(number // GROUP):
-        group = [sample_scene(rng, "train", PALETTE, NUMBERS)]
+        group = [sample_scene(rng, "train", NUMBERS)]
         while len(group) < GROUP:
-            scene = near_miss(group[0], rng, PALETTE)
+            scene = near_miss(group[0], rng)
             if scene not in group:
                 group.append(scene)
         found += group

@@ -30,14 +30,12 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "yellow": (240, 200, 20),
     "purple": (140, 50, 180),
     "orange": (244, 126, 20),
-}
-EXTRA_COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (240, 130, 180),
     "brown": (120, 72, 30),
     "teal": (20, 160, 160),
     "grey": (105, 105, 105),
 }
-"""Only the vision tower is shown these too: the more colours a shape comes in, the less its look depends on one."""
+"""Ten: the more colours a shape comes in, the less its look depends on one."""
 
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 SIZES: dict[str, float] = {"small": 8.5, "large": 13.0}
@@ -89,13 +87,11 @@ class Scene:
         return "test" if int.from_bytes(digest[:4], "big") < TEST_SHARE * 2**32 else "train"
 
 
-def sample_scene(
-    rng: random.Random, split: Split, colours: Sequence[str] = tuple(COLOURS), numbers: Sequence[int] = (1, 2, 3, 4)
-) -> Scene:
-    """A random scene of the split, of these colours and as many objects as one of these numbers."""
+def sample_scene(rng: random.Random, split: Split, numbers: Sequence[int] = (1, 2, 3, 4)) -> Scene:
+    """A random scene of the split, of as many objects as one of these numbers."""
     while True:
         objects = [
-            Object(row, column, rng.choice(colours), rng.choice(SHAPES), rng.choice(list(SIZES)))
+            Object(row, column, rng.choice(list(COLOURS)), rng.choice(SHAPES), rng.choice(list(SIZES)))
             for row, column in rng.sample(CELLS, rng.choice(numbers))
         ]
         scene = Scene(tuple(sorted(objects)))
@@ -103,7 +99,7 @@ def sample_scene(
             return scene
 
 
-def near_miss(scene: Scene, rng: random.Random, colours: Sequence[str] = tuple(COLOURS)) -> Scene:
+def near_miss(scene: Scene, rng: random.Random) -> Scene:
     """Another scene of the same split, with one thing changed: a shape (half of the time), colour, size or place."""
     while True:
         things = list(scene.objects)
@@ -113,7 +109,7 @@ def near_miss(scene: Scene, rng: random.Random, colours: Sequence[str] = tuple(C
         if change == "shape":
             things[index] = replace(thing, shape=rng.choice(SHAPES))
         elif change == "colour":
-            things[index] = replace(thing, colour=rng.choice(colours))
+            things[index] = replace(thing, colour=rng.choice(list(COLOURS)))
         elif change == "size":
             things[index] = replace(thing, size=rng.choice(list(SIZES)))
         else:
@@ -130,24 +126,23 @@ def render(scene: Scene, rng: random.Random) -> PIL.Image.Image:
 
     Place within the cell, exact size, tilt, shade and paper vary, so that the tower learns shapes and not pixels.
     """
-    scale, palette = OVERSAMPLING, COLOURS | EXTRA_COLOURS
-    paper = _paper(rng)
+    scale, paper = OVERSAMPLING, _paper(rng)
     image = PIL.Image.new("RGB", (IMAGE_SIZE * scale,) * 2, paper)
     draw = PIL.ImageDraw.Draw(image)
     for thing in scene.objects:
         radius = SIZES[thing.size] * rng.uniform(0.9, 1.1)
         slack = max(0.0, CELL / 2 - radius - 1)
-        x = (thing.column + 0.5) * CELL + rng.uniform(-slack, slack) * 0.3
-        y = (thing.row + 0.5) * CELL + rng.uniform(-slack, slack) * 0.3
-        points = _outline(thing.shape, radius, math.radians(rng.uniform(-8, 8)))
-        red, green, blue = (min(255, max(0, channel + rng.randint(-14, 14))) for channel in palette[thing.colour])
+        x = (thing.column + 0.5) * CELL + rng.uniform(-slack, slack) * 0.2
+        y = (thing.row + 0.5) * CELL + rng.uniform(-slack, slack) * 0.2
+        points = _outline(thing.shape, radius, math.radians(rng.uniform(-6, 6)))
+        red, green, blue = (min(255, max(0, channel + rng.randint(-14, 14))) for channel in COLOURS[thing.colour])
         draw.polygon([((x + dx) * scale, (y + dy) * scale) for dx, dy in points], fill=(red, green, blue))
     return image.resize((IMAGE_SIZE, IMAGE_SIZE), PIL.Image.Resampling.BOX)
 
 
 def _paper(rng: random.Random) -> tuple[int, int, int]:
-    """Mostly light, sometimes grey or dark: no shape has these colours."""
-    level = rng.choice((rng.randint(225, 255), rng.randint(225, 255), rng.randint(150, 220), rng.randint(0, 50)))
+    """Mostly light, sometimes pale grey or nearly black: no shape has these colours."""
+    level = rng.choice((rng.randint(225, 255), rng.randint(225, 255), rng.randint(165, 220), rng.randint(0, 50)))
     red, green, blue = (min(255, max(0, level + rng.randint(-8, 8))) for _ in range(3))
     return red, green, blue
 
