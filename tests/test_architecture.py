@@ -133,5 +133,5 @@ def test_one_place_decodes_images_one_pads_one_writes_html() -> None:
     """A second copy of any of these is a defect."""
     sources = {name: path.read_text() for name, path in MODULES.items()}
     assert {name for name, text in sources.items() if "PIL.Image.open" in text} == {"vision"}
-    assert {name for name, text in sources.items() if "jinja2" in text} == {"report"}
+    assert {name for name, text in sources.items() if "report_template" in text} == {"report"}
     assert {name for name, text in sources.items() if "[fill] *" in text} == {"data.collate"}

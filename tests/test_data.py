@@ -96,6 +96,7 @@ def test_messages_with_paths_and_data_urls(folder: Path) -> None:
                 {"type": "image_url", "image_url": {"url": "blue.jpg"}},
                 {"type": "image_url", "image_url": {"url": url}},
                 {"type": "image", "image": "red.png"},
+                {"type": "image", "path": "red.png"},
                 {"type": "text", "text": "Compare."},
             ],
         },
@@ -107,7 +108,12 @@ def test_messages_with_paths_and_data_urls(folder: Path) -> None:
     assert isinstance(first, Sample) and isinstance(second, Sample)
     assert (first.id, second.id) == ("1", "b")
     assert second.where == f"{path} line 3 (id b)"
-    images = (Image(folder / "blue.jpg"), Image(buffer.getvalue()), Image(folder / "red.png"))
+    images = (
+        Image(folder / "blue.jpg"),
+        Image(buffer.getvalue()),
+        Image(folder / "red.png"),
+        Image(folder / "red.png"),
+    )
     assert first.messages == (Message("user", (*images, Text("Compare."))), Message.assistant("They differ."))
     report, good = check(path)
     assert report.ok and len(good) == 2

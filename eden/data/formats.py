@@ -205,7 +205,8 @@ def _part(part: Any, folder: Path) -> Part:
     if kind == "text" and isinstance(part.get("text"), str):
         return Text(part["text"])
     if kind in ("image", "image_url"):
-        source = part.get(kind, part.get("image_url", part.get("image")))
+        # OpenAI's {"image_url": {"url": ...}}, and transformers' {"image": ...}, {"url": ...} and {"path": ...}.
+        source = next((part[key] for key in ("image_url", "image", "url", "path") if key in part), None)
         source = source.get("url") if isinstance(source, dict) else source
         if isinstance(source, str) and source:
             return Image(_image_source(source, folder))
