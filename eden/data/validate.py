@@ -40,7 +40,7 @@ class Fault:
 
 @dataclass
 class Report:
-    """What a check found; `samples` counts all records, the faulty ones among them."""
+    """What a check found, faults in file order; `samples` counts all records, the faulty ones among them."""
 
     path: str
     samples: int = 0
@@ -88,32 +88,33 @@ def check(
     Raises:
         DataError: the file is missing, empty, or no JSON at all.
     """
-    report = Report(str(path))
-    read: list[Sample] = []
+    found: list[Sample | Fault] = []
     for item in read_samples(path, images):
-        report.samples += 1
         if isinstance(item, RecordError):
-            report.faults.append(Fault(str(item.where), item.sample_id, item.kind, item.what, str(item.cure)))
+            found.append(Fault(str(item.where), item.sample_id, item.kind, item.what, str(item.cure)))
             continue
         try:
             check_conversation(item.messages, answered=True)
         except MessageError as error:
             what = f"{error.where}: {error.what}" if error.where else error.what
-            report.faults.append(Fault(item.where, item.id, error.kind, what, str(error.cure)))
+            found.append(Fault(item.where, item.id, error.kind, what, str(error.cure)))
             continue
-        read.append(item)
+        found.append(item)
+    read = [item for item in found if isinstance(item, Sample)]
     broken = _check_images(read, decode, on_progress)
-    good = []
-    for sample in read:
-        faults = [broken[key] for image in _images(sample) if (key := _key(image)) in broken]
-        report.faults += [
-            Fault(sample.where, sample.id, error.kind, f"{error.where}: {error.what}", str(error.cure))
-            for error in faults
-        ]
-        if not faults:
-            good.append(sample)
-    report.counts = _count(read, report.samples)
-    return report, good
+    faults: list[Fault] = []
+    good: list[Sample] = []
+    for record in found:
+        if isinstance(record, Fault):
+            faults.append(record)
+        elif errors := [broken[key] for image in _images(record) if (key := _key(image)) in broken]:
+            faults += [
+                Fault(record.where, record.id, error.kind, f"{error.where}: {error.what}", str(error.cure))
+                for error in errors
+            ]
+        else:
+            good.append(record)
+    return Report(str(path), len(found), faults, _count(read, len(found))), good
 
 
 def load_samples(
