@@ -66,6 +66,8 @@ class BuildConfig:
     description_share: float = 0.25
     small_talk_share: float = 0.03
     learning_rate: float = 1e-3
+    questions_asked: int | None = None
+    """At most this many a group when the accuracies are measured."""
 
 
 def build(config: BuildConfig, out: Path, console: Console) -> dict[str, Any]:
@@ -96,7 +98,9 @@ def build(config: BuildConfig, out: Path, console: Console) -> dict[str, Any]:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     minutes = (time.monotonic() - started) / 60
-    world = evaluate(Assistant(checkpoint.load(str(out))), open_task("world"), console=console).to_dict()
+    world = evaluate(
+        Assistant(checkpoint.load(str(out))), open_task("world", limit=config.questions_asked), console=console
+    ).to_dict()
     del world["model"]  # a path
     report = {
         "config": asdict(config),

@@ -1,0 +1,68 @@
+"""eden-tiny as it ships: small, as good as its report says, and built by the code beside it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+
+import eden
+from eden.checkpoint import load
+from eden.evaluate import evaluate, open_task
+from eden.tiny.build import BuildConfig, build, write_summary
+from eden.tiny.world import scenes
+
+WEIGHTS = Path(eden.__file__).parent / "tiny" / "weights"
+BARS = {"accuracy": 0.95, "accuracy_unseen_pairs": 0.80}
+BLIND = 0.45
+
+
+@pytest.fixture(scope="module")
+def assistant() -> eden.Assistant:
+    return eden.load("eden-tiny")
+
+
+def test_the_weights_are_small() -> None:
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 12e6
+    assert not [path for path in WEIGHTS.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_the_build_report_tells_of_these_weights() -> None:
+    report = json.loads((WEIGHTS / "build_report.json").read_text())
+    saved = sum(tensor.numel() for tensor in load_file(WEIGHTS / "model.safetensors").values())
+    assert saved == report["parameters"]
+    page = (WEIGHTS / "BUILD.md").read_text()
+    for group, bar in BARS.items():
+        assert report["world"][group] >= bar
+        assert f"{report['world'][group]:.3f}" in page
+    assert report["world"]["accuracy_blind"] <= BLIND
+
+
+def test_it_answers_as_well_as_the_report_says(assistant: eden.Assistant) -> None:
+    result = evaluate(assistant, open_task("world", limit=270), console=Console(quiet=True))
+    for group, bar in BARS.items():
+        assert result.accuracy(group) >= bar, result.to_dict()
+    assert result.accuracy("accuracy_blind") <= BLIND
+
+
+def test_a_description_streams_in_several_pieces(assistant: eden.Assistant) -> None:
+    picture = next(image for scene, image in scenes(5, "test") if len(scene.objects) == 3)
+    pieces = list(assistant.stream("Describe the picture.", images=[picture]))
+    assert len(pieces) > 5
+    assert "".join(pieces) == assistant.ask("Describe the picture.", images=[picture])
+
+
+def test_it_talks_without_a_picture(assistant: eden.Assistant) -> None:
+    assert "eden-tiny" in assistant.ask("Who are you?")
+
+
+def test_the_build_runs_from_nothing_to_an_artifact(tmp_path: Path) -> None:
+    config = BuildConfig(
+        seed=3, scenes=128, contrastive_steps=2, contrastive_batch=16, description_steps=2, question_steps=2, batch=4,
+        questions_asked=9,
+    )  # fmt: skip
+    report = build(config, tmp_path / "seed-3", Console(quiet=True))
+    assert report["config"]["seed"] == 3 and report["world"]["n"] == 27
+    assert load(str(tmp_path / "seed-3")).processor.num_image_tokens == 36
+    assert "| | seed 3 |" in write_summary(tmp_path).read_text()
