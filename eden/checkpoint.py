@@ -18,14 +18,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from . import files
 from .backbones import LoadOptions, assemble, first_line, readable
 from .errors import CheckpointError
+from .files import EDEN_TINY, EDEN_TINY_FOLDER
 from .model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from .recipe import LoraSection, ModelSection, Recipe
 
 if TYPE_CHECKING:
     from peft import PeftModel  # PEFT takes seconds to import; a model without adapters does not wait for it
-
-EDEN_TINY = "eden-tiny"
-EDEN_TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from rich.console import Console
 
 from .assistant import Assistant
-from .checkpoint import EDEN_TINY, load
+from .checkpoint import load
 from .console import progress
 from .evaluate import evaluate, open_task
-from .files import write_file
+from .files import EDEN_TINY, write_file
 from .recipe import load_recipe
 from .tiny.world import scenes
 from .train import train

@@ -12,6 +12,10 @@ from pathlib import Path
 
 from .errors import StorageError
 
+EDEN_TINY = "eden-tiny"
+"""The name of the model inside the package."""
+EDEN_TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
+
 
 def write_file(path: str | Path, data: str | bytes) -> Path:
     """Writes a whole file or nothing; the folder is made if needed.

@@ -51,8 +51,6 @@ def modules() -> dict[str, Path]:
     """Every module of the package by dotted name, the package's own `__init__` (which imports lazily) left out."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
-        if "weights" in path.parts:
-            continue  # code shipped inside an artifact, a copy of model/
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(part for part in parts if part != "__init__")
         if name:

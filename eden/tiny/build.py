@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import random
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -258,11 +259,29 @@ def write_summary(folder: Path) -> Path:
     return files.write_file(folder / "BUILD.md", template.render(reports=reports))
 
 
+def ship(folder: Path) -> None:
+    """Puts seed 0 of the folder into the package, without the copies of Eden's own code that an artifact carries."""
+    with files.new_folder(files.EDEN_TINY_FOLDER) as shipped:
+        for path in (folder / "seed-0").iterdir():
+            if path.suffix == ".json":
+                settings = json.loads(path.read_text())
+                settings.pop("auto_map", None)
+                files.write_file(shipped / path.name, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+            elif path.suffix != ".py":
+                shutil.copy(path, shipped)
+        shutil.copy(folder / "BUILD.md", shipped)
+
+
 def main() -> None:
+    """The command line of the build."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="the folder that gets `seed-N` and `BUILD.md`")
+    parser.add_argument("--ship", action="store_true", help="only put seed 0 of --out into the package")
     arguments = parser.parse_args()
+    if arguments.ship:
+        ship(arguments.out)
+        return
     config = BuildConfig(seed=arguments.seed)
     report = build(config, arguments.out / f"seed-{config.seed}", Console())
     write_summary(arguments.out)
