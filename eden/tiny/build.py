@@ -65,13 +65,14 @@ class BuildConfig:
     scenes: int = 24_000
     contrastive_steps: int = 700
     contrastive_batch: int = 128
-    description_steps: int = 500
-    question_steps: int = 2_600
+    description_steps: int = 300
+    question_steps: int = 6_000
     batch: int = 48
     questions_per_conversation: int = 6
     description_share: float = 0.25
     small_talk_share: float = 0.03
-    learning_rate: float = 1e-3
+    contrastive_learning_rate: float = 1e-3
+    language_learning_rate: float = 1.5e-3
     questions_asked: int | None = None
     """At most this many a group when the accuracies are measured."""
 
@@ -92,7 +93,7 @@ def build(config: BuildConfig, out: Path, console: Console) -> dict[str, Any]:
         contrasts,
         steps=config.contrastive_steps,
         batch=config.contrastive_batch,
-        learning_rate=config.learning_rate,
+        learning_rate=config.contrastive_learning_rate,
         seed=config.seed,
         console=console,
     )
@@ -157,6 +158,8 @@ def new_model(processor: MultimodalPhiProcessor) -> MultimodalPhiForConditionalG
         intermediate_size=512,
         num_hidden_layers=4,
         num_attention_heads=6,
+        partial_rotary_factor=0.5,  # half of each head looks for what a thing is, wherever it stands
+        initializer_range=0.06,  # about 1 / sqrt(width), as Phi's 0.02 is for its own
         max_position_embeddings=1024,
         original_max_position_embeddings=1024,
         bos_token_id=tokenizer.bos_token_id,
@@ -222,7 +225,7 @@ def train_language(
         batch = collate(examples, processor.tokenizer.pad_token_id)
         return model(**batch, image_features=features[seen].float(), use_cache=False).loss
 
-    optimize(trained, loss, steps=steps, learning_rate=config.learning_rate, name=stage, console=console)
+    optimize(trained, loss, steps=steps, learning_rate=config.language_learning_rate, name=stage, console=console)
     model.eval()
 
 
