@@ -26,7 +26,7 @@ class RateColumn(ProgressColumn):
 
 
 def progress(console: Console) -> Progress:
-    """A bar with count, rate, time passed and time left."""
+    """A bar with count, rate, time passed and time left; where nobody watches (a file, a pipe) there is none."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -36,4 +36,5 @@ def progress(console: Console) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
+        disable=not console.is_terminal,
     )

@@ -71,7 +71,7 @@ def test_xray_in_the_terminal_as_json_and_as_a_page(data: Path, tmp_path: Path) 
     result = run("xray", data, "-n", "2", "--html", tmp_path / "xray.html")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("of them supervised") == 2 and "<|image|> ×36" in result.stdout
-    assert "<|image|> ×36" in (tmp_path / "xray.html").read_text()
+    assert "&lt;|image|&gt; ×36" in (tmp_path / "xray.html").read_text()
     (sample,) = json.loads(run("xray", data, "-n", "1", "--json").stdout)["samples"]
     said = "".join(token["text"] for token in sample["tokens"] if token["supervised"])
     turns = json.loads(data.read_text())[0]["conversations"]
