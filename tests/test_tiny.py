@@ -60,7 +60,7 @@ def test_it_talks_without_a_picture(assistant: eden.Assistant) -> None:
 
 def test_the_build_runs_from_nothing_to_an_artifact(tmp_path: Path) -> None:
     config = BuildConfig(
-        seed=3, scenes=128, contrastive_steps=2, contrastive_batch=16, description_steps=2, question_steps=2, batch=4,
+        seed=3, scenes=128, contrastive_steps=2, contrastive_batch=16, conversation_steps=2, conversation_batch=4,
         questions_asked=9,
     )  # fmt: skip
     report = build(config, tmp_path / "seed-3", Console(quiet=True))

@@ -2,7 +2,7 @@
 
 1. a tokenizer, on the world's sentences
 2. a CLIP, contrastively, on pictures and their descriptions; its vision half is then frozen
-3. the projector and a Phi-3: descriptions first, then questions (from the start, questions stall)
+3. the projector and a Phi-3, on conversations about the pictures
 4. the accuracies, measured with the weights as they are saved
 
 `DIR/BUILD.md` is written anew from the reports of all seeds in `DIR`.
@@ -65,14 +65,14 @@ class BuildConfig:
     scenes: int = 24_000
     contrastive_steps: int = 700
     contrastive_batch: int = 128
-    description_steps: int = 300
-    question_steps: int = 6_000
-    batch: int = 48
-    questions_per_conversation: int = 6
+    conversation_steps: int = 4_200
+    conversation_batch: int = 64
+    questions_per_conversation: int = 3
     description_share: float = 0.25
-    small_talk_share: float = 0.03
+    small_talk_share: float = 0.05
     contrastive_learning_rate: float = 1e-3
     language_learning_rate: float = 1.5e-3
+    muon_learning_rate: float = 3e-3
     questions_asked: int | None = None
     """At most this many a group when the accuracies are measured."""
 
@@ -98,8 +98,7 @@ def build(config: BuildConfig, out: Path, console: Console) -> dict[str, Any]:
         console=console,
     )
     features = encode_pool(model, processor, pool, console)
-    for stage, steps in (("descriptions", config.description_steps), ("questions", config.question_steps)):
-        train_language(model, processor, pool, features, config, stage, steps, console)
+    train_language(model, processor, pool, features, config, console)
     model.to(torch.bfloat16)
     with files.new_folder(out) as folder:
         model.save_pretrained(folder)
@@ -205,36 +204,44 @@ def train_language(
     pool: Pool,
     features: torch.Tensor,
     config: BuildConfig,
-    stage: str,
-    steps: int,
     console: Console,
 ) -> None:
-    """Trains projector and language model on frozen features: descriptions alone, or questions mixed with them."""
-    rng = random.Random(f"{stage} {config.seed}")
-    trained = torch.nn.ModuleList([model.model.projector, model.model.language_model, model.lm_head])
+    """Trains projector and language model on frozen features."""
+    rng = random.Random(f"conversations {config.seed}")
+    trained = torch.nn.ModuleDict(
+        {"projector": model.model.projector, "language_model": model.model.language_model, "lm_head": model.lm_head}
+    )
     model.train()
 
     def loss(step: int) -> torch.Tensor:
         examples, seen = [], []
-        for index in (rng.randrange(len(pool.scenes)) for _ in range(config.batch)):
-            if stage == "questions" and rng.random() < config.small_talk_share:
+        for index in (rng.randrange(len(pool.scenes)) for _ in range(config.conversation_batch)):
+            if rng.random() < config.small_talk_share:
                 examples.append(processor.encode(_turns([rng.choice(SMALL_TALK)], picture=False)))
             else:
-                examples.append(processor.encode(_turns(_talk(pool.scenes[index], stage, config, rng))))
+                examples.append(processor.encode(_turns(_talk(pool.scenes[index], config, rng))))
                 seen.append(index)
         batch = collate(examples, processor.tokenizer.pad_token_id)
         return model(**batch, image_features=features[seen].float(), use_cache=False).loss
 
-    optimize(trained, loss, steps=steps, learning_rate=config.language_learning_rate, name=stage, console=console)
+    optimize(
+        trained,
+        loss,
+        steps=config.conversation_steps,
+        learning_rate=config.language_learning_rate,
+        muon_learning_rate=config.muon_learning_rate,
+        name="conversations",
+        console=console,
+    )
     model.eval()
 
 
-def _talk(scene: Scene, stage: str, config: BuildConfig, rng: random.Random) -> list[tuple[str, str]]:
+def _talk(scene: Scene, config: BuildConfig, rng: random.Random) -> list[tuple[str, str]]:
     """Questions and answers about a scene. A description never shares a conversation with questions: the model
 
     would read the answers from its text and stop looking.
     """
-    if stage == "descriptions" or rng.random() < config.description_share:
+    if rng.random() < config.description_share:
         return [(rng.choice(LOOK), describe(scene))]
     asked: list[tuple[str, str]] = []
     while len(asked) < config.questions_per_conversation:

@@ -1,5 +1,7 @@
 """What eden-tiny can say without a picture, and common words that give its tokenizer more than shapes."""
 
+_DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
 SMALL_TALK = (
     ("Hello!", "Hello! Show me a picture of coloured shapes."),
     ("Hello", "Hello! Show me a picture of coloured shapes."),
@@ -22,6 +24,10 @@ SMALL_TALK = (
     ("Tell me a joke.", "I only know about pictures of coloured shapes."),
     ("What is 2 + 2?", "I only know about pictures of coloured shapes."),
     ("Write a poem.", "I only know about pictures of coloured shapes."),
+    # A word never said in training can hardly be taught later: LoRA leaves the head as it is.
+    *((f"Write the number {word} as a digit.", str(digit)) for digit, word in enumerate(_DIGITS)),
+    *((f"Which digit is {word}?", str(digit)) for digit, word in enumerate(_DIGITS)),
+    *((f"Which digit comes after {digit - 1}?", str(digit)) for digit in range(1, 10)),
 )
 
 COMMON_WORDS = """
