@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .errors import CheckpointError
+from .errors import CheckpointError, first_line
 from .model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor, ProjectionBlock
 from .recipe import ModelSection, QuantizationSection
 
@@ -198,7 +198,3 @@ def readable(where: str | Path) -> Iterator[None]:
             where=str(where),
             cure="Check the path or the hub id, the network, and that the folder is complete.",
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,8 +16,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from . import files
-from .backbones import LoadOptions, assemble, first_line, readable
-from .errors import CheckpointError
+from .backbones import LoadOptions, assemble, readable
+from .errors import CheckpointError, first_line
 from .files import EDEN_TINY, EDEN_TINY_FOLDER
 from .model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from .recipe import LoraSection, ModelSection, Recipe

@@ -78,3 +78,8 @@ class StorageError(RunError):
 
 class Interrupted(RunError):
     exit_code = 130
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, in one line, for an error of Eden's own."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 import PIL.Image
 import PIL.ImageOps
 
-from .errors import ImageError
+from .errors import ImageError, first_line
 from .messages import MediaSource
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -77,7 +77,7 @@ def _opened(
         ) from None
     except Exception as error:  # Pillow's decoders raise many kinds on broken input
         raise ImageError(
-            f"the image is damaged ({_first_line(error)})",
+            f"the image is damaged ({first_line(error)})",
             where=where,
             cure="Restore or replace the file.",
             kind="damaged_image",
@@ -93,7 +93,7 @@ def _read(path: Path, max_bytes: int, where: str) -> bytes:
         raise ImageError("no such image file", where=where, cure="Check the path.", kind="missing_image") from None
     except (OSError, ValueError) as error:
         raise ImageError(
-            f"cannot read the image ({_first_line(error)})", where=where, cure="Check the path.", kind="missing_image"
+            f"cannot read the image ({first_line(error)})", where=where, cure="Check the path.", kind="missing_image"
         ) from None
 
 
@@ -123,7 +123,3 @@ def _too_many_bytes(size: int, limit: int, where: str) -> ImageError:
         cure="Save it smaller.",
         kind="image_too_large",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

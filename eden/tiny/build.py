@@ -65,7 +65,7 @@ class BuildConfig:
     scenes: int = 24_000
     contrastive_steps: int = 700
     contrastive_batch: int = 128
-    conversation_steps: int = 4_200
+    conversation_steps: int = 6_000
     conversation_batch: int = 64
     questions_per_conversation: int = 3
     description_share: float = 0.25
