@@ -60,10 +60,14 @@ def test_it_talks_without_a_picture(assistant: eden.Assistant) -> None:
 
 def test_the_build_runs_from_nothing_to_an_artifact(tmp_path: Path) -> None:
     config = BuildConfig(
-        seed=3, scenes=128, contrastive_steps=2, contrastive_batch=16, conversation_steps=2, conversation_batch=4,
-        questions_asked=9,
+        seed=3, scenes=128, contrastive_steps=2, contrastive_batch=16, conversation_steps=2, practice_steps=2,
+        conversation_batch=4, questions_asked=9,
     )  # fmt: skip
     report = build(config, tmp_path / "seed-3", Console(quiet=True))
     assert report["config"]["seed"] == 3 and report["world"]["n"] == 27
     assert load(str(tmp_path / "seed-3")).processor.num_image_tokens == 36
     assert "| | seed 3 |" in write_summary(tmp_path).read_text()
+    before_practice = (tmp_path / "seed-3-conversations" / "model.safetensors").stat().st_mtime_ns
+    resumed = build(config, tmp_path / "seed-3", Console(quiet=True))
+    assert resumed["world"]["by_kind"] == report["world"]["by_kind"]
+    assert (tmp_path / "seed-3-conversations" / "model.safetensors").stat().st_mtime_ns == before_practice

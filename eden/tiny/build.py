@@ -2,8 +2,10 @@
 
 1. a tokenizer, on the world's sentences
 2. a CLIP, contrastively, on pictures and their descriptions; its vision half is then frozen
-3. the projector and a Phi-3, on conversations about the pictures
-4. the accuracies, measured with the weights as they are saved
+3. the projector and a Phi-3, on conversations about the pictures; saved to `DIR/seed-0-conversations`, from where a
+   build that was cut off goes on
+4. practice of what is hardest to learn, on new pictures
+5. the accuracies, measured with the weights as they are saved
 
 `DIR/BUILD.md` is written anew from the reports of all seeds in `DIR`.
 """
@@ -34,8 +36,9 @@ from transformers import (
     set_seed,
 )
 
-from .. import checkpoint, files
+from .. import checkpoint as checkpoints, files
 from ..assistant import Assistant
+from ..backbones import LoadOptions
 from ..console import progress
 from ..data.collate import collate
 from ..evaluate import evaluate, open_task
@@ -54,6 +57,7 @@ POSITION_SCALE = 0.6
 training they stay drowned: the patches then tell what is there but not where."""
 TAUGHT = [kind for kind in KINDS if kind != "description"] + ["colour", "place", "relation"]
 """Kinds of questions in the shares they are asked in; finding a thing by its shape or its place takes longest."""
+PRACTISED = TAUGHT + 4 * ["place", "relation"]
 LOOK = ("Describe the picture.", "Describe the image.", "What do you see?", "What is in the picture?")
 
 
@@ -66,6 +70,7 @@ class BuildConfig:
     contrastive_steps: int = 700
     contrastive_batch: int = 128
     conversation_steps: int = 6_000
+    practice_steps: int = 1_600
     conversation_batch: int = 64
     questions_per_conversation: int = 3
     description_share: float = 0.25
@@ -73,12 +78,52 @@ class BuildConfig:
     contrastive_learning_rate: float = 1e-3
     language_learning_rate: float = 1.5e-3
     muon_learning_rate: float = 3e-3
+    practice_rate: float = 0.5
+    """Learning rates of the practice, as a share of those before."""
     questions_asked: int | None = None
     """At most this many a group when the accuracies are measured."""
 
 
 def build(config: BuildConfig, out: Path, console: Console) -> dict[str, Any]:
-    """Trains, saves to `out` and returns the report, which is also written there."""
+    """Trains, saves to `out` and returns the report, which is also written there.
+
+    `out` with `-conversations` behind its name holds the model before the practice. If it is there already, the build
+    goes on from it.
+    """
+    first = out.with_name(f"{out.name}-conversations")
+    if not (first / "build_report.json").exists():
+        _learn_conversations(config, first, console)
+    started = time.monotonic()
+    set_seed(config.seed)
+    rng = random.Random(f"practice pool {config.seed}")
+    checkpoint = checkpoints.load(str(first), LoadOptions(dtype="float32", device="cpu"))
+    model, processor = checkpoint.core, checkpoint.processor
+    model.set_attn_implementation("eager")
+    pool = Pool.draw([sample_scene(rng, "train") for _ in range(config.scenes)], rng, console)
+    features = encode_pool(model, processor, pool, console)
+    train_language(model, processor, pool, features, config, console, practice=True)
+    _save(model, processor, out)
+    minutes = (time.monotonic() - started) / 60
+    world = evaluate(
+        Assistant(checkpoints.load(str(out))), open_task("world", limit=config.questions_asked), console=console
+    ).to_dict()
+    del world["model"]  # a path
+    before = json.loads((first / "build_report.json").read_text())
+    report = {
+        "config": asdict(config),
+        "parameters": model.num_parameters(),
+        "contrastive_accuracy": before["contrastive_accuracy"],
+        "minutes": round(before["minutes"] + minutes, 1),
+        "machine": {"architecture": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "torch": torch.__version__,
+        "world": world,
+    }
+    files.write_file(out / "build_report.json", json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _learn_conversations(config: BuildConfig, out: Path, console: Console) -> None:
+    """Tokenizer, tower and conversations, from nothing to a saved model."""
     started = time.monotonic()
     set_seed(config.seed)
     rng = random.Random(f"pools {config.seed}")
@@ -99,26 +144,19 @@ def build(config: BuildConfig, out: Path, console: Console) -> dict[str, Any]:
     )
     features = encode_pool(model, processor, pool, console)
     train_language(model, processor, pool, features, config, console)
+    _save(model, processor, out)
+    report = {
+        "contrastive_accuracy": round(contrastive_accuracy, 4),
+        "minutes": round((time.monotonic() - started) / 60, 1),
+    }
+    files.write_file(out / "build_report.json", json.dumps(report, indent=2) + "\n")
+
+
+def _save(model: MultimodalPhiForConditionalGeneration, processor: MultimodalPhiProcessor, out: Path) -> None:
     model.to(torch.bfloat16)
     with files.new_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-    minutes = (time.monotonic() - started) / 60
-    world = evaluate(
-        Assistant(checkpoint.load(str(out))), open_task("world", limit=config.questions_asked), console=console
-    ).to_dict()
-    del world["model"]  # a path
-    report = {
-        "config": asdict(config),
-        "parameters": model.num_parameters(),
-        "contrastive_accuracy": round(contrastive_accuracy, 4),
-        "minutes": round(minutes, 1),
-        "machine": {"architecture": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "torch": torch.__version__,
-        "world": world,
-    }
-    files.write_file(out / "build_report.json", json.dumps(report, indent=2) + "\n")
-    return report
 
 
 def new_processor(tokenizer: PreTrainedTokenizerFast) -> MultimodalPhiProcessor:
@@ -205,9 +243,13 @@ def train_language(
     features: torch.Tensor,
     config: BuildConfig,
     console: Console,
+    *,
+    practice: bool = False,
 ) -> None:
     """Trains projector and language model on frozen features."""
-    rng = random.Random(f"conversations {config.seed}")
+    name, kinds = ("practice", PRACTISED) if practice else ("conversations", TAUGHT)
+    scale = config.practice_rate if practice else 1.0
+    rng = random.Random(f"{name} {config.seed}")
     trained = torch.nn.ModuleDict(
         {"projector": model.model.projector, "language_model": model.model.language_model, "lm_head": model.lm_head}
     )
@@ -219,7 +261,7 @@ def train_language(
             if rng.random() < config.small_talk_share:
                 examples.append(processor.encode(_turns([rng.choice(SMALL_TALK)], picture=False)))
             else:
-                examples.append(processor.encode(_turns(_talk(pool.scenes[index], config, rng))))
+                examples.append(processor.encode(_turns(_talk(pool.scenes[index], kinds, config, rng))))
                 seen.append(index)
         batch = collate(examples, processor.tokenizer.pad_token_id)
         return model(**batch, image_features=features[seen].float(), use_cache=False).loss
@@ -227,16 +269,16 @@ def train_language(
     optimize(
         trained,
         loss,
-        steps=config.conversation_steps,
-        learning_rate=config.language_learning_rate,
-        muon_learning_rate=config.muon_learning_rate,
-        name="conversations",
+        steps=config.practice_steps if practice else config.conversation_steps,
+        learning_rate=scale * config.language_learning_rate,
+        muon_learning_rate=scale * config.muon_learning_rate,
+        name=name,
         console=console,
     )
     model.eval()
 
 
-def _talk(scene: Scene, config: BuildConfig, rng: random.Random) -> list[tuple[str, str]]:
+def _talk(scene: Scene, kinds: list[str], config: BuildConfig, rng: random.Random) -> list[tuple[str, str]]:
     """Questions and answers about a scene. A description never shares a conversation with questions: the model
 
     would read the answers from its text and stop looking.
@@ -245,7 +287,7 @@ def _talk(scene: Scene, config: BuildConfig, rng: random.Random) -> list[tuple[s
         return [(rng.choice(LOOK), describe(scene))]
     asked: list[tuple[str, str]] = []
     while len(asked) < config.questions_per_conversation:
-        question = ask(scene, rng.choice(TAUGHT), rng)
+        question = ask(scene, rng.choice(kinds), rng)
         if question is not None:
             asked.append((question.text, question.answer))
     return asked
@@ -262,7 +304,7 @@ def _turns(talk: list[tuple[str, str]], picture: bool = True) -> list[dict[str, 
 
 def write_summary(folder: Path) -> Path:
     """Writes `BUILD.md` from the reports of all seeds in the folder."""
-    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*/build_report.json"))]
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*[0-9]/build_report.json"))]
     template = Template(
         (Path(__file__).parent / "BUILD.md.jinja").read_text(), trim_blocks=True, keep_trailing_newline=True
     )
