@@ -154,6 +154,8 @@ def _learn_conversations(config: BuildConfig, out: Path, console: Console) -> No
 
 def _save(model: MultimodalPhiForConditionalGeneration, processor: MultimodalPhiProcessor, out: Path) -> None:
     model.to(torch.bfloat16)
+    for part in (model.config.vision_config, model.config.text_config):
+        part.dtype = torch.bfloat16  # a model that was loaded in fp32 still says so here
     with files.new_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -302,26 +304,27 @@ def _turns(talk: list[tuple[str, str]], picture: bool = True) -> list[dict[str, 
     return turns
 
 
-def write_summary(folder: Path) -> Path:
-    """Writes `BUILD.md` from the reports of all seeds in the folder."""
+def write_summary(folder: Path, *, out: Path | None = None, shipped: int | None = None) -> Path:
+    """Writes `BUILD.md` from the reports of all seeds in the folder, to the folder or to `out`."""
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*[0-9]/build_report.json"))]
     template = Template(
         (Path(__file__).parent / "BUILD.md.jinja").read_text(), trim_blocks=True, keep_trailing_newline=True
     )
-    return files.write_file(folder / "BUILD.md", template.render(reports=reports))
+    return files.write_file((out or folder) / "BUILD.md", template.render(reports=reports, shipped=shipped))
 
 
-def ship(folder: Path) -> None:
-    """Puts seed 0 of the folder into the package, without the copies of Eden's own code that an artifact carries."""
+def ship(folder: Path, seed: int) -> None:
+    """Puts a seed of the folder into the package, without the copies of Eden's own code that an artifact carries."""
     with files.new_folder(files.EDEN_TINY_FOLDER) as shipped:
-        for path in (folder / "seed-0").iterdir():
+        for path in (folder / f"seed-{seed}").iterdir():
             if path.suffix == ".json":
                 settings = json.loads(path.read_text())
-                settings.pop("auto_map", None)
+                for name in ("auto_map", "is_local", "local_files_only"):
+                    settings.pop(name, None)
                 files.write_file(shipped / path.name, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
             elif path.suffix != ".py":
                 shutil.copy(path, shipped)
-        shutil.copy(folder / "BUILD.md", shipped)
+        write_summary(folder, out=shipped, shipped=seed)
 
 
 def main() -> None:
@@ -329,10 +332,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="the folder that gets `seed-N` and `BUILD.md`")
-    parser.add_argument("--ship", action="store_true", help="only put seed 0 of --out into the package")
+    parser.add_argument("--ship", action="store_true", help="only put --seed of --out into the package")
     arguments = parser.parse_args()
     if arguments.ship:
-        ship(arguments.out)
+        ship(arguments.out, arguments.seed)
         return
     config = BuildConfig(seed=arguments.seed)
     report = build(config, arguments.out / f"seed-{config.seed}", Console())
