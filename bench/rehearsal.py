@@ -5,6 +5,7 @@ them, then taken through the shipped recipe `phi3.5-mini`. Only the weights are 
 """
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -71,6 +72,7 @@ def main() -> None:
     )
     with timed(f"load in 4 bits, train {arguments.steps} steps, save"):
         result = train(recipe, console=console)
+    gc.collect()  # the trained model is in reference cycles of its trainer, and gigabytes alone wake no collector
     with timed("load the artifact in 4 bits, generate 5 tokens"):
         checkpoint = load(str(result.artifact), LoadOptions(quantization=recipe.quantization, dtype="bfloat16"))
         question = [Message.user("What is in the picture?", [data.parent / "000000.png"])]
