@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
+    AudioError,
     CheckpointError,
     ContextError,
     DataError,
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Assistant",
     "Audio",
+    "AudioError",
     "CheckpointError",
     "ContextError",
     "DataError",

@@ -1,10 +1,11 @@
-"""Asking a model: one question, a stream, a conversation, or thousands in batches."""
+"""Asking a model, in writing or by voice: one question, a stream, a conversation, or thousands in batches."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from queue import Queue
 from typing import Any
 
@@ -14,7 +15,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 from .checkpoint import Checkpoint
 from .data.collate import collate
 from .errors import ContextError
-from .messages import MediaSource, Message, check_conversation, to_chat
+from .messages import AudioSource, MediaSource, Message, check_conversation, hear, to_chat
+from .speech import Transcriber, Transcript
 from .vision import open_image
 
 
@@ -42,11 +44,23 @@ class Sampling:
 
 
 class Assistant:
-    """A model that answers questions about images and text. Not safe to use from several threads at once."""
+    """A model that answers questions about images, speech and text. Not safe to use from several threads at once.
 
-    def __init__(self, checkpoint: Checkpoint):
+    Args:
+        checkpoint: the model.
+        transcriber: its ears; None is the Whisper that the model's configuration names.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, transcriber: Transcriber | None = None):
         self.checkpoint = checkpoint
         self.processor = checkpoint.processor
+        if transcriber is not None:
+            self.transcriber = transcriber
+
+    @cached_property
+    def transcriber(self) -> Transcriber:
+        """Turns speech into text; its Whisper is loaded when the first recording comes."""
+        return Transcriber(self.checkpoint.config.speech_model)
 
     @property
     def context_length(self) -> int:
@@ -57,22 +71,57 @@ class Assistant:
         config = self.checkpoint.config.text_config
         return int(min(config.max_position_embeddings, config.original_max_position_embeddings))
 
-    def ask(self, question: str, images: Iterable[MediaSource] = (), **sampling: Any) -> str:
+    def ask(
+        self,
+        question: str = "",
+        images: Iterable[MediaSource] = (),
+        audio: Iterable[AudioSource] = (),
+        **sampling: Any,
+    ) -> str:
         """The whole answer to one question.
 
         Args:
-            question: in words.
+            question: in words; empty if it is spoken.
             images: paths, encoded bytes or PIL images, shown before the question.
+            audio: paths, encoded bytes or samples (float32, mono, 16 kHz). Without words beside it a recording is the
+                question, else it is quoted as context.
             sampling: the fields of `Sampling`.
 
         Raises:
-            ImageError, MessageError, ContextError: what was given cannot be asked.
+            ImageError, AudioError, MessageError, ContextError: what was given cannot be asked.
         """
-        return "".join(self.stream(question, images, **sampling))
+        return "".join(self.stream(question, images, audio, **sampling))
 
-    def stream(self, question: str, images: Iterable[MediaSource] = (), **sampling: Any) -> Iterator[str]:
+    def stream(
+        self,
+        question: str = "",
+        images: Iterable[MediaSource] = (),
+        audio: Iterable[AudioSource] = (),
+        **sampling: Any,
+    ) -> Iterator[str]:
         """The answer piece by piece, as it is written. Arguments and errors are those of `ask`."""
-        return self.reply([Message.user(question, images)], Sampling(**sampling))
+        return self.reply([Message.user(question, images, audio)], Sampling(**sampling))
+
+    def hear(
+        self, messages: Sequence[Message], on_transcript: Callable[[Transcript], None] | None = None
+    ) -> list[Message]:
+        """The messages with speech as text, which is how the model reads them; those without come back as they are.
+
+        Args:
+            messages: a conversation or a part of one.
+            on_transcript: called with what was heard in each recording.
+
+        Raises:
+            AudioError: a recording cannot be read, or it is the question and nothing is said in it.
+        """
+
+        def words(source: AudioSource) -> str:
+            transcript = self.transcriber.transcribe(source)
+            if on_transcript is not None:
+                on_transcript(transcript)
+            return transcript.text
+
+        return [hear(message, words) for message in messages]
 
     def chat(self, system: str | None = None, **sampling: Any) -> Chat:
         """A conversation that remembers what was said."""
@@ -107,7 +156,8 @@ class Assistant:
         examples = []
         for messages in conversations:
             check_conversation(messages, answered=False)
-            example = self.processor.encode(to_chat(messages, open_image), add_generation_prompt=True)
+            chat = to_chat(self.hear(messages), open_image)
+            example = self.processor.encode(chat, add_generation_prompt=True)
             if (length := len(example["input_ids"])) + max_new_tokens > self.context_length:
                 raise ContextError(
                     f"the conversation has {length:,} tokens and the answer may take {max_new_tokens:,}; "
@@ -158,12 +208,18 @@ class Chat:
     messages: list[Message] = field(default_factory=list)
     sampling: Sampling = field(default_factory=Sampling)
 
-    def ask(self, question: str, images: Iterable[MediaSource] = ()) -> str:
-        return "".join(self.stream(question, images))
+    def ask(self, question: str = "", images: Iterable[MediaSource] = (), audio: Iterable[AudioSource] = ()) -> str:
+        return "".join(self.stream(question, images, audio))
 
-    def stream(self, question: str, images: Iterable[MediaSource] = ()) -> Iterator[str]:
-        """Streams the answer; question and answer are remembered once it is complete."""
-        message = Message.user(question, images)
+    def stream(
+        self,
+        question: str = "",
+        images: Iterable[MediaSource] = (),
+        audio: Iterable[AudioSource] = (),
+        on_transcript: Callable[[Transcript], None] | None = None,
+    ) -> Iterator[str]:
+        """Streams the answer; question and answer are remembered once it is complete, speech as its words."""
+        (message,) = self.assistant.hear([Message.user(question, images, audio)], on_transcript)
         pieces = []
         for piece in self.assistant.reply([*self.messages, message], self.sampling):
             pieces.append(piece)

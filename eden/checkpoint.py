@@ -74,6 +74,7 @@ def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision:
     if not (folder / "adapter_config.json").exists():
         return _load_whole(folder, name, options)
     base_name = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    speech_model = _read_json(folder / "config.json").get("speech_model")
     try:
         base = load(base_name, options) if base_name else _assemble_recorded(folder, options)
     except CheckpointError as error:
@@ -86,6 +87,8 @@ def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision:
 
     with readable(folder):
         model = PeftModel.from_pretrained(base.model, str(folder))
+    if speech_model is not None:  # a run may have given its model other ears than the base has
+        base.config.speech_model = speech_model
     return Checkpoint(model.eval(), base.processor, name, base.base)
 
 
@@ -125,6 +128,29 @@ def load_processor(name: str, *, revision: str | None = None) -> MultimodalPhiPr
         return MultimodalPhiProcessor.from_pretrained(folder)
 
 
+def speech_model(name: str, *, revision: str | None = None) -> str:
+    """The Whisper that a model's configuration names, known without loading a weight.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    folder = find(name, revision=revision)
+    return str(_read_json(folder / "config.json").get("speech_model", MultimodalPhiConfig().speech_model))
+
+
+def speech_model_of_run(section: ModelSection) -> str:
+    """The Whisper that a run hears its data with: the recipe's own, else its base's.
+
+    Raises:
+        CheckpointError: the base is missing.
+    """
+    if section.speech is not None:
+        return section.speech
+    if section.base is None:
+        return MultimodalPhiConfig().speech_model
+    return speech_model(section.base, revision=section.base_revision)
+
+
 def load_for_training(recipe: Recipe) -> Checkpoint:
     """The recipe's model with its adapters: the projector always trains, LoRA if the recipe has it, nothing else.
 
@@ -140,6 +166,7 @@ def load_for_training(recipe: Recipe) -> Checkpoint:
         checkpoint = load(section.base, options, revision=section.base_revision)
         if checkpoint.is_adapter:
             checkpoint = _fold_projector(checkpoint)
+    checkpoint.config.speech_model = speech_model_of_run(section)
     adapted = add_adapters(checkpoint.core, recipe.lora)
     adapted.peft_config["default"].base_model_name_or_path = checkpoint.base
     return Checkpoint(adapted, checkpoint.processor, checkpoint.name, checkpoint.base)

@@ -5,6 +5,7 @@
     │   ├── MessageError      a conversation: turn order, empty turns, unknown roles
     │   ├── ContextError      a conversation longer than the model can read
     │   ├── ImageError        an image: missing, truncated, not an image, too large
+    │   ├── AudioError        a recording: missing, truncated, not audio, too long, nothing said in it
     │   ├── DataError         a data set: one record or the whole file
     │   ├── RecipeError       a recipe: unknown key, wrong type, impossible mix
     │   └── CheckpointError   a model: missing, incomplete, of another kind
@@ -53,6 +54,10 @@ class ContextError(InputError):
 
 
 class ImageError(InputError):
+    pass
+
+
+class AudioError(InputError):
     pass
 
 

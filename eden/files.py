@@ -17,6 +17,13 @@ EDEN_TINY = "eden-tiny"
 EDEN_TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
 
 
+def cache_folder() -> Path:
+    """Where what can be computed again is kept: `$EDEN_CACHE`, else the user's cache folder."""
+    if place := os.environ.get("EDEN_CACHE"):
+        return Path(place)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eden"
+
+
 def write_file(path: str | Path, data: str | bytes) -> Path:
     """Writes a whole file or nothing; the folder is made if needed.
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from .errors import MessageError
+from .errors import AudioError, MessageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import PIL.Image
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
 MediaSource: TypeAlias = "str | Path | bytes | PIL.Image.Image"
+AudioSource: TypeAlias = "str | Path | bytes | np.ndarray"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +32,12 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """A recording by path or encoded bytes; speech becomes text before the model sees it."""
+    """A recording by path, encoded bytes or samples (float32, mono, 16 kHz).
 
-    source: str | Path | bytes
+    Speech becomes text (`hear`) before the model sees it.
+    """
+
+    source: AudioSource
 
 
 Part: TypeAlias = Text | Image | Audio
@@ -46,9 +51,10 @@ class Message:
     content: tuple[Part, ...]
 
     @classmethod
-    def user(cls, text: str, images: Iterable[MediaSource] = ()) -> Message:
-        """A user's turn: the images first, then the text."""
-        return cls("user", (*map(Image, images), Text(text)))
+    def user(cls, text: str, images: Iterable[MediaSource] = (), audio: Iterable[AudioSource] = ()) -> Message:
+        """A user's turn: the images first, then the recordings, then the text, which recordings may stand for."""
+        spoken = tuple(map(Audio, audio))
+        return cls("user", (*map(Image, images), *spoken, *([Text(text)] if text or not spoken else [])))
 
     @classmethod
     def assistant(cls, text: str) -> Message:
@@ -65,6 +71,10 @@ class Message:
     @property
     def images(self) -> tuple[Image, ...]:
         return tuple(part for part in self.content if isinstance(part, Image))
+
+    @property
+    def audio(self) -> tuple[Audio, ...]:
+        return tuple(part for part in self.content if isinstance(part, Audio))
 
 
 def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
@@ -117,6 +127,37 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
         raise MessageError(what, cure=f"It must be the {last}'s.", kind="turn_order")
 
 
+def hear(message: Message, transcribe: Callable[[AudioSource], str]) -> Message:
+    """The message with each recording as text: the words themselves where nothing is written, else quoted as context.
+
+    Args:
+        message: any message; one without audio is returned as it is.
+        transcribe: from a recording to its words.
+
+    Raises:
+        AudioError: nothing is written, and nothing was said either.
+    """
+    if not message.audio:
+        return message
+    is_the_question = not message.text.strip()
+    parts: list[Part] = []
+    for part in message.content:
+        if isinstance(part, Text) and not part.text.strip():
+            continue
+        if isinstance(part, Audio):
+            words = transcribe(part.source)
+            part = Text(words if is_the_question else f'Audio transcript: "{words}"')
+        if isinstance(part, Text) and parts and isinstance(parts[-1], Text):
+            parts.append(Text("\n"))
+        parts.append(part)
+    heard = replace(message, content=tuple(parts))
+    if not heard.text.strip():
+        raise AudioError(
+            "no speech was heard in the recording", cure="Speak louder or closer, or ask in text.", kind="silent_audio"
+        )
+    return heard
+
+
 def to_chat(
     messages: Iterable[Message], open_image: Callable[[MediaSource], Any] | None = None
 ) -> list[dict[str, Any]]:
@@ -127,7 +168,7 @@ def to_chat(
         open_image: decodes an image; None leaves the images out (their places stay).
 
     Raises:
-        MessageError: an audio part is left; speech must be turned into text first.
+        MessageError: an audio part is left; speech must be turned into text (`hear`) first.
     """
     chat = []
     for message in messages:
@@ -138,6 +179,6 @@ def to_chat(
             elif isinstance(part, Image):
                 content.append({"type": "image", "image": open_image(part.source) if open_image else None})
             else:
-                raise MessageError("audio is not supported here yet", cure="Ask in text.")
+                raise MessageError("a recording was not turned into text", cure="Call eden.messages.hear first.")
         chat.append({"role": message.role, "content": content})
     return chat

@@ -22,11 +22,11 @@ from pydantic_core import PydanticCustomError
 
 from .errors import RecipeError
 from .files import write_file
+from .strict_yaml import Dumper, Loader, Places, parse
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-Key = tuple[str | int, ...]  # a place in a recipe: ("training", "max_steps")
 SHIPPED = Path(__file__).parent / "recipes"
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": ["labels"], "disable_tqdm": False}
@@ -65,6 +65,7 @@ class ModelSection(_Section):
     vision_revision: str | None = Field(None, description="of `vision` on the hub: a branch, tag or commit")
     language: str | None = Field(None, description="a Phi3-architecture checkpoint: hub id or folder")
     language_revision: str | None = Field(None, description="of `language` on the hub: a branch, tag or commit")
+    speech: str | None = Field(None, description="a Whisper: size, hub id or folder; null is the base's own, or small")
     vision_feature: Literal["pooled", "patches"] = Field("pooled", description="one token an image, or one a patch")
     vision_feature_layer: int = Field(-2, description="hidden layer of the patches, negative from the end")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="number format of the frozen weights")
@@ -94,24 +95,12 @@ class DataSection(_Section):
 
     path: str = Field(description="a LLaVA JSON or JSONL file, or a messages JSONL file")
     images: str | None = Field(None, description="folder of the images; null is the data file's own")
+    audio: str | None = Field(None, description="folder of the recordings; null is the data file's own")
     eval_path: str | None = Field(None, description="a file of held-out samples")
     eval_fraction: float = Field(0.02, ge=0, lt=1, description="share of the samples held out without an eval_path")
     split_seed: int = Field(0, description="chooses which samples are held out without an eval_path")
     max_length: int = Field(4096, gt=0, description="tokens of the longest sample allowed; nothing is cut off")
     on_error: Literal["fail", "skip"] = Field("fail", description="at a bad sample: stop, or leave it out and list it")
-
-
-class _Places(dict[Key, str]):
-    """Where each key was written. It is no part of what a recipe says, so any two are equal."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Places)
-
-    def refusal(self, key: str | Key, what: str, cure: str) -> RecipeError:
-        """An error at `key`, or at the nearest section around it."""
-        key = tuple(key.split(".")) if isinstance(key, str) else key
-        around = (key[:length] for length in range(len(key), -1, -1))
-        return RecipeError(what, where=next((self[place] for place in around if place in self), None), cure=cure)
 
 
 class Recipe(_Section):
@@ -127,7 +116,7 @@ class Recipe(_Section):
     data: DataSection
     training: dict[str, Any]
 
-    _places: _Places = PrivateAttr(default_factory=_Places)
+    _places: Places = PrivateAttr(default_factory=Places)
 
     @model_validator(mode="after")
     def _is_possible(self) -> Recipe:
@@ -168,7 +157,7 @@ class Recipe(_Section):
         for section in ("model", "data"):
             for name in [name for name, value in sections[section].items() if value is None or (section, name) in idle]:
                 del sections[section][name]
-        return yaml.dump(sections, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+        return yaml.dump(sections, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
 
     def save(self, path: str | Path) -> Path:
         """Writes `to_yaml`.
@@ -206,8 +195,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         what = "no such recipe" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         cure = f"Give a YAML file, or the name of a shipped recipe: {', '.join(shipped_recipes())}."
         raise RecipeError(what, where=str(source), cure=cure) from error
-    places = _Places({(): str(file)})
-    tree = _parse(text, str(file), places)
+    places = Places({(): str(file)})
+    tree = parse(text, str(file), places)
     if not isinstance(tree, dict):
         raise places.refusal((), "not a recipe", f"A recipe has the sections {', '.join(Recipe.model_fields)}.")
     for override in overrides:
@@ -300,7 +289,7 @@ def _argument_fault(value: Any, hint: Any, choices: Sequence[str] | None) -> str
     return None
 
 
-def _override(tree: dict[str, Any], places: _Places, text: str) -> None:
+def _override(tree: dict[str, Any], places: Places, text: str) -> None:
     name, equals, written = text.partition("=")
     key = tuple(name.strip().split("."))
     where = f"override {text}"
@@ -320,39 +309,14 @@ def _override(tree: dict[str, Any], places: _Places, text: str) -> None:
             raise places.refusal(key, f"{outer} is no section", f"Write {outer}=value.")
     written = written.strip()
     is_plain = written[:1] not in {"[", "{", '"', "'"}  # then it is one scalar to its end: a path may hold ` #`
-    value = _Loader("").plain(written) if is_plain else _parse(written, where, _Places())
+    value = Loader("").plain(written) if is_plain else parse(written, where, Places())
     if value is None and key[-1] in branch:
         del branch[key[-1]]
     else:
         branch[key[-1]] = value
 
 
-def _parse(text: str, name: str, places: _Places) -> Any:
-    """The value of a YAML text; notes the place of each key."""
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        _note_places(node, name, (), places)
-        return None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
-        where = f"{name} line {mark.line + 1}" if mark else name
-        raise RecipeError(f"not valid YAML ({problem})", where=where, cure="Check indentation and quotes.") from error
-
-
-def _note_places(node: yaml.Node | None, name: str, key: Key, places: _Places) -> None:
-    """Refuses equal keys on the way, of which YAML would let the last one win."""
-    entries: list[tuple[yaml.Node, yaml.Node]] = node.value if isinstance(node, yaml.MappingNode) else []
-    for label, item in entries:
-        part = str(label.value)
-        place = f"{name} line {label.start_mark.line + 1}"
-        if (*key, part) in places:
-            raise RecipeError(f"{part!r} is given twice", where=place, cure=f"Keep one; see {places[*key, part]}.")
-        places[*key, part] = place
-        _note_places(item, name, (*key, part), places)
-
-
-def _refusal(error: ValidationError, places: _Places) -> RecipeError:
+def _refusal(error: ValidationError, places: Places) -> RecipeError:
     """The first fault in one line; a misspelt key comes before the missing one it explains."""
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     kind, key, value, message = fault["type"], fault["loc"], fault["input"], fault["msg"]
@@ -375,25 +339,3 @@ def _did_you_mean(name: str, names: Collection[str]) -> str:
     if close and close[0] in names:
         return f"Did you mean {close[0]}?"
     return f"Valid here: {', '.join(names)}." if len(names) < 20 else "Its names are transformers.TrainingArguments'."
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars: PyYAML's own rules take `no` for false and `1e-4` for text."""
-
-    yaml_implicit_resolvers = {}
-
-    def plain(self, text: str) -> Any:
-        tag = self.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
-        return self.construct_object(yaml.ScalarNode(tag, text))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the text that either set of rules would take for something else, so that every reader agrees."""
-
-
-_FLOAT = r"[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
-_BOOL = r"(true|True|TRUE|false|False|FALSE)$"
-_PLAIN = {"null": r"(null|Null|NULL|~)?$", "bool": _BOOL, "int": r"[-+]?(0|[1-9]\d*)$", "float": _FLOAT}
-for _name, _pattern in _PLAIN.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern, re.ASCII), None)
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT, re.ASCII), None)

@@ -5,7 +5,6 @@ recipe -> samples, checked -> model with adapters -> Trainer -> artifact, traini
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +21,10 @@ from .checkpoint import Checkpoint
 from .console import progress
 from .data.dataset import ConversationDataset
 from .data.formats import Sample
-from .data.validate import load_samples
-from .errors import RecipeError
 from .files import write_file
 from .messages import Message
 from .model_card import model_card
+from .prepare import read_data
 from .recipe import Recipe
 from .report import Prediction, training_page, write_page
 from .trainer import EdenTrainer, starting_point
@@ -71,7 +69,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     arguments = recipe.training_arguments()
     resume_from = starting_point(arguments, resume, console)
     set_seed(arguments.seed)
-    train_samples, eval_samples, skipped = _read_data(recipe, console)
+    train_samples, eval_samples, skipped = read_data(recipe, console)
     with console.status(f"loading {recipe.model.base or recipe.model.language}"):
         checkpoint = checkpoints.load_for_training(recipe)
     train_set, eval_set = _encode(recipe, checkpoint, train_samples, eval_samples, skipped, console)
@@ -86,45 +84,6 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         folder = Path(arguments.output_dir)
         report = _write_artifact(folder, recipe, checkpoint, log, facts, predictions, skipped)
     return TrainingResult(folder, report, log, skipped)
-
-
-def _read_data(recipe: Recipe, console: Console) -> tuple[list[Sample], list[Sample], list[str]]:
-    """Training and held-out samples, checked by `eden check`'s own code, and what was skipped."""
-    section = recipe.data
-    skipped: list[str] = []
-
-    def read(path: str) -> list[Sample]:
-        with progress(console) as bar:
-            task = bar.add_task(f"checking {path}", total=None)
-            samples, report = load_samples(
-                path,
-                section.images,
-                on_error=section.on_error,
-                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-        skipped.extend(f"{fault.where}: {fault.message}" for fault in report.faults)
-        return samples
-
-    samples = read(section.path)
-    if section.eval_path is not None:
-        return samples, read(section.eval_path), skipped
-    order = list(range(len(samples)))
-    random.Random(section.split_seed).shuffle(order)
-    held_out = round(len(samples) * section.eval_fraction)
-    if section.eval_fraction > 0:
-        held_out = max(1, held_out)
-    if held_out >= len(samples):
-        raise RecipeError(
-            f"{len(samples)} samples leave none to train on when {held_out} are held out",
-            where="data.eval_fraction",
-            cure="Give more samples, or data.eval_path.",
-        )
-    chosen = set(order[:held_out])
-    return (
-        [sample for index, sample in enumerate(samples) if index not in chosen],
-        [sample for index, sample in enumerate(samples) if index in chosen],
-        skipped,
-    )
 
 
 def _encode(

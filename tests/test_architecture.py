@@ -16,30 +16,39 @@ FLOORS = """
 F0  errors
 F0  files
 F0  messages console
+F0  strict_yaml
 F0  recipe
-F1  vision
+F1  vision audio
+F1  speech
 F2  model.projection model.configuration
 F2  model.modeling model.processing
 F2  model
 F2  backbones
 F2  checkpoint
 F3  data data.formats data.collate
-F3  data.validate data.dataset
-F3  tiny tiny.world tiny.smalltalk tiny.tokenizer
+F3  data.validate data.dataset data.transcripts
+F3  tiny tiny.world tiny.smalltalk tiny.tokenizer tiny.voice
 F3  tiny.questions
 F3  tiny.optimize
 F3  tiny.dataset tiny.tower
+F3  tiny.sentences
+F3  tiny.whisper
 F3  report model_card
 F3  xray
 F4  assistant
+F4  prepare transcribe
 F4  evaluate.tasks
+F4  evaluate.spoken
 F4  evaluate.run
 F4  evaluate.report
 F4  evaluate
-F4  tiny.build
+F4  tiny.build tiny.build_whisper
 F4  trainer
 F4  train
 F4  demo
+F5  cli.shared
+F5  cli.talk cli.data cli.work
+F5  cli.main
 F5  cli
 F5  __main__
 """
@@ -127,9 +136,10 @@ def test_the_public_surface() -> None:
     assert raised <= set(eden.__all__)
 
 
-def test_one_place_decodes_images_one_pads_one_writes_html() -> None:
+def test_one_place_decodes_images_one_audio_one_pads_one_writes_html() -> None:
     """A second copy of any of these is a defect."""
     sources = {name: path.read_text() for name, path in MODULES.items()}
     assert {name for name, text in sources.items() if "PIL.Image.open" in text} == {"vision"}
+    assert {name for name, text in sources.items() if "av.open" in text} == {"audio"}
     assert {name for name, text in sources.items() if "report_template" in text} == {"report"}
     assert {name for name, text in sources.items() if "[fill] *" in text} == {"data.collate"}

@@ -3,6 +3,8 @@
     {"id": "7", "image": "7.png", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, ...]}
     {"id": "7", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "7.png"}}, ...]}]}
 
+A question may be spoken: `"audio": "7.wav"` with `<audio>` in the text, or a part `{"type": "input_audio", ...}`.
+
 The format is known by content: a file that begins with `[` is one JSON list, any other is JSON lines.
 """
 
@@ -18,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..messages import Image, Message, Part, Role, Text
+from ..messages import Audio, Image, Message, Part, Role, Text
 
-PLACEHOLDER = "<image>"
+PLACEHOLDERS: dict[str, type[Image] | type[Audio]] = {"<image>": Image, "<audio>": Audio}
+"""LLaVA's, and Eden's of the same kind; the record names the files under `image` and `audio`."""
 LLAVA_ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 LLAVA_ROLES["system"] = "system"
 CONTROL_TOKEN = re.compile(r"<\|(?:endoftext|user|assistant|system|end|image)\|>")
@@ -40,7 +43,7 @@ class Sample:
 
     Attributes:
         id: the record's own, or its number.
-        messages: the turns; images are named, not yet opened.
+        messages: the turns; images and recordings are named, not yet opened.
         where: file and record or line, for messages to people.
     """
 
@@ -49,20 +52,32 @@ class Sample:
     where: str
 
 
-def read_samples(path: str | Path, images: str | Path | None = None) -> Iterator[Sample | RecordError]:
+@dataclass(frozen=True, slots=True)
+class _Folders:
+    """Where the files stand that records name."""
+
+    images: Path
+    audio: Path
+
+
+def read_samples(
+    path: str | Path, images: str | Path | None = None, audio: str | Path | None = None
+) -> Iterator[Sample | RecordError]:
     """Reads a data file in order. A faulty record comes as an error, in its place; the reader goes on.
 
     Args:
         path: the data file.
         images: the folder that image names are relative to; None is the data file's own.
+        audio: the same of the recordings.
 
     Raises:
         DataError: the file is missing, empty, or no JSON at all.
     """
     path = Path(path)
-    folder = Path(images) if images is not None else path.parent
-    if images is not None and not folder.is_dir():
-        raise DataError("no such folder of images", where=str(folder), cure="Check the path.")
+    for what, given in (("images", images), ("recordings", audio)):
+        if given is not None and not Path(given).is_dir():
+            raise DataError(f"no such folder of {what}", where=str(given), cure="Check the path.")
+    folders = _Folders(Path(images or path.parent), Path(audio or path.parent))
     number = 0
     for where, record in _records(path):
         number += 1
@@ -72,7 +87,7 @@ def read_samples(path: str | Path, images: str | Path | None = None) -> Iterator
         sample_id = str(record["id"]) if isinstance(record, dict) and "id" in record else str(number)
         where = f"{where} (id {sample_id})"
         try:
-            yield Sample(sample_id, _messages(record, folder), where)
+            yield Sample(sample_id, _messages(record, folders), where)
         except RecordError as error:
             yield RecordError(error.kind, error.what, cure=str(error.cure), where=where, sample_id=sample_id)
     if number == 0:
@@ -121,13 +136,13 @@ def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
             yield where, RecordError("bad_json", f"not valid JSON ({error})", where=where, cure="Correct the line.")
 
 
-def _messages(record: Any, folder: Path) -> tuple[Message, ...]:
+def _messages(record: Any, folders: _Folders) -> tuple[Message, ...]:
     if not isinstance(record, dict):
         raise RecordError("bad_record", "the record is not an object", cure="Write one JSON object a record.")
     if isinstance(record.get("conversations"), list):
-        messages = _from_llava(record, folder)
+        messages = _from_llava(record, folders)
     elif isinstance(record.get("messages"), list):
-        messages = tuple(_from_openai(turn, folder) for turn in record["messages"])
+        messages = tuple(_from_openai(turn, folders) for turn in record["messages"])
     else:
         raise RecordError(
             "bad_record",
@@ -144,31 +159,39 @@ def _messages(record: Any, folder: Path) -> tuple[Message, ...]:
     return messages
 
 
-def _from_llava(record: Mapping[str, Any], folder: Path) -> tuple[Message, ...]:
-    given = record.get("image")
-    names = [] if given is None else given if isinstance(given, list) else [given]
-    if not all(isinstance(name, str) and name for name in names):
-        raise RecordError("bad_record", "`image` is neither a name nor a list of names", cure="Write file names.")
+def _from_llava(record: Mapping[str, Any], folders: _Folders) -> tuple[Message, ...]:
     turns = record["conversations"]
     if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
         raise RecordError("bad_record", "a turn lacks its text in `value`", cure="Write {from, value} turns.")
-    wanted = sum(turn["value"].count(PLACEHOLDER) for turn in turns)
-    if wanted != len(names):
-        raise RecordError(
-            "image_count",
-            f"the text has {wanted} {PLACEHOLDER} and the record {len(names)} image{'s' * (len(names) != 1)}",
-            cure=f"Write one {PLACEHOLDER} for each image.",
-        )
-    sources = iter(names)
+    sources = {
+        "<image>": (resolve_image(name, folders.images) for name in _names(record, "image", "<image>")),
+        "<audio>": (folders.audio / name for name in _names(record, "audio", "<audio>")),
+    }
     messages = []
     for turn in turns:
         parts: list[Part] = []
-        for index, piece in enumerate(turn["value"].split(PLACEHOLDER)):
-            if index:
-                parts.append(Image(resolve_image(next(sources), folder)))
-            parts.append(Text(piece))
+        for piece in re.split("(<image>|<audio>)", turn["value"]):
+            kind = PLACEHOLDERS.get(piece)
+            parts.append(Text(piece) if kind is None else kind(next(sources[piece])))
         messages.append(Message(_role(LLAVA_ROLES, turn.get("from")), _tidy(parts)))
     return tuple(messages)
+
+
+def _names(record: Mapping[str, Any], key: str, placeholder: str) -> list[str]:
+    """The files a LLaVA record names under a key, as many as there are placeholders in its text."""
+    given = record.get(key)
+    names = [] if given is None else given if isinstance(given, list) else [given]
+    if not all(isinstance(name, str) and name for name in names):
+        raise RecordError("bad_record", f"`{key}` is neither a name nor a list of names", cure="Write file names.")
+    wanted = sum(turn["value"].count(placeholder) for turn in record["conversations"])
+    if wanted != len(names):
+        noun = "image" if key == "image" else "recording"
+        raise RecordError(
+            f"{key}_count",
+            f"the text has {wanted} {placeholder} and the record {len(names)} {noun}{'s' * (len(names) != 1)}",
+            cure=f"Write one {placeholder} for each {noun}.",
+        )
+    return names
 
 
 def _tidy(parts: list[Part]) -> tuple[Part, ...]:
@@ -188,7 +211,7 @@ def _tidy(parts: list[Part]) -> tuple[Part, ...]:
     return tuple(tidied)
 
 
-def _from_openai(turn: Any, folder: Path) -> Message:
+def _from_openai(turn: Any, folders: _Folders) -> Message:
     if not isinstance(turn, dict):
         raise RecordError("bad_record", "a turn is not an object", cure="Write {role, content} turns.")
     role = _role({"system": "system", "user": "user", "assistant": "assistant"}, turn.get("role"))
@@ -197,35 +220,58 @@ def _from_openai(turn: Any, folder: Path) -> Message:
         return Message(role, (Text(content),))
     if not isinstance(content, list):
         raise RecordError("bad_record", "a turn lacks its content", cure="Write a string or a list of parts.")
-    return Message(role, tuple(_part(part, folder) for part in content))
+    return Message(role, tuple(_part(part, folders) for part in content))
 
 
-def _part(part: Any, folder: Path) -> Part:
+def _part(part: Any, folders: _Folders) -> Part:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return Text(part["text"])
     if kind in ("image", "image_url"):
         # OpenAI's {"image_url": {"url": ...}}, and transformers' {"image": ...}, {"url": ...} and {"path": ...}.
-        source = next((part[key] for key in ("image_url", "image", "url", "path") if key in part), None)
-        source = source.get("url") if isinstance(source, dict) else source
-        if isinstance(source, str) and source:
-            return Image(_image_source(source, folder))
-        raise RecordError("bad_record", f"a part of type {kind} names no image", cure="Write its path.")
-    raise RecordError("bad_record", f"a part of type {kind!r} is not known", cure="Use text and image_url parts.")
+        source = _source(part, ("image_url", "image", "url", "path"))
+        if source.startswith("data:"):
+            return Image(_decoded(source.partition(";base64,")[2], "image"))
+        return Image(resolve_image(_local(source, "image"), folders.images))
+    if kind in ("audio", "input_audio"):
+        # OpenAI's {"input_audio": {"data": ..., "format": ...}}, and transformers' {"audio": ...} and so on.
+        given = part.get("input_audio")
+        if isinstance(given, dict) and isinstance(given.get("data"), str):
+            return Audio(_decoded(given["data"], "audio"))
+        source = _source(part, ("input_audio", "audio", "url", "path"))
+        if source.startswith("data:"):
+            return Audio(_decoded(source.partition(";base64,")[2], "audio"))
+        return Audio(folders.audio / _local(source, "audio"))
+    raise RecordError(
+        "bad_record", f"a part of type {kind!r} is not known", cure="Use text, image_url and input_audio parts."
+    )
 
 
-def _image_source(source: str, folder: Path) -> Path | bytes:
+def _source(part: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    """What a media part names: a path or a URL."""
+    source = next((part[key] for key in keys if key in part), None)
+    if isinstance(source, dict):
+        source = source.get("url") or source.get("path")
+    if not isinstance(source, str) or not source:
+        raise RecordError("bad_record", f"a part of type {part['type']} names no file", cure="Write its path.")
+    return source
+
+
+def _decoded(payload: str, kind: str) -> bytes:
+    try:
+        if payload:
+            return base64.b64decode(payload, validate=True)
+    except binascii.Error:
+        pass
+    cure = "Write data:image/png;base64,..." if kind == "image" else 'Write {"data": BASE64, "format": "wav"}.'
+    raise RecordError(f"damaged_{kind}", "the data is not valid base64", cure=cure)
+
+
+def _local(source: str, kind: str) -> str:
     if source.startswith(("http://", "https://")):
-        raise RecordError("remote_image", f"the image {source} is remote", cure="Download it and write its path.")
-    if source.startswith("data:"):
-        _, comma, payload = source.partition(";base64,")
-        try:
-            if comma:
-                return base64.b64decode(payload, validate=True)
-        except binascii.Error:
-            pass
-        raise RecordError("damaged_image", "a data URL is not valid base64", cure="Write data:image/png;base64,...")
-    return resolve_image(source, folder)
+        noun = "image" if kind == "image" else "recording"
+        raise RecordError(f"remote_{kind}", f"the {noun} {source} is remote", cure="Download it and write its path.")
+    return source
 
 
 def _role(roles: Mapping[str, Role], name: Any) -> Role:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import DataError, ImageError, MessageError
-from ..messages import Image, check_conversation
+from ..audio import audio_seconds
+from ..errors import AudioError, DataError, ImageError, MessageError
+from ..messages import Audio, Image, check_conversation
 from ..vision import check_image, open_image
 from .formats import RecordError, Sample, read_samples
 
@@ -70,17 +71,20 @@ class Report:
 def check(
     path: str | Path,
     images: str | Path | None = None,
+    audio: str | Path | None = None,
     *,
     decode: bool = True,
     on_progress: Progress | None = None,
 ) -> tuple[Report, list[Sample]]:
-    """Checks every record and every image of a data file.
+    """Checks every record, every image and every recording of a data file.
 
     Args:
         path: the data file.
         images: the folder of its images; None is the file's own.
-        decode: decode every image in full; otherwise only its header is read.
-        on_progress: called as images are checked.
+        audio: the folder of its recordings; None is the file's own.
+        decode: decode every image in full; otherwise only its header is read. Recordings are always decoded: their
+            headers tell too little.
+        on_progress: called as images and recordings are checked.
 
     Returns:
         The report, and the good samples in file order.
@@ -89,7 +93,7 @@ def check(
         DataError: the file is missing, empty, or no JSON at all.
     """
     found: list[Sample | Fault] = []
-    for item in read_samples(path, images):
+    for item in read_samples(path, images, audio):
         if isinstance(item, RecordError):
             found.append(Fault(str(item.where), item.sample_id, item.kind, item.what, str(item.cure)))
             continue
@@ -101,13 +105,13 @@ def check(
             continue
         found.append(item)
     read = [item for item in found if isinstance(item, Sample)]
-    broken = _check_images(read, decode, on_progress)
+    broken = _check_media(read, decode, on_progress)
     faults: list[Fault] = []
     good: list[Sample] = []
     for record in found:
         if isinstance(record, Fault):
             faults.append(record)
-        elif errors := [broken[key] for image in _images(record) if (key := _key(image)) in broken]:
+        elif errors := [broken[key] for part in _media(record) if (key := _key(part)) in broken]:
             faults += [
                 Fault(record.where, record.id, error.kind, f"{error.where}: {error.what}", str(error.cure))
                 for error in errors
@@ -120,6 +124,7 @@ def check(
 def load_samples(
     path: str | Path,
     images: str | Path | None = None,
+    audio: str | Path | None = None,
     *,
     on_error: Literal["fail", "skip"] = "fail",
     on_progress: Progress | None = None,
@@ -129,13 +134,14 @@ def load_samples(
     Args:
         path: the data file.
         images: the folder of its images; None is the file's own.
+        audio: the folder of its recordings; None is the file's own.
         on_error: `fail` if any record is faulty, or `skip` those that are.
-        on_progress: called as images are checked.
+        on_progress: called as images and recordings are checked.
 
     Raises:
         DataError: a record is faulty and `on_error` is `fail`, no record is good, or the file cannot be read.
     """
-    report, samples = check(path, images, on_progress=on_progress)
+    report, samples = check(path, images, audio, on_progress=on_progress)
     if report.faults and (on_error == "fail" or not samples):
         first = report.faults[0]
         more = f" ({len(report.faults) - 1} more faults)" if len(report.faults) > 1 else ""
@@ -147,22 +153,29 @@ def load_samples(
     return samples, report
 
 
-def _check_images(
-    samples: Sequence[Sample], decode: bool, on_progress: Progress | None
-) -> dict[str | bytes, ImageError]:
-    """The images that cannot be used, by key; an image that many samples show is checked once."""
-    unique = {_key(image): image for sample in samples for image in _images(sample)}
-    test = open_image if decode else check_image
+_Key = tuple[str, str | bytes]
 
-    def attempt(image: Image) -> ImageError | None:
+
+def _check_media(
+    samples: Sequence[Sample], decode: bool, on_progress: Progress | None
+) -> dict[_Key, ImageError | AudioError]:
+    """The images and recordings that cannot be used, by key; one that many samples name is checked once."""
+    unique = {_key(part): part for sample in samples for part in _media(sample)}
+
+    def attempt(part: Image | Audio) -> ImageError | AudioError | None:
         try:
-            test(image.source)
-        except ImageError as error:
+            if isinstance(part, Audio):
+                audio_seconds(part.source)
+            elif decode:
+                open_image(part.source)
+            else:
+                check_image(part.source)
+        except (ImageError, AudioError) as error:
             return error
         return None
 
-    broken: dict[str | bytes, ImageError] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets other threads run while it decodes
+    broken: dict[_Key, ImageError | AudioError] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and ffmpeg let other threads run while they decode
         for done, (key, error) in enumerate(zip(unique, pool.map(attempt, unique.values()), strict=True), 1):
             if error is not None:
                 broken[key] = error
@@ -171,22 +184,24 @@ def _check_images(
     return broken
 
 
-def _images(sample: Sample) -> list[Image]:
-    return [image for message in sample.messages for image in message.images]
+def _media(sample: Sample) -> list[Image | Audio]:
+    return [part for message in sample.messages for part in message.content if isinstance(part, Image | Audio)]
 
 
-def _key(image: Image) -> str | bytes:
-    return image.source if isinstance(image.source, bytes) else str(image.source)
+def _key(part: Image | Audio) -> _Key:
+    return type(part).__name__, part.source if isinstance(part.source, bytes) else str(part.source)
 
 
 def _count(samples: Sequence[Sample], records: int) -> dict[str, int]:
-    images = [len(_images(sample)) for sample in samples]
+    images = [sum(len(message.images) for message in sample.messages) for sample in samples]
+    audio = [sum(len(message.audio) for message in sample.messages) for sample in samples]
     ids = Counter(sample.id for sample in samples)
     return {
         "turns": sum(len(sample.messages) for sample in samples),
         "answers": sum(message.role == "assistant" for sample in samples for message in sample.messages),
         "images": sum(images),
-        "text_only_samples": sum(number == 0 for number in images),
+        "recordings": sum(audio),
+        "text_only_samples": sum(not pictures and not spoken for pictures, spoken in zip(images, audio, strict=True)),
         "samples_with_several_images": sum(number > 1 for number in images),
         "repeated_ids": sum(number - 1 for number in ids.values()),
     }

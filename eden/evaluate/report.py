@@ -24,6 +24,6 @@ def write_report(path: str | Path, result: EvaluationResult) -> Path:
     for answer in wrong[:SHOWN]:
         images = [image for message in answer.question.messages for image in message.images]
         picture = open_image(images[0].source) if images else None
-        question = answer.question.messages[-1].text
+        question = answer.question.messages[-1].text or "(asked by voice)"
         shown.append(Prediction(picture, question, answer.question.expected, None, answer.text))
     return write_page(path, evaluation_page(result.to_dict(), shown))

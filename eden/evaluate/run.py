@@ -12,7 +12,10 @@ from rich.console import Console
 
 from ..assistant import Assistant
 from ..console import progress
+from .spoken import Hearing
 from .tasks import Question, Task
+
+WORD_ERRORS = "word_error_rate"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class EvaluationResult:
     model: str
     answers: list[Answer]
     seconds: float
+    hearing: Hearing | None = None
 
     def accuracy(self, group: str = "accuracy", kind: str | None = None) -> float:
         """The share of right answers of a group, or of one kind of question in it."""
@@ -38,18 +42,25 @@ class EvaluationResult:
         return sum(chosen) / len(chosen) if chosen else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
-        """Accuracy by group, then by kind of question within each, with counts."""
+        """Accuracy by group, then by kind of question within each, with counts; word error rates if it was spoken."""
         kinds: dict[str, dict[str, None]] = defaultdict(dict)
         for answer in self.answers:
             kinds[answer.group][answer.question.kind] = None
+        overall = {group: round(self.accuracy(group), 4) for group in kinds}
+        by_kind = {
+            group: {kind: round(self.accuracy(group, kind), 4) for kind in sorted(names)}
+            for group, names in kinds.items()
+        }
+        if self.hearing is not None:
+            overall[WORD_ERRORS] = round(self.hearing.word_error_rate(), 4)
+            by_kind[WORD_ERRORS] = {
+                kind: round(self.hearing.word_error_rate(kind), 4) for kind in sorted(set(self.hearing.kinds))
+            }
         return {
             "task": self.task,
             "model": self.model,
-            **{group: round(self.accuracy(group), 4) for group in kinds},
-            "by_kind": {
-                group: {kind: round(self.accuracy(group, kind), 4) for kind in sorted(names)}
-                for group, names in kinds.items()
-            },
+            **overall,
+            "by_kind": by_kind,
             "n": len(self.answers),
             "seconds": round(self.seconds, 1),
         }
@@ -61,9 +72,19 @@ def evaluate(
     *,
     batch_size: int = 64,
     max_new_tokens: int = 96,
+    hearing: Hearing | None = None,
     console: Console | None = None,
 ) -> EvaluationResult:
-    """Asks every question of the task, greedily; the same model and task give the same result."""
+    """Asks every question of the task, greedily; the same model and task give the same result.
+
+    Args:
+        assistant: the model.
+        task: the questions.
+        batch_size: questions asked at once.
+        max_new_tokens: the longest answer, in tokens.
+        hearing: what was heard, if the task is spoken (`speak_task`).
+        console: where progress is shown; None shows it on stderr.
+    """
     started = time.monotonic()
     answers: list[Answer] = []
     for group, questions in task.groups.items():
@@ -80,7 +101,7 @@ def evaluate(
             Answer(group, question, text, question.is_correct(text))
             for question, text in zip(questions, texts, strict=True)
         ]
-    return EvaluationResult(task.name, assistant.checkpoint.name, answers, time.monotonic() - started)
+    return EvaluationResult(task.name, assistant.checkpoint.name, answers, time.monotonic() - started, hearing)
 
 
 def _ask(assistant: Assistant, questions: Sequence[Question], **options: Any) -> list[str]:

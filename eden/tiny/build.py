@@ -210,6 +210,7 @@ def new_model(processor: MultimodalPhiProcessor) -> MultimodalPhiForConditionalG
             vision_config=vision,
             text_config=language,
             vision_feature="patches",
+            speech_model=files.EDEN_TINY,
             image_token_id=processor.image_token_id,
         )
     )

@@ -10,6 +10,8 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..console import progress
 
+OUTPUT_HEADS = ("lm_head", "proj_out", "ctc_head")
+
 
 def optimize(
     module: torch.nn.Module,
@@ -62,5 +64,5 @@ def optimize(
 
 def _matrices(module: torch.nn.Module) -> Iterable[torch.Tensor]:
     for name, part in module.named_modules():
-        if isinstance(part, torch.nn.Linear) and not name.endswith("lm_head"):
+        if isinstance(part, torch.nn.Linear) and not name.endswith(OUTPUT_HEADS):
             yield part.weight

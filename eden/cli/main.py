@@ -1,0 +1,71 @@
+"""The `eden` command: its verbs, its errors, its exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+# Models are asked for by folder or hub id; a tokenizer that forks workers would only warn about it.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import typer
+
+from .. import __version__
+from ..errors import EdenError
+from .data import cache, check, xray
+from .shared import err
+from .talk import ask, chat, transcribe
+from .work import demo, evaluate, export, train
+
+app = typer.Typer(
+    name="eden",
+    help="Give a small language model eyes and ears: train, evaluate, ask and ship it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit()
+
+
+for verb in (demo, ask, chat, transcribe, check, xray, cache, train, evaluate, export):
+    app.command()(verb)
+
+
+def main() -> None:
+    """The `eden` command. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    _quiet_libraries()
+    debug = "--debug" in sys.argv
+    try:
+        app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
+    except EdenError as error:
+        if debug:
+            traceback.print_exc()
+        err.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("stopped")
+        sys.exit(130)
+
+
+def _quiet_libraries() -> None:
+    """The libraries' own progress bars and advice would drown the one line that matters."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,0 +1,39 @@
+"""What several verbs share: options, where messages go, how a model is loaded and a result printed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from ..assistant import Assistant
+    from ..speech import Transcript
+
+err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Model = Annotated[str, typer.Option("-m", "--model", help="A folder, a hub id, or eden-tiny.")]
+FourBit = Annotated[bool, typer.Option("--4bit", help="Hold the language model in 4 bits (NF4).")]
+
+
+def load_assistant(model: str, four_bit: bool) -> Assistant:
+    from .. import load
+
+    options: dict[str, Any] = {}
+    if four_bit:
+        from ..recipe import QuantizationSection
+
+        options["quantization"] = QuantizationSection()
+    with err.status(f"loading {model}"):
+        return load(model, **options)
+
+
+def print_heard(transcript: Transcript) -> None:
+    err.print(f"heard  {transcript.text or '(nothing)'}", style="dim", highlight=False, markup=False)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,141 @@
+"""What was said in the recordings of a data set: computed once, kept by content, and gone on with after a stop.
+
+One JSON-lines file for each Whisper and way of decoding; a line is written when a recording is done, so that a run that
+is killed loses nothing but the recordings it was at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ..errors import AudioError, DataError
+from ..files import cache_folder, storage_error
+from ..messages import AudioSource, hear
+from ..speech import Transcriber
+from .formats import Sample
+
+
+class TranscriptStore:
+    """Transcripts by the SHA-256 of the recording's bytes.
+
+    Args:
+        transcriber: whose transcripts these are.
+        folder: where they are kept; None is Eden's cache.
+
+    Raises:
+        StorageError: the folder is not writable.
+    """
+
+    def __init__(self, transcriber: Transcriber, folder: str | Path | None = None):
+        self.transcriber = transcriber
+        self.path = Path(folder or cache_folder() / "transcripts") / f"{transcriber.fingerprint}.jsonl"
+        self._words: dict[str, str] = {}
+        self._writing = threading.Lock()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
+        except OSError as error:
+            raise storage_error(error, self.path) from error
+        for line in lines:
+            try:
+                row = json.loads(line)
+                self._words[row["sha256"]] = row["text"]
+            except (ValueError, KeyError, TypeError):  # cut off when a run was killed
+                continue
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def words(self, source: AudioSource) -> str:
+        """What is said in a recording, from the store or, once, from Whisper.
+
+        Raises:
+            AudioError: it cannot be read.
+            StorageError: the disk is full.
+        """
+        key = _digest(source)
+        if key not in self._words:
+            text = self.transcriber.transcribe(source).text
+            row = json.dumps({"sha256": key, "text": text}, ensure_ascii=False)
+            with self._writing:
+                self._append(row)
+                self._words[key] = text
+        return self._words[key]
+
+    def _append(self, row: str) -> None:
+        # A line break before as well as after: a line that was cut off stays alone.
+        try:
+            with self.path.open("ab") as file:
+                file.write(f"\n{row}\n".encode())
+        except OSError as error:
+            raise storage_error(error, self.path) from error
+
+
+def transcribe_samples(
+    samples: Sequence[Sample],
+    store: TranscriptStore,
+    *,
+    on_error: Literal["fail", "skip"] = "fail",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Sample], list[DataError]]:
+    """The samples with each recording as text (`eden.messages.hear`), and the errors of those left out.
+
+    Args:
+        samples: checked samples.
+        store: of the transcripts.
+        on_error: `fail` at the first recording in which nothing is said, or `skip` its sample.
+        on_progress: called with (recordings done, recordings in all).
+
+    Raises:
+        DataError: a recording cannot be read or nothing is said in it; the message names the sample.
+    """
+    spoken = {_name(part.source): part.source for sample in samples for m in sample.messages for part in m.audio}
+
+    def attempt(source: AudioSource) -> None:
+        with suppress(AudioError):  # raised again below, where the sample is known
+            store.words(source)
+
+    with ThreadPoolExecutor(store.transcriber.workers) as pool:
+        for done, _ in enumerate(pool.map(attempt, spoken.values()), 1):
+            if on_progress is not None:
+                on_progress(done, len(spoken))
+    heard: list[Sample] = []
+    faults: list[DataError] = []
+    for sample in samples:
+        try:
+            heard.append(replace(sample, messages=tuple(hear(message, store.words) for message in sample.messages)))
+        except AudioError as error:
+            what = f"{error.where}: {error.what}" if error.where else error.what
+            fault = DataError(what, where=sample.where, cure=error.cure, kind=error.kind)
+            if on_error == "fail":
+                raise fault from error
+            faults.append(fault)
+    return heard, faults
+
+
+def _name(source: AudioSource) -> str:
+    return _digest(source) if isinstance(source, bytes | np.ndarray) else str(source)
+
+
+def _digest(source: AudioSource) -> str:
+    if isinstance(source, np.ndarray):
+        return hashlib.sha256(source.tobytes()).hexdigest()
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    try:
+        with Path(source).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise AudioError(
+            f"cannot read the recording ({error.strerror})", where=str(source), cure="Check the path."
+        ) from None
