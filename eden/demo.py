@@ -1,4 +1,4 @@
-"""The tour: ask eden-tiny about a picture, teach it to read real handwritten digits, ask again."""
+"""The tour: ask eden-tiny about a picture, in writing and by voice, teach it to read real handwritten digits, ask again."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .assistant import Assistant
+from .assistant import Assistant, Sampling
+from .audio import to_wav
 from .checkpoint import load
 from .console import progress
 from .evaluate import evaluate, open_task
 from .files import EDEN_TINY, write_file
+from .messages import Message
 from .recipe import load_recipe
+from .tiny.voice import speak
 from .tiny.world import scenes
 from .train import train
 
 QUESTION = "What digit is this?"
+SPOKEN_QUESTION = "What colour is the star?"
 UNSEEN_DIGITS = 360
 DIGIT_SCALE = 12
 """Pixels per pixel: the scans are 8x8, the pictures 96x96."""
@@ -43,7 +47,7 @@ def run_demo(folder: str | Path, console: Console, *, overrides: tuple[str, ...]
         StorageError: the disk is full.
     """
     folder = Path(folder)
-    console.rule("1. eden-tiny answers questions about a picture")
+    console.rule("1. eden-tiny answers questions about a picture, in writing and by voice")
     _ask_about_a_picture(Assistant(load(EDEN_TINY)), folder / "scene.png", console)
 
     console.rule("2. Real images: 1,797 handwritten digits")
@@ -111,3 +115,8 @@ def _ask_about_a_picture(assistant: Assistant, path: Path, console: Console) -> 
     console.print(f"the picture: {path}")
     for question in ("Describe the picture.", "How many objects are there?"):
         console.print(f"  {question} [bold]{assistant.ask(question, images=[path])}[/]")
+    recording = write_file(path.with_name("question.wav"), to_wav(speak(SPOKEN_QUESTION)))
+    console.print(f"a spoken question: {recording}")
+    (message,) = assistant.hear([Message.user("", [path], [recording])])
+    answer = "".join(assistant.reply([message], Sampling()))
+    console.print(f'  heard "{message.text}" [bold]{answer}[/]')

@@ -33,7 +33,6 @@ SHORTEST_SPEECH = 0.2
 """Seconds; a shorter recording holds no word."""
 PAUSE_MS, PADDING_MS = 500, 200
 """A pause that may end a window, and what is kept around speech."""
-BEAM_SIZE = 5
 
 Progress = Callable[[float], None]
 """Called with the seconds of sound that are done."""
@@ -84,6 +83,7 @@ class Transcriber:
         language: a code as `en`; None lets Whisper tell from the first words.
         device: `cpu` or `cuda`; None is the GPU if there is one.
         compute_type: CTranslate2's; None is int8 on a CPU and float16 on a GPU.
+        beam_size: hypotheses that are followed at once; 1 is greedy and faster.
         workers: recordings that are worked on at once, each on its share of the cores.
     """
 
@@ -94,12 +94,14 @@ class Transcriber:
         language: str | None = None,
         device: str | None = None,
         compute_type: str | None = None,
+        beam_size: int = 5,
         workers: int = 1,
     ):
         self.name = model
         self.language = language
         self.device = device
         self.compute_type = compute_type
+        self.beam_size = beam_size
         self.workers = workers
         self._loading = threading.Lock()
 
@@ -120,7 +122,7 @@ class Transcriber:
         weights = find_whisper(self.name) / "model.bin"
         with weights.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        settings = f"{digest} {self.language} {BLOCK_SECONDS} {PAUSE_MS} {PADDING_MS} {BEAM_SIZE}"
+        settings = f"{digest} {self.language} {BLOCK_SECONDS} {PAUSE_MS} {PADDING_MS} {self.beam_size}"
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
     def transcribe(
@@ -143,6 +145,7 @@ class Transcriber:
             AudioError: missing, not audio, truncated, damaged, or too long.
             CheckpointError: the Whisper cannot be loaded.
         """
+        _ = self.model  # what is wrong with it is said before anything is decoded
         pieces: Iterable[Waveform]
         if isinstance(source, np.ndarray):
             pieces = [source.astype(np.float32, copy=False)]
@@ -199,7 +202,7 @@ class Transcriber:
         found, info = self.model.transcribe(
             waveform,
             language=language,
-            beam_size=BEAM_SIZE,
+            beam_size=self.beam_size,
             temperature=0.0,
             condition_on_previous_text=False,
             clip_timestamps=[sample / SAMPLE_RATE for window in windows for sample in window],

@@ -29,6 +29,12 @@ def _two_threads() -> None:
     torch.set_num_threads(2)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing of the user's cache is read, and nothing is left in it."""
+    os.environ["EDEN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Letters as tokens, all else as bytes; control tokens in Phi-3.5's order, swallowing the newline behind them."""
     pieces = [*FIRST_PIECES, "▁", *map(chr, range(97, 123))]

@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import make_image
 
 import eden
+from eden.audio import SAMPLE_RATE, to_wav
 from eden.tiny.dataset import write_dataset
 
-VERBS = ["ask", "chat", "check", "demo", "evaluate", "export", "train", "xray"]
+VERBS = ["ask", "cache", "chat", "check", "demo", "evaluate", "export", "train", "transcribe", "xray"]
 
 
 def run(*arguments: str | Path, **kwargs) -> subprocess.CompletedProcess[str]:
@@ -48,6 +50,52 @@ def test_chat_remembers_the_picture(data: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.strip().splitlines()) == 2
     assert "gone.png: no such image file" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One picture and a spoken question about it."""
+    return write_dataset(tmp_path_factory.mktemp("spoken"), 1, seed=2, turns=1, spoken=True)
+
+
+def test_ask_by_voice_prints_what_was_heard_on_stderr(spoken: Path) -> None:
+    files = ["--image", spoken.parent / "000000.png", "--audio", spoken.parent / "000000-0.wav"]
+    plain = run("ask", *files)
+    assert plain.returncode == 0, plain.stderr
+    heard = plain.stderr.strip().removeprefix("heard  ")
+    as_json = json.loads(run("ask", *files, "--json").stdout)
+    assert as_json["transcripts"] == [heard] and heard.endswith(("?", "."))
+    assert as_json["answer"] == plain.stdout.strip()
+    typed = json.loads(run("ask", *files[:2], heard, "--json").stdout)
+    assert typed["answer"] == as_json["answer"] and "transcripts" not in typed
+
+
+def test_chat_by_voice(spoken: Path) -> None:
+    folder = spoken.parent
+    result = run("chat", input=f"/image {folder / '000000.png'}\n/audio {folder / '000000-0.wav'}\n/audio gone.wav\n")
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.strip().splitlines()) == 1
+    assert "heard  " in result.stderr and "gone.wav: no such recording" in result.stderr
+
+
+def test_transcribe_as_text_json_and_subtitles(spoken: Path, tmp_path: Path) -> None:
+    recording = spoken.parent / "000000-0.wav"
+    text = run("transcribe", recording)
+    assert text.returncode == 0, text.stderr
+    assert "peak memory" in text.stderr
+    (transcript,) = json.loads(run("transcribe", recording, "--json").stdout)["transcripts"]
+    assert transcript["text"] == text.stdout.strip() and transcript["file"] == str(recording)
+    subtitles = run("transcribe", recording, "--srt").stdout.splitlines()
+    assert subtitles[0] == "1" and " --> " in subtitles[1] and subtitles[2] == text.stdout.strip()
+    (tmp_path / "silence.wav").write_bytes(to_wav(np.zeros(SAMPLE_RATE, dtype=np.float32)))
+    silent = run("transcribe", tmp_path / "silence.wav")
+    assert silent.returncode == 0 and silent.stdout == "" and "silence.wav: no speech was heard" in silent.stderr
+
+
+def test_xray_of_spoken_samples_shows_the_words(spoken: Path) -> None:
+    (sample,) = json.loads(run("xray", spoken, "-n", "1", "--json").stdout)["samples"]
+    heard = run("transcribe", spoken.parent / "000000-0.wav").stdout.strip()
+    assert heard in "".join(token["text"] for token in sample["tokens"])
 
 
 def test_check_of_a_good_and_a_bad_file(data: Path, tmp_path: Path) -> None:
@@ -95,8 +143,15 @@ def test_export_gives_a_whole_model(tmp_path: Path) -> None:
 
 BAD = {
     "no such image": (["ask", "--image", "gone.png", "hi"], "gone.png: no such image file"),
+    "no such recording": (["ask", "--audio", "gone.wav"], "gone.wav: no such recording"),
+    "no recording": (["transcribe", __file__], "not a recording Eden can read"),
+    "no such Whisper": (["transcribe", __file__, "-m", "./gone"], "no such folder, and no such Whisper"),
+    "two formats": (["transcribe", __file__, "--json", "--srt"], "more than one format"),
+    "a language it does not hear": (["transcribe", __file__, "--language", "de"], "does not hear the language"),
+    "noise without speech": (["evaluate", "eden-tiny", "world", "--noise-db", "3"], "without --spoken"),
     "no such model": (["ask", "-m", "./gone", "hi"], "no such folder"),
     "an empty question": (["ask", " "], "empty"),
+    "no question": (["ask"], "empty"),
     "no such data": (["check", "gone.json"], "no such data file"),
     "no such recipe": (["train", "gone"], "no such recipe"),
     "a wrong key": (["train", "digits", "training.max_step=1"], "Did you mean max_steps?"),

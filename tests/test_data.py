@@ -216,6 +216,7 @@ def test_counts(folder: Path) -> None:
         "turns": 6,
         "answers": 3,
         "images": 2,
+        "recordings": 0,
         "text_only_samples": 1,
         "samples_with_several_images": 1,
         "repeated_ids": 1,

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import PIL.Image
 
+from ..audio import to_wav
 from ..files import write_file
 from .questions import KINDS, Question, ask
+from .voice import random_voice, speak
 from .world import HELD_OUT_PAIRS, Object, Scene, Split, scenes
 
 
@@ -39,11 +41,22 @@ def evaluation_set(n: int, *, seed: int, split: Split) -> list[tuple[Scene, PIL.
     return found
 
 
-def write_dataset(folder: str | Path, n: int, *, seed: int, split: Split = "train", turns: int = 2) -> Path:
+def write_dataset(
+    folder: str | Path, n: int, *, seed: int, split: Split = "train", turns: int = 2, spoken: bool = False
+) -> Path:
     """Writes `n` pictures as PNG and a LLaVA-format JSON of conversations about them; returns the JSON's path.
+
+    Args:
+        folder: where to write.
+        n: pictures, and conversations.
+        seed: of the scenes and the questions.
+        split: of the scenes.
+        turns: questions about each picture.
+        spoken: ask by voice: the questions become WAV files, in voices that eden-tiny's Whisper never heard.
 
     Raises:
         StorageError: the folder is not writable.
+        RunError: `spoken`, and espeak-ng is not installed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,11 +65,18 @@ def write_dataset(folder: str | Path, n: int, *, seed: int, split: Split = "trai
     for index, (scene, image) in zip(range(n), scenes(seed, split), strict=False):
         name = f"{index:06d}.png"
         image.save(folder / name)
-        conversation = []
+        conversation, recordings = [], []
         for turn in range(turns):
             question = any_question(scene, rng)
+            asked = question.text
+            if spoken:
+                asked = "<audio>"
+                recordings.append(f"{index:06d}-{turn}.wav")
+                voice = random_voice(random.Random(f"voice {seed} {index} {turn}"), "test")
+                write_file(folder / recordings[-1], to_wav(speak(question.text, voice)))
             placeholder = "<image>\n" if turn == 0 else ""
-            conversation.append({"from": "human", "value": placeholder + question.text})
+            conversation.append({"from": "human", "value": placeholder + asked})
             conversation.append({"from": "gpt", "value": question.answer})
-        records.append({"id": f"{index:06d}", "image": name, "conversations": conversation})
+        audio = {"audio": recordings} if spoken else {}
+        records.append({"id": f"{index:06d}", "image": name, **audio, "conversations": conversation})
     return write_file(folder / f"{split}.json", json.dumps(records, indent=1))

@@ -1,0 +1,141 @@
+"""Seconds of sound a second, for the same Whisper weights: Eden's Transcriber beside transformers' own pipeline.
+
+Whisper-tiny and whisper-small in their real shapes with random weights. Both decode the same number of tokens a window,
+with the same number of beams; what they write means nothing. `python -m bench.speech`.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import pre_tokenizers
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+    pipeline,
+)
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+from bench.machine import describe
+from eden.audio import SAMPLE_RATE
+from eden.speech import Transcriber, convert_whisper
+from eden.tiny.voice import speak
+
+NEW_TOKENS = 32
+PROMPT = 3
+"""Start, language, task."""
+SHAPES = {
+    "whisper-tiny": {"d_model": 384, "layers": 4, "heads": 6},
+    "whisper-small": {"d_model": 768, "layers": 12, "heads": 12},
+}
+TEXT_TOKENS, ALL_TOKENS = 50_257, 51_865
+
+
+def main() -> None:
+    """Prints both rates and their ratio for each shape and number of beams."""
+    sentence = "The small red star is at the top left of the picture, and the large blue circle is in the center. "
+    waveform = speak(sentence * 10)
+    seconds = len(waveform) / SAMPLE_RATE
+    with tempfile.TemporaryDirectory() as folder:
+        for name, shape in SHAPES.items():
+            path = Path(folder) / name
+            write_random_whisper(path / "hf", **shape)
+            convert_whisper(path / "hf", path / "ct2", quantization="float16")
+            for beams in (1, 5):
+                ours, windows = through_eden(path / "ct2", waveform, beams)
+                theirs = through_transformers(path / "hf", waveform, beams)
+                print(
+                    f"{name}, {beams} beam{'s' * (beams > 1)}: Eden {seconds / ours:.1f} s of sound a second, transformers "
+                    f"{seconds / theirs:.1f}, ratio {theirs / ours:.1f} ({seconds:.0f} s of speech in {windows} windows, "
+                    f"{NEW_TOKENS} tokens each)"
+                )
+
+
+def through_eden(folder: Path, waveform: np.ndarray, beams: int) -> tuple[float, int]:
+    """Seconds, after a warm-up, and windows of 30 s that were decoded."""
+    transcriber = Transcriber(str(folder), language="en", beam_size=beams)
+    transcriber.model.max_length = PROMPT + NEW_TOKENS
+    transcriber.transcribe(waveform[: 5 * SAMPLE_RATE])
+    started = time.perf_counter()
+    transcript = transcriber.transcribe(waveform)
+    return time.perf_counter() - started, len(transcript.segments)
+
+
+def through_transformers(folder: Path, waveform: np.ndarray, beams: int) -> float:
+    """Seconds, after a warm-up."""
+    pipe = pipeline("automatic-speech-recognition", model=str(folder), chunk_length_s=30, device="cpu")
+    options = {
+        "max_new_tokens": NEW_TOKENS,
+        "min_new_tokens": NEW_TOKENS,
+        "num_beams": beams,
+        "language": "en",
+        "task": "transcribe",
+    }
+    with torch.inference_mode():
+        pipe(waveform[: 5 * SAMPLE_RATE], generate_kwargs=options)
+        started = time.perf_counter()
+        pipe(waveform, generate_kwargs=options)
+        return time.perf_counter() - started
+
+
+def write_random_whisper(folder: Path, d_model: int, layers: int, heads: int) -> None:
+    """A multilingual Whisper of real shape with random weights, a tokenizer of the real layout with made-up pieces."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [*letters, *(f"p{number}" for number in range(TEXT_TOKENS - len(letters) - 1))]
+    vocabulary = {piece: index for index, piece in enumerate([*pieces, "<|endoftext|>"])}
+    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[], pad_token="<|endoftext|>")
+    special = ["<|startoftranscript|>", *(f"<|{code}|>" for code in list(LANGUAGES)[:99]), "<|translate|>"]
+    special += ["<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ["<|endoftext|>", *special]}
+    end = ids["<|endoftext|>"]
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=ALL_TOKENS,
+            d_model=d_model,
+            encoder_layers=layers,
+            decoder_layers=layers,
+            encoder_attention_heads=heads,
+            decoder_attention_heads=heads,
+            encoder_ffn_dim=4 * d_model,
+            decoder_ffn_dim=4 * d_model,
+            pad_token_id=end,
+            bos_token_id=end,
+            eos_token_id=end,
+            decoder_start_token_id=ids["<|startoftranscript|>"],
+            suppress_tokens=[],
+            begin_suppress_tokens=[],
+        )
+    )
+    with (
+        torch.no_grad()
+    ):  # words must win over the many timestamps and the end, so that every window has all its tokens
+        embeddings = model.model.decoder.embed_tokens.weight
+        torch.nn.init.normal_(embeddings, std=0.2)
+        embeddings[end:] = 0
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=ids["<|startoftranscript|>"],
+        eos_token_id=end,
+        pad_token_id=end,
+        suppress_tokens=[],
+        begin_suppress_tokens=[],
+        is_multilingual=True,
+        lang_to_id={token: ids[token] for token in special[1:100]},
+        task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
+        no_timestamps_token_id=ids["<|notimestamps|>"],
+        max_length=448,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    WhisperFeatureExtractor().save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    print(f"machine: {describe()}")
+    main()

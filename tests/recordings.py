@@ -1,0 +1,52 @@
+"""Recordings as programs and browsers write them, encoded by ffmpeg's own encoders."""
+
+import io
+
+import av
+import numpy as np
+
+from eden.audio import SAMPLE_RATE, Waveform
+
+CONTAINERS = {
+    "wav": ("wav", "pcm_s16le"),
+    "flac": ("flac", "flac"),
+    "mp3": ("mp3", "libmp3lame"),
+    "ogg": ("ogg", "libopus"),
+    "m4a": ("ipod", "aac"),
+    "webm": ("webm", "libopus"),
+}
+
+
+def encode(waveform: Waveform, kind: str, *, rate: int = 48_000, layout: str = "mono") -> bytes:
+    """A waveform in one of `CONTAINERS`, at any sample rate and channel layout."""
+    container_format, codec = CONTAINERS[kind]
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container_format) as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        resampler = av.AudioResampler(
+            format=stream.format.name, layout=layout, rate=rate, frame_size=stream.codec_context.frame_size or 0
+        )
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[None]), format="flt", layout="mono")
+        frame.sample_rate = SAMPLE_RATE
+        for part in (*resampler.resample(frame), *resampler.resample(None)):
+            part.pts = None
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def video_without_sound() -> bytes:
+    """Half a second of black pictures in an MP4."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def tone(seconds: float, level: float = 0.3) -> Waveform:
+    """A hum of 220 Hz."""
+    return (level * np.sin(2 * np.pi * 220 * np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE)).astype(np.float32)

@@ -1,0 +1,161 @@
+"""Hearing: eden-tiny's own Whisper on speech in every container, long and short, and conversion of Hugging Face's."""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recordings import CONTAINERS, encode, tone
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+import eden.speech
+from eden import CheckpointError, InputError
+from eden.audio import SAMPLE_RATE, Waveform, open_audio
+from eden.speech import Segment, Transcriber, Transcript, find_whisper
+from eden.tiny.voice import ACCENTS, SPEAKERS, Voice, add_noise, random_voice, speak
+from eden.tiny.whisper import HearingConfig, build_tokenizer, new_whisper
+
+QUESTION = "What colour is the large star?"
+SENTENCES = (QUESTION, "How many circles are there?", "Is the cross above the square?", "Where is the yellow triangle?")
+
+
+@pytest.fixture(scope="module")
+def ears() -> Transcriber:
+    return Transcriber(workers=2)
+
+
+@pytest.fixture(scope="module")
+def spoken() -> Waveform:
+    return speak(QUESTION, Voice("en-us", "m6"))
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_every_container_gives_the_same_words(ears: Transcriber, spoken: Waveform, kind: str) -> None:
+    assert ears.transcribe(encode(spoken, kind)).text == QUESTION
+
+
+@pytest.mark.parametrize(("rate", "layout"), [(44_100, "stereo"), (8_000, "mono"), (96_000, "mono")])
+def test_every_sample_rate_gives_the_same_words(ears: Transcriber, spoken: Waveform, rate: int, layout: str) -> None:
+    assert ears.transcribe(encode(spoken, "wav", rate=rate, layout=layout)).text == QUESTION
+
+
+SILENT = {
+    "a tenth of a second": speak(QUESTION, Voice())[2000:3600],
+    "digital silence": np.zeros(3 * SAMPLE_RATE, dtype=np.float32),
+    "faint noise": np.random.default_rng(0).normal(0, 1e-3, 3 * SAMPLE_RATE).astype(np.float32),
+    "loud noise": np.random.default_rng(0).normal(0, 0.2, 3 * SAMPLE_RATE).astype(np.float32).clip(-1, 1),
+    "a hum": tone(3.0),
+    "one sample": np.zeros(1, dtype=np.float32),
+}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_where_nobody_speaks_no_words_are_invented(ears: Transcriber, name: str) -> None:
+    transcript = ears.transcribe(SILENT[name])
+    assert transcript.text == "" and transcript.segments == ()
+    assert transcript.duration == pytest.approx(len(SILENT[name]) / SAMPLE_RATE, abs=1e-3)
+
+
+def monologue(pauses: float, repeats: int) -> tuple[Waveform, list[str]]:
+    rng = random.Random(0)
+    silence = np.zeros(int(pauses * SAMPLE_RATE), dtype=np.float32)
+    said = [rng.choice(SENTENCES) for _ in range(repeats)]
+    return np.concatenate([part for text in said for part in (speak(text, random_voice(rng, "test")), silence)]), said
+
+
+def test_long_speech_is_heard_in_order_with_times(ears: Transcriber) -> None:
+    waveform, said = monologue(pauses=1.2, repeats=12)
+    transcript = ears.transcribe(waveform)
+    assert transcript.text == " ".join(said)
+    assert [segment.text for segment in transcript.segments] == said
+    times = [time for segment in transcript.segments for time in (segment.start, segment.end)]
+    assert times == sorted(times) and times[0] >= 0 and times[-1] <= transcript.duration
+
+
+def test_blocks_neither_lose_nor_repeat_words(ears: Transcriber, monkeypatch: pytest.MonkeyPatch) -> None:
+    waveform, said = monologue(pauses=0.9, repeats=8)
+    monkeypatch.setattr(eden.speech, "BLOCK_SECONDS", 7)
+    done: list[float] = []
+    transcript = ears.transcribe(encode(waveform, "flac", rate=16_000), on_progress=done.append)
+    assert transcript.text == " ".join(said)
+    assert done == sorted(done) and done[-1] == pytest.approx(len(waveform) / SAMPLE_RATE, abs=0.01)
+
+
+def test_threads_share_one_whisper(ears: Transcriber, spoken: Waveform) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert {transcript.text for transcript in pool.map(ears.transcribe, [spoken] * 16)} == {QUESTION}
+
+
+def test_subtitles() -> None:
+    transcript = Transcript("A. B.", "en", 3700.0, (Segment(0.5, 1.25, "A."), Segment(3661.0, 3662.002, "B.")))
+    assert transcript.to_srt() == ("1\n00:00:00,500 --> 00:00:01,250\nA.\n\n2\n01:01:01,000 --> 01:01:02,002\nB.\n")
+
+
+@pytest.fixture(scope="module")
+def hugging_face_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Whisper as the hub has them."""
+    folder = tmp_path_factory.mktemp("whisper")
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(SENTENCES, pieces=300)
+    model = new_whisper(HearingConfig(width=64, encoder_layers=2, decoder_layers=1), tokenizer).half()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    WhisperFeatureExtractor(chunk_length=6).save_pretrained(folder)
+    return folder
+
+
+def test_a_hugging_face_whisper_is_converted_once_and_computes_the_same(
+    hugging_face_whisper: Path, spoken: Waveform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDEN_CACHE", str(tmp_path))
+    converted = find_whisper(str(hugging_face_whisper))
+    assert converted.is_relative_to(tmp_path)
+    made = (converted / "model.bin").stat().st_mtime_ns
+    assert find_whisper(str(hugging_face_whisper)) == converted
+    assert (converted / "model.bin").stat().st_mtime_ns == made
+    ears = Transcriber(str(hugging_face_whisper), compute_type="float32")
+    features = WhisperFeatureExtractor.from_pretrained(hugging_face_whisper)(
+        spoken, sampling_rate=SAMPLE_RATE, return_tensors="pt"
+    )["input_features"]
+    plain = WhisperForConditionalGeneration.from_pretrained(hugging_face_whisper, dtype=torch.float32)
+    with torch.inference_mode():
+        expected = plain.model.encoder(features).last_hidden_state
+    found = torch.from_numpy(np.array(ears.model.encode(features.numpy()[0])))
+    assert torch.allclose(found, expected, atol=1e-3)
+
+
+def test_what_is_no_whisper_is_one_line(hugging_face_whisper: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such Whisper on the hub"):
+        Transcriber("nobody/nothing").transcribe(tone(1.0))
+    with pytest.raises(CheckpointError, match="holds no Whisper"):
+        find_whisper(str(tmp_path))
+    (tmp_path / "model.bin").write_bytes(b"not a model")
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        assert Transcriber(str(tmp_path)).model
+    with pytest.raises(InputError, match="does not hear the language 'de'"):
+        assert Transcriber(language="de").model
+
+
+def test_the_fingerprint_tells_what_a_transcript_depends_on(hugging_face_whisper: Path) -> None:
+    assert Transcriber().fingerprint == Transcriber(workers=2).fingerprint
+    others = {Transcriber(**options).fingerprint for options in ({}, {"language": "en"}, {"beam_size": 1})}
+    assert len(others) == 3
+
+
+def test_voices_of_the_test_are_not_in_training_and_each_can_speak() -> None:
+    assert not set(SPEAKERS["train"]) & set(SPEAKERS["test"])
+    heights = {speaker: speak("Yes.", Voice("en", speaker)) for speakers in SPEAKERS.values() for speaker in speakers}
+    assert all(0.1 < len(waveform) / SAMPLE_RATE < 2 and np.abs(waveform).max() > 0.1 for waveform in heights.values())
+    assert all(len(speak("Yes.", Voice(accent))) for accent in ACCENTS)
+
+
+def test_noise_is_as_loud_as_asked(spoken: Waveform) -> None:
+    noise = add_noise(spoken, 10.0, seed=0) - spoken
+    assert 10 * np.log10(np.mean(spoken**2) / np.mean(noise**2)) == pytest.approx(10.0, abs=0.1)
+
+
+def test_the_shipped_question(ears: Transcriber) -> None:
+    path = Path(__file__).parent.parent / "examples" / "question.wav"
+    assert ears.transcribe(open_audio(path)).text == "How many objects are there?"
