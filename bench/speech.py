@@ -49,10 +49,11 @@ def main() -> None:
             for beams in (1, 5):
                 ours, windows = through_eden(path / "ct2", waveform, beams)
                 theirs = through_transformers(path / "hf", waveform, beams)
+                ours_rate, theirs_rate = seconds / ours, seconds / theirs
                 print(
-                    f"{name}, {beams} beam{'s' * (beams > 1)}: Eden {seconds / ours:.1f} s of sound a second, transformers "
-                    f"{seconds / theirs:.1f}, ratio {theirs / ours:.1f} ({seconds:.0f} s of speech in {windows} windows, "
-                    f"{NEW_TOKENS} tokens each)"
+                    f"{name}, {beams} beam{'s' * (beams > 1)}: Eden {ours_rate:.1f} s of sound a second, transformers "
+                    f"{theirs_rate:.1f}, ratio {ours_rate / theirs_rate:.1f} "
+                    f"({seconds:.0f} s of speech in {windows} windows, {NEW_TOKENS} tokens each)"
                 )
 
 
@@ -113,9 +114,7 @@ def write_random_whisper(folder: Path, d_model: int, layers: int, heads: int) ->
             begin_suppress_tokens=[],
         )
     )
-    with (
-        torch.no_grad()
-    ):  # words must win over the many timestamps and the end, so that every window has all its tokens
+    with torch.no_grad():  # words must win over timestamps and the end, so that each window has all its tokens
         embeddings = model.model.decoder.embed_tokens.weight
         torch.nn.init.normal_(embeddings, std=0.2)
         embeddings[end:] = 0

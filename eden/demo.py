@@ -1,4 +1,4 @@
-"""The tour: ask eden-tiny about a picture, in writing and by voice, teach it to read real handwritten digits, ask again."""
+"""The tour: ask eden-tiny in writing and by voice, teach it to read real handwritten digits, ask again."""
 
 from __future__ import annotations
 

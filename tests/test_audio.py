@@ -85,7 +85,7 @@ def test_what_is_no_recording_is_one_line(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.8])
 def test_a_file_that_was_cut_off_is_refused(kind: str, share: float) -> None:
     data = encode(HUM, kind)
-    with pytest.raises(AudioError, match="cut off|damaged|no sound"):
+    with pytest.raises(AudioError, match=r"cut off|damaged|no sound"):
         open_audio(data[: int(len(data) * share)])
 
 
