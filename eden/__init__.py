@@ -26,6 +26,7 @@ from .messages import Audio, Image, Message, Text
 
 if TYPE_CHECKING:
     from .assistant import Assistant
+    from .speech import Transcriber
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "RunError",
     "StorageError",
     "Text",
+    "Transcriber",
     "__version__",
     "load",
 ]
@@ -71,9 +73,13 @@ def load(name: str = "eden-tiny", *, revision: str | None = None, **options: Any
     return Assistant(load_checkpoint(name, LoadOptions(**options), revision=revision))
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Assistant":  # importing it takes seconds of torch, which `import eden` must not
-        from .assistant import Assistant
+_LAZY = {"Assistant": ".assistant", "Transcriber": ".speech"}
+"""Names whose modules take seconds to import, which `import eden` must not."""
 
-        return Assistant
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

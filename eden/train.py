@@ -169,6 +169,7 @@ def _facts(
     facts: dict[str, str | int | float] = {
         "base": recipe.model.base or f"{recipe.model.vision} + {recipe.model.language}",
         "image features": checkpoint.config.vision_feature,
+        "speech": checkpoint.config.speech_model,
         "4-bit": recipe.quantization.bnb_4bit_quant_type if recipe.quantization else "no",
         "trained parameters": sum(part["trained"] for part in counts.values()),
         "frozen parameters": sum(part["frozen"] for part in counts.values()),

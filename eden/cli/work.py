@@ -52,6 +52,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A folder, a hub id, or eden-tiny.")],
     task: Annotated[str, typer.Argument(help="`world`, or a data file with questions and answers.")],
     images: Annotated[Path | None, typer.Option(help="The folder of the file's images.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="The folder of the file's recordings.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many questions a group.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Questions asked at once.", min=1)] = 64,
     spoken: Annotated[bool, typer.Option("--spoken", help="Ask by voice, too, and count the words misheard.")] = False,
@@ -68,7 +69,7 @@ def evaluate(
 
     if noise_db is not None and not spoken:
         raise InputError("--noise-db without --spoken", cure="Add --spoken.")
-    opened, hearing = open_task(task, images=images, limit=limit), None
+    opened, hearing = open_task(task, images=images, audio=audio, limit=limit), None
     assistant = load_assistant(model, four_bit)
     if spoken:
         ears = Transcriber(assistant.checkpoint.config.speech_model, workers=os.cpu_count() or 1)

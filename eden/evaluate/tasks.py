@@ -46,12 +46,15 @@ class Task:
     groups: dict[str, Sequence[Question]]
 
 
-def open_task(name: str, *, images: str | Path | None = None, limit: int | None = None) -> Task:
+def open_task(
+    name: str, *, images: str | Path | None = None, audio: str | Path | None = None, limit: int | None = None
+) -> Task:
     """`world` (the coloured shapes eden-tiny knows) or a data file in any format that `eden check` reads.
 
     Args:
         name: the task's name or the file's path.
         images: the folder of the file's images; None is the file's own folder.
+        audio: the same of its recordings.
         limit: at most this many questions a group.
 
     Raises:
@@ -62,7 +65,7 @@ def open_task(name: str, *, images: str | Path | None = None, limit: int | None 
         return _world(limit)
     if not Path(name).exists():
         raise InputError(f"no task and no file named {name!r}", cure="Give `world` or the path of a data file.")
-    samples, _ = load_samples(name, images)
+    samples, _ = load_samples(name, images, audio)
     questions = [
         Question(
             messages=sample.messages[:-1],
