@@ -40,14 +40,14 @@ def build_whisper(config: HearingConfig, out: Path, console: Console) -> Path:
     trained, folder = out / "whisper-hf", out / "whisper"
     if not (trained / "minutes.json").exists():
         started = time.monotonic()
-        train_whisper(config, _held_out(), trained, console)
+        train_whisper(config, held_out_sentences(), trained, console)
         files.write_file(trained / "minutes.json", json.dumps((time.monotonic() - started) / 60))
     convert_whisper(trained, folder, quantization="int8")
     files.write_file(folder / "BUILD.md", _report(config, trained, folder, console))
     return folder
 
 
-def _held_out() -> set[str]:
+def held_out_sentences() -> set[str]:
     """Every question that the evaluation asks, as it sounds."""
     groups = open_task("world").groups.values()
     return {plain_words(question.messages[-1].text) for questions in groups for question in questions}
