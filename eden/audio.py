@@ -32,8 +32,11 @@ UNLIMITED = float("inf")
 
 FORMATS = ("wav", "flac", "mp3", "ogg", "m4a", "webm")
 """Containers that are opened, by content and not by file name; everything else ffmpeg knows stays closed."""
-CODECS = ("pcm_", "adpcm_ms", "adpcm_ima_wav", "flac", "mp3", "opus", "vorbis", "aac", "alac")
-"""Beginnings of the names of the decoders that may run."""
+CODECS = (
+    "pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le", "pcm_s16be", "pcm_mulaw", "pcm_alaw",
+    "adpcm_ms", "adpcm_ima_wav", "flac", "mp3", "mp3float", "opus", "libopus", "vorbis", "aac", "alac",
+)  # fmt: skip
+"""The decoders that may run; no video is ever decoded, not even to look what it is."""
 SAMPLE_RATES = range(1_000, 384_001)
 MAX_CHANNELS = 16
 LONGEST_GAP = 0.5
@@ -76,7 +79,7 @@ def read_audio(
     with _opened(source, max_bytes, where) as file, _decoding_errors(where):
         kind = _known_format(file, where)
         _check_complete(file, kind, where)
-        with av.open(file, mode="r", format=_DEMUXERS[kind], metadata_errors="ignore") as container:
+        with _container(file, kind) as container:
             stream = _checked_stream(container, where)
             announced = _announced_seconds(container, stream, file)
             if announced > max_seconds:
@@ -99,7 +102,7 @@ def announced_seconds(path: str | Path) -> float:
     try:
         with _opened(path, UNLIMITED, str(path)) as file, _decoding_errors(str(path)):
             kind = _known_format(file, str(path))
-            with av.open(file, mode="r", format=_DEMUXERS[kind], metadata_errors="ignore") as container:
+            with _container(file, kind) as container:
                 return _announced_seconds(container, _checked_stream(container, str(path)), file)
     except AudioError:
         return 0.0
@@ -154,6 +157,12 @@ def _known_format(file: BinaryIO, where: str) -> str:
     )
 
 
+def _container(file: BinaryIO, kind: str) -> Any:
+    """The opened container; whatever its tracks are, only `CODECS` may decode them."""
+    options = {"codec_whitelist": ",".join(CODECS)}
+    return av.open(file, mode="r", format=_DEMUXERS[kind], metadata_errors="ignore", options=options)
+
+
 def _checked_stream(container: Any, where: str) -> Any:
     if not container.streams.audio:
         raise AudioError(
@@ -165,7 +174,7 @@ def _checked_stream(container: Any, where: str) -> Any:
     stream = container.streams.audio[0]
     codec, rate, channels = stream.codec_context.name, stream.codec_context.sample_rate, stream.codec_context.channels
     for fault in (
-        f"it is encoded as {codec}" if not codec.startswith(CODECS) else "",
+        f"it is encoded as {codec}" if codec not in CODECS else "",
         f"it claims a sample rate of {rate:,} Hz" if rate not in SAMPLE_RATES else "",
         f"it claims {channels} channels" if not 0 < channels <= MAX_CHANNELS else "",
     ):

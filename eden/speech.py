@@ -53,13 +53,13 @@ class Transcript:
 
     Attributes:
         text: all words, or nothing where nobody speaks.
-        language: its code, as `en`.
+        language: its code, as `en`; None where nobody speaks and none was given.
         duration: of the recording, in seconds.
         segments: the words with their times.
     """
 
     text: str
-    language: str
+    language: str | None
     duration: float
     segments: tuple[Segment, ...]
 
@@ -167,7 +167,7 @@ class Transcriber:
             if on_progress is not None:
                 on_progress(start)
         text = " ".join(segment.text for segment in segments)
-        return Transcript(text, language or "en", round(start, 3), tuple(segments))
+        return Transcript(text, language, round(start, 3), tuple(segments))
 
     def _windows(self, waveform: Waveform) -> list[tuple[int, int]]:
         """Where somebody speaks, in samples, cut at pauses, each window as long as Whisper's can be."""
