@@ -33,6 +33,8 @@ SHORTEST_SPEECH = 0.2
 """Seconds; a shorter recording holds no word."""
 PAUSE_MS, PADDING_MS = 500, 200
 """A pause that may end a window, and what is kept around speech."""
+JOINED = 2 / 3
+"""Utterances share a window up to this part of it: of a window full of them Whisper tends to drop the last."""
 
 Progress = Callable[[float], None]
 """Called with the seconds of sound that are done."""
@@ -122,7 +124,7 @@ class Transcriber:
         weights = find_whisper(self.name) / "model.bin"
         with weights.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        settings = f"{digest} {self.language} {BLOCK_SECONDS} {PAUSE_MS} {PADDING_MS} {self.beam_size}"
+        settings = f"{digest} {self.language} {BLOCK_SECONDS} {PAUSE_MS} {PADDING_MS} {JOINED} {self.beam_size}"
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
     def transcribe(
@@ -183,7 +185,7 @@ class Transcriber:
         )
         windows: list[tuple[int, int]] = []
         for span in get_speech_timestamps(waveform, options):
-            if windows and span["end"] - windows[-1][0] <= longest:
+            if windows and span["end"] - windows[-1][0] <= JOINED * longest:
                 windows[-1] = windows[-1][0], span["end"]
             else:
                 windows.append((span["start"], span["end"]))
