@@ -1,9 +1,10 @@
 """Every benchmark that needs no GPU and little time, one after the other. `make bench`."""
 
-from bench import answers, startup
+from bench import answers, speech, startup
 from bench.machine import describe
 
 if __name__ == "__main__":
     print(f"machine: {describe()}")
     startup.main()
     answers.main()
+    speech.main()

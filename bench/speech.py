@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from tokenizers import pre_tokenizers
 from transformers import (
     GenerationConfig,
@@ -38,6 +39,7 @@ TEXT_TOKENS, ALL_TOKENS = 50_257, 51_865
 
 def main() -> None:
     """Prints both rates and their ratio for each shape and number of beams."""
+    transformers.utils.logging.set_verbosity_error()
     sentence = "The small red star is at the top left of the picture, and the large blue circle is in the center. "
     waveform = speak(sentence * 10)
     seconds = len(waveform) / SAMPLE_RATE
