@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -40,11 +38,12 @@ def transcribe_files(
             )
         seconds = time.monotonic() - started
         if not transcript.text:
-            console.print(f"{path}: no speech was heard", highlight=False)
+            console.print(f"{path}: no speech was heard", highlight=False, soft_wrap=True)
         console.print(
             f"[dim]{path.name}: {transcript.duration:,.1f} s of sound in {seconds:,.1f} s, "
             f"peak memory {peak_memory_mib():,.0f} MiB[/]",
             highlight=False,
+            soft_wrap=True,
         )
         yield path, transcript
 
@@ -55,5 +54,10 @@ def _advance(bar: Progress, task: TaskID, done: float) -> None:
 
 def peak_memory_mib() -> float:
     """The most memory this process has held, in MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's getrusage would count the process that started this one, too
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -32,7 +32,7 @@ def load_assistant(model: str, four_bit: bool) -> Assistant:
 
 
 def print_heard(transcript: Transcript) -> None:
-    err.print(f"heard  {transcript.text or '(nothing)'}", style="dim", highlight=False, markup=False)
+    err.print(f"heard  {transcript.text or '(nothing)'}", style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
