@@ -172,7 +172,7 @@ class Transcriber:
         return Transcript(text, language, round(start, 3), tuple(segments))
 
     def _windows(self, waveform: Waveform) -> list[tuple[int, int]]:
-        """Where somebody speaks, in samples, cut at pauses, each window as long as Whisper's can be."""
+        """Where somebody speaks, in samples: cut at pauses, joined again while a window has room."""
         from faster_whisper.vad import VadOptions, get_speech_timestamps
 
         if len(waveform) < SHORTEST_SPEECH * SAMPLE_RATE:
