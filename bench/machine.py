@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 from pathlib import Path
 
 import torch
@@ -14,8 +13,3 @@ def describe() -> str:
     units = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     return f"{os.cpu_count()} cores {platform.machine()} ({', '.join(units)}){gpu}, torch {torch.__version__}"
-
-
-def peak_memory_gib() -> float:
-    """The most memory this process has held, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

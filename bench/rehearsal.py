@@ -27,10 +27,11 @@ from transformers import (
     Phi3ForCausalLM,
 )
 
-from bench.machine import describe, peak_memory_gib
+from bench.machine import describe
 from eden.assistant import Assistant
 from eden.backbones import LoadOptions
 from eden.checkpoint import load
+from eden.machine import peak_memory_mib
 from eden.messages import Message
 from eden.recipe import load_recipe
 from eden.tiny.dataset import write_dataset
@@ -78,7 +79,7 @@ def main() -> None:
         question = [Message.user("What is in the picture?", [data.parent / "000000.png"])]
         answer = Assistant(checkpoint).answer_all([question], max_new_tokens=5)[0]
     console.print(f"it said {answer!r} (random weights, random words)", highlight=False)
-    console.print(f"peak memory {peak_memory_gib():.1f} GiB")
+    console.print(f"peak memory {peak_memory_mib() / 2**10:.1f} GiB")
     shutil.rmtree(out / "phi")  # 7.6 GB that nobody needs any more
 
 
@@ -88,7 +89,7 @@ def timed(what: str) -> Iterator[None]:
     started = time.monotonic()
     console.rule(what)
     yield
-    console.print(f"{what}: {time.monotonic() - started:.0f} s, peak memory so far {peak_memory_gib():.1f} GiB")
+    console.print(f"{what}: {time.monotonic() - started:.0f} s, peak memory so far {peak_memory_mib() / 2**10:.1f} GiB")
 
 
 def write_clip(folder: Path) -> None:

@@ -30,8 +30,9 @@ MAX_BYTES = 25 * 2**20
 MAX_SECONDS = 600.0
 UNLIMITED = float("inf")
 
-FORMATS = ("wav", "flac", "mp3", "ogg", "m4a", "webm")
-"""Containers that are opened, by content and not by file name; everything else ffmpeg knows stays closed."""
+DEMUXERS = {"wav": "wav", "flac": "flac", "mp3": "mp3", "ogg": "ogg", "m4a": "mp4", "webm": "webm"}
+"""Containers that are opened, by content and not by file name, and ffmpeg's names of them; all others stay closed."""
+FORMATS = tuple(DEMUXERS)
 CODECS = (
     "pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le", "pcm_s16be", "pcm_mulaw", "pcm_alaw",
     "adpcm_ms", "adpcm_ima_wav", "flac", "mp3", "mp3float", "opus", "libopus", "vorbis", "aac", "alac",
@@ -45,16 +46,13 @@ STREAMED = 0x7FFFF000
 """Sizes from here on are what programs write that do not know yet how long a recording will be."""
 
 
-def open_audio(
-    source: AudioSource, *, max_bytes: float = MAX_BYTES, max_seconds: float = MAX_SECONDS, where: str | None = None
-) -> Waveform:
+def open_audio(source: AudioSource, *, max_bytes: float = MAX_BYTES, max_seconds: float = MAX_SECONDS) -> Waveform:
     """Decodes a whole recording.
 
     Args:
         source: a path, encoded bytes, or a waveform (taken as it is).
         max_bytes: size limit of the encoded file, in bytes; checked before reading.
         max_seconds: limit of the duration, in seconds; checked before and while decoding.
-        where: named in errors instead of the path.
 
     Returns:
         float32 [S], mono, 16 kHz.
@@ -64,18 +62,14 @@ def open_audio(
     """
     if isinstance(source, np.ndarray):
         return source
-    return np.concatenate(list(read_audio(source, max_bytes=max_bytes, max_seconds=max_seconds, where=where)))
+    return np.concatenate(list(read_audio(source, max_bytes=max_bytes, max_seconds=max_seconds)))
 
 
 def read_audio(
-    source: str | Path | bytes,
-    *,
-    max_bytes: float = MAX_BYTES,
-    max_seconds: float = MAX_SECONDS,
-    where: str | None = None,
+    source: str | Path | bytes, *, max_bytes: float = MAX_BYTES, max_seconds: float = MAX_SECONDS
 ) -> Iterator[Waveform]:
     """Decodes a recording piece by piece; arguments and errors are those of `open_audio`."""
-    where = where or (str(source) if isinstance(source, (str, Path)) else "recording")
+    where = "recording" if isinstance(source, bytes) else str(source)
     with _opened(source, max_bytes, where) as file, _decoding_errors(where):
         kind = _known_format(file, where)
         _check_complete(file, kind, where)
@@ -85,7 +79,7 @@ def read_audio(
             if announced > max_seconds:
                 raise _too_long(announced, max_seconds, where)
             limit, samples = max_seconds * SAMPLE_RATE, 0
-            for piece in _resampled(_frames(container, stream), SAMPLE_RATE):
+            for piece in _resampled(_frames(container, stream)):
                 samples += len(piece)
                 if samples > limit:
                     raise _too_long(samples / SAMPLE_RATE, max_seconds, where)
@@ -120,7 +114,7 @@ def resample(waveform: Waveform, rate: int) -> Waveform:
     """A mono waveform of another sample rate (in Hz) at 16 kHz."""
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[None]), format="flt", layout="mono")
     frame.sample_rate = rate
-    return np.concatenate(list(_resampled([frame], SAMPLE_RATE)))
+    return np.concatenate(list(_resampled([frame])))
 
 
 def to_wav(waveform: Waveform) -> bytes:
@@ -132,9 +126,6 @@ def to_wav(waveform: Waveform) -> bytes:
         file.setframerate(SAMPLE_RATE)
         file.writeframes((waveform.clip(-1, 1) * (2**15 - 1)).astype("<i2").tobytes())
     return buffer.getvalue()
-
-
-_DEMUXERS = {"wav": "wav", "flac": "flac", "mp3": "mp3", "ogg": "ogg", "m4a": "mp4", "webm": "webm"}
 
 
 def _known_format(file: BinaryIO, where: str) -> str:
@@ -160,7 +151,7 @@ def _known_format(file: BinaryIO, where: str) -> str:
 def _container(file: BinaryIO, kind: str) -> Any:
     """The opened container; whatever its tracks are, only `CODECS` may decode them."""
     options = {"codec_whitelist": ",".join(CODECS)}
-    return av.open(file, mode="r", format=_DEMUXERS[kind], metadata_errors="ignore", options=options)
+    return av.open(file, mode="r", format=DEMUXERS[kind], metadata_errors="ignore", options=options)
 
 
 def _checked_stream(container: Any, where: str) -> Any:
@@ -207,8 +198,8 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
             continue
 
 
-def _resampled(frames: Iterable[Any], rate: int) -> Iterator[Waveform]:
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+def _resampled(frames: Iterable[Any]) -> Iterator[Waveform]:
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
 
     def pieces(frame: Any) -> Iterator[Waveform]:
         for part in resampler.resample(frame):

@@ -20,7 +20,7 @@ import numpy as np
 
 from .audio import MAX_BYTES, MAX_SECONDS, SAMPLE_RATE, Waveform, read_audio
 from .errors import CheckpointError, InputError, first_line
-from .files import EDEN_TINY, EDEN_TINY_FOLDER, cache_folder, new_folder
+from .files import EDEN_TINY, EDEN_TINY_FOLDER, cache_folder, new_folder, sha256
 from .messages import AudioSource
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Transcript:
     segments: tuple[Segment, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "segments": [asdict(segment) for segment in self.segments]}
+        return asdict(self)
 
     def to_srt(self) -> str:
         """The segments as SubRip subtitles."""
@@ -120,11 +120,9 @@ class Transcriber:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with everything a transcript depends on but the recording: weights, language, how it is decoded."""
-        weights = find_whisper(self.name) / "model.bin"
-        with weights.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        settings = f"{digest} {self.language} {BLOCK_SECONDS} {PAUSE_MS} {PADDING_MS} {JOINED} {self.beam_size}"
+        """Changes with what a transcript depends on besides the recording: weights, language, how it is decoded."""
+        decoding = (self.language, self._number_format, self.beam_size, BLOCK_SECONDS, PAUSE_MS, PADDING_MS, JOINED)
+        settings = f"{sha256(self._folder / 'model.bin')} {decoding}"
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
     def transcribe(
@@ -218,8 +216,21 @@ class Transcriber:
         return segments, info.language
 
     @cached_property
-    def _model(self) -> WhisperModel:
+    def _folder(self) -> Path:
+        return find_whisper(self.name)
+
+    @cached_property
+    def _device(self) -> str:
         import ctranslate2
+
+        return self.device or ("cuda" if ctranslate2.get_cuda_device_count() else "cpu")
+
+    @property
+    def _number_format(self) -> str:
+        return self.compute_type or ("float16" if self._device == "cuda" else "int8")
+
+    @cached_property
+    def _model(self) -> WhisperModel:
         import faster_whisper
 
         class FasterWhisper(faster_whisper.WhisperModel):
@@ -227,13 +238,12 @@ class Transcriber:
                 # transcribe() fills every window to 30 s, also for a Whisper whose window is shorter
                 return super().encode(features[..., : self.feature_extractor.nb_max_frames])
 
-        folder = find_whisper(self.name)
-        device = self.device or ("cuda" if ctranslate2.get_cuda_device_count() else "cpu")
+        folder = self._folder
         try:
             model = FasterWhisper(
                 str(folder),
-                device=device,
-                compute_type=self.compute_type or ("float16" if device == "cuda" else "int8"),
+                device=self._device,
+                compute_type=self._number_format,
                 cpu_threads=0 if self.workers == 1 else 1,
                 num_workers=self.workers,
             )
@@ -283,11 +293,8 @@ def find_whisper(name: str) -> Path:
 
 def _converted(folder: Path, weights: list[Path]) -> Path:
     """A Hugging Face Whisper in CTranslate2's format, made once for the same weights and kept in the cache."""
-    digest = hashlib.sha256()
-    for path in (folder / "config.json", *weights):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    target = cache_folder() / "whisper" / digest.hexdigest()[:16]
+    contents = " ".join(map(sha256, (folder / "config.json", *weights)))
+    target = cache_folder() / "whisper" / hashlib.sha256(contents.encode()).hexdigest()[:16]
     if not (target / "model.bin").exists():
         convert_whisper(folder, target, quantization="float16")
     return target

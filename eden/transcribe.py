@@ -12,6 +12,7 @@ from rich.progress import Progress, TaskID
 
 from .audio import UNLIMITED, announced_seconds
 from .console import progress
+from .machine import peak_memory_mib
 from .speech import Transcriber, Transcript
 
 
@@ -50,14 +51,3 @@ def transcribe_files(
 
 def _advance(bar: Progress, task: TaskID, done: float) -> None:
     bar.update(task, completed=done)
-
-
-def peak_memory_mib() -> float:
-    """The most memory this process has held, in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux's getrusage would count the process that started this one, too
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**10
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

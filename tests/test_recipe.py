@@ -267,6 +267,7 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
 def test_recipes_are_read_without_torch() -> None:
     script = (
         "import sys, eden.recipe; eden.recipe.load_recipe('phi3.5-mini', ['training.max_steps=3']);"
-        "assert not {'torch', 'transformers'} & set(sys.modules)"
+        "print({'torch', 'transformers'} & set(sys.modules))"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    result = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "set()"

@@ -140,8 +140,11 @@ def test_what_is_no_whisper_is_one_line(hugging_face_whisper: Path, tmp_path: Pa
 
 def test_the_fingerprint_tells_what_a_transcript_depends_on(hugging_face_whisper: Path) -> None:
     assert Transcriber().fingerprint == Transcriber(workers=2).fingerprint
-    others = {Transcriber(**options).fingerprint for options in ({}, {"language": "en"}, {"beam_size": 1})}
-    assert len(others) == 3
+    others = {
+        Transcriber(**options).fingerprint
+        for options in ({}, {"language": "en"}, {"beam_size": 1}, {"compute_type": "float32"})
+    }
+    assert len(others) == 4
 
 
 def test_voices_of_the_test_are_not_in_training_and_each_can_speak() -> None:

@@ -58,6 +58,7 @@ def xray(
     model: Model = "eden-tiny",
     n: Annotated[int, typer.Option("-n", help="How many samples.")] = 5,
     images: Annotated[Path | None, typer.Option(help="The folder of the images.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="The folder of the recordings.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write them as a page, too.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -71,7 +72,7 @@ def xray(
     from ..xray import print_xray, xray as xray_samples
 
     samples: list[Sample] = []
-    for item in itertools.islice(read_samples(data, images), n):
+    for item in itertools.islice(read_samples(data, images, audio), n):
         if not isinstance(item, Sample):
             raise item
         samples.append(item)

@@ -11,7 +11,6 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -19,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import AudioError, DataError
-from ..files import cache_folder, storage_error
+from ..files import cache_folder, sha256, storage_error
 from ..messages import AudioSource, hear
 from ..speech import Transcriber
 from .formats import Sample
@@ -101,19 +100,30 @@ def transcribe_samples(
     """
     spoken = {_name(part.source): part.source for sample in samples for m in sample.messages for part in m.audio}
 
-    def attempt(source: AudioSource) -> None:
-        with suppress(AudioError):  # raised again below, where the sample is known
-            store.words(source)
+    heard_in: dict[str, str | AudioError] = {}
+
+    def attempt(source: AudioSource) -> str | AudioError:
+        try:
+            return store.words(source)
+        except AudioError as error:
+            return error
+
+    def words(source: AudioSource) -> str:
+        found = heard_in[_name(source)]
+        if isinstance(found, AudioError):
+            raise found
+        return found
 
     with ThreadPoolExecutor(store.transcriber.workers) as pool:
-        for done, _ in enumerate(pool.map(attempt, spoken.values()), 1):
+        for name, found in zip(spoken, pool.map(attempt, spoken.values()), strict=True):
+            heard_in[name] = found
             if on_progress is not None:
-                on_progress(done, len(spoken))
+                on_progress(len(heard_in), len(spoken))
     heard: list[Sample] = []
     faults: list[DataError] = []
     for sample in samples:
         try:
-            heard.append(replace(sample, messages=tuple(hear(message, store.words) for message in sample.messages)))
+            heard.append(replace(sample, messages=tuple(hear(message, words) for message in sample.messages)))
         except AudioError as error:
             what = f"{error.where}: {error.what}" if error.where else error.what
             fault = DataError(what, where=sample.where, cure=error.cure, kind=error.kind)
@@ -133,8 +143,7 @@ def _digest(source: AudioSource) -> str:
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     try:
-        with Path(source).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(Path(source))
     except OSError as error:
         raise AudioError(
             f"cannot read the recording ({error.strerror})", where=str(source), cure="Check the path."

@@ -118,7 +118,7 @@ def _existence(scene: Scene, rng: random.Random, about: Object | None) -> _Made:
     present = {thing.pair for thing in scene.objects}
     if rng.random() < 0.5:
         colour, shape = about.pair if about else rng.choice(sorted(present))
-        return templates, {"what": _article(f"{colour} {shape}")}, "Yes."
+        return templates, {"what": with_article(f"{colour} {shape}")}, "Yes."
     # The hard absences: a colour and a shape that are both there, but not in one object.
     colours = [about.colour] if about else [thing.colour for thing in scene.objects]
     absent = [(colour, shape) for colour in colours for shape in SHAPES]
@@ -127,7 +127,7 @@ def _existence(scene: Scene, rng: random.Random, about: Object | None) -> _Made:
     if not absent:
         return None
     colour, shape = rng.choice(absent)
-    return templates, {"what": _article(f"{colour} {shape}")}, "No."
+    return templates, {"what": with_article(f"{colour} {shape}")}, "No."
 
 
 def _place(scene: Scene, rng: random.Random, about: Object | None) -> _Made:
@@ -217,13 +217,16 @@ KINDS = tuple(_MAKERS)
 def describe(scene: Scene) -> str:
     """Every object with size, colour, shape and place, in reading order."""
     parts = [
-        f"{_article(f'{thing.size} {thing.colour} {thing.shape}')} at the {thing.place}"
-        if thing.place != "center"
-        else f"{_article(f'{thing.size} {thing.colour} {thing.shape}')} in the center"
+        f"{with_article(f'{thing.size} {thing.colour} {thing.shape}')} {at_place(thing.place)}"
         for thing in scene.objects
     ]
     text = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
     return text[0].upper() + text[1:] + "."
+
+
+def at_place(place: str) -> str:
+    """`at the top left`, `in the center`."""
+    return f"{'in' if place == 'center' else 'at'} the {place}"
 
 
 def _pick(scene: Scene, rng: random.Random, about: Object | None, fits: Callable[[Object], bool]) -> Object | None:
@@ -277,7 +280,8 @@ def _wording(text: str, rng: random.Random) -> str:
     return text
 
 
-def _article(words: str) -> str:
+def with_article(words: str) -> str:
+    """`a star`, `an orange star`."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator
 
 from .dataset import any_question
-from .questions import NUMBERS, PLURALS
+from .questions import NUMBERS, PLURALS, at_place, with_article
 from .smalltalk import SMALL_TALK
 from .world import COLOURS, HELD_OUT_PAIRS, PLACES, SHAPES, SIZES, sample_scene
 
@@ -16,8 +16,8 @@ PLACE_NAMES = tuple(place for row in PLACES for place in row)
 
 # {n} one thing, {a} with its article, {p} several, {at} a place, {number} a number word, {picture} what is shown
 QUESTIONS = (
-    "What {colour} is the {n}?", "Which {colour} does the {n} have?", "What is the {colour} of the {n}?",
-    "The {n} is of which {colour}?", "What shape is the {n}?", "Which shape is {c}?", "What is the shape of the {n}?",
+    "What colour is the {n}?", "Which colour does the {n} have?", "What is the colour of the {n}?",
+    "The {n} is of which colour?", "What shape is the {n}?", "Which shape is {c}?", "What is the shape of the {n}?",
     "What is the {n}?", "What {c} shape is {at}?", "How many {p} are there?", "How many {p} do you see?",
     "Count the {p}.", "How many {p} are in the {picture}?", "What is the number of {p}?", "Is there {a}?",
     "Is there {a} in the {picture}?", "Do you see {a}?", "Can you see {a}?", "Does the {picture} show {a}?",
@@ -58,7 +58,7 @@ def plain_words(sentence: str) -> str:
 
 def as_heard(sentence: str) -> str:
     """How a transcript writes a sentence: a capital first, a sign at the end, one spelling of `colour`."""
-    text = re.sub("color", "colour", sentence)
+    text = sentence.replace("color", "colour")
     if text[-1] not in ".?!":
         text += "?"
     return text[0].upper() + text[1:]
@@ -85,21 +85,18 @@ def _any(rng: random.Random, loose: list[str]) -> str:
 
 def _fill(template: str, rng: random.Random) -> str:
     one, other = _noun(rng, plural=False), _noun(rng, plural=False)
-    article = "an" if one[0] in "aeiou" else "a"
-    second = "an" if other[0] in "aeiou" else "a"
     where = rng.choice(PLACE_NAMES)
     return template.format(
         n=one,
         n2=other,
-        a=f"{article} {one}",
-        a2=f"{second} {other}",
-        A=f"{article} {one}".capitalize(),
+        a=with_article(one),
+        a2=with_article(other),
+        A=with_article(one).capitalize(),
         p=_noun(rng, plural=True),
         p2=_noun(rng, plural=True),
         c=rng.choice(list(COLOURS)),
-        at=f"in the {where}" if where == "center" else f"at the {where}",
+        at=at_place(where),
         number=rng.choice(NUMBERS),
-        colour="colour",
         picture=rng.choice(("picture", "image")),
     )
 

@@ -29,6 +29,7 @@ from transformers import (
 
 from ..audio import SAMPLE_RATE, Waveform
 from ..console import progress
+from ..data.collate import collate
 from ..files import new_folder
 from ..model.processing import IGNORE_INDEX
 from .optimize import optimize
@@ -42,7 +43,7 @@ SPECIAL_TOKENS = (
     "<|endoftext|>", "<|startoftranscript|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>",
     "<|nocaptions|>", "<|notimestamps|>",
 )  # fmt: skip
-"""In the order of English Whisper's ids 50256 to 50262; the timestamps follow."""
+"""In the order of English Whisper's, which has languages among them; the timestamps follow."""
 ENCODER_STRIDE = 2
 CTC_SHARE = 0.3
 LONGEST_CLIP = 5.2
@@ -209,7 +210,7 @@ def _seconds(seconds: float) -> int:
 
 
 def _labels(window: Window, tokenizer: WhisperTokenizer, rng: random.Random) -> list[int]:
-    """Half of the time with timestamps, as Whisper is trained. `<|notimestamps|>` is given, so it is not a label."""
+    """What the decoder is to say, half of the time with timestamps, as Whisper is trained."""
     end, nothing, plain = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|nocaptions|>", "<|notimestamps|>"])
     if not window.spoken:
         return [nothing, end]
@@ -237,14 +238,13 @@ def _loss(
     for row, window in zip(features, windows, strict=True):
         if rng.random() < 0.8:  # faster-whisper fills a window with zeros, transformers with silence
             row[:, len(window.samples) // extractor.hop_length :] = 0
-    rows = [_labels(window, tokenizer, rng) for window in windows]
-    width = max(map(len, rows))
-    labels = torch.tensor([row + [IGNORE_INDEX] * (width - len(row)) for row in rows])
-    inputs = torch.full_like(labels, model.config.pad_token_id)
-    inputs[:, 0] = model.config.decoder_start_token_id
-    inputs[:, 1:] = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE_INDEX, model.config.pad_token_id)
-    labels = labels.masked_fill(labels == tokenizer.convert_tokens_to_ids("<|notimestamps|>"), IGNORE_INDEX)
-    output = model(input_features=features, decoder_input_ids=inputs, labels=labels)
+    given = tokenizer.convert_tokens_to_ids("<|notimestamps|>")  # a prompt's word, so it is not supervised
+    examples = []
+    for row in (_labels(window, tokenizer, rng) for window in windows):
+        labels = [IGNORE_INDEX if token == given else token for token in row]
+        examples.append({"input_ids": [model.config.decoder_start_token_id, *row[:-1]], "labels": labels})
+    batch = collate(examples, model.config.pad_token_id)
+    output = model(input_features=features, decoder_input_ids=batch["input_ids"], labels=batch["labels"])
     heard = ctc_head(output.encoder_last_hidden_state).float().log_softmax(-1).transpose(0, 1)  # [T,B,V+1]
     targets = [[token for ids, _, _ in window.spoken for token in ids] for window in windows]
     frames = [min(len(heard), len(w.samples) // extractor.hop_length // ENCODER_STRIDE + 1) for w in windows]
