@@ -192,9 +192,9 @@ class IncrementalDecoder:
         text = self._decode(self._window)
         if text.endswith(UNFINISHED):
             return ""
-        # Tokenizers have pieces for the printable characters of ASCII: one that comes as a byte is noise, which is
+        # Tokenizers have pieces for ASCII but its line breaks and tabs: another that comes as a byte is noise, which is
         # decoded together with the bytes behind it.
-        if text and "!" <= text[-1] <= "~" and _byte(self._tokenizer, token_id) is not None:
+        if text and text[-1].isascii() and text[-1] not in "\n\r\t" and _byte(self._tokenizer, token_id) is not None:
             return ""
         new = self._new(text)
         if new:
