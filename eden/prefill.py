@@ -29,13 +29,14 @@ class ImageMemory:
 
     def encode(self, pixels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Images, each [3,H,W], as their features, each [N,Dv]; those not remembered go through the tower together."""
-        keys = [hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in pixels]
+        keys = [_digest(image) for image in pixels]
         new = {key: image for key, image in zip(keys, pixels, strict=True) if key not in self._features}
         known = {key: self._features[key] for key in keys if key in self._features}
         if new:
             model = self._checkpoint.core.model
             batch = torch.stack(list(new.values())).to(self._checkpoint.core.device)
-            known |= zip(new, model.encode_images(batch), strict=True)
+            # Copies: a part of a batch would keep the whole of it in memory.
+            known |= zip(new, [features.clone() for features in model.encode_images(batch)], strict=True)
         for key in keys:
             self._features[key] = known[key]
             self._features.move_to_end(key)
@@ -90,3 +91,7 @@ class Prefill:
         )
         self._done = stop
         return output.logits[:, 0].float() if stop == width else None
+
+
+def _digest(image: torch.Tensor) -> bytes:
+    return hashlib.sha256(image.contiguous().cpu().view(torch.uint8).numpy().tobytes()).digest()
