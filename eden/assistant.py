@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from queue import Queue
 from typing import Any
 
-import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
-
 from .checkpoint import Checkpoint
-from .data.collate import collate
-from .errors import ContextError
+from .engine import Engine
+from .generation import Generation, Request
 from .messages import AudioSource, MediaSource, Message, check_conversation, hear, to_chat
+from .sampling import Sampling
 from .speech import Transcriber, Transcript
 from .vision import open_image
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How an answer is drawn.
-
-    Attributes:
-        max_new_tokens: the longest answer, in tokens.
-        temperature: 0 is greedy: always the likeliest token.
-        top_p: draw from the likeliest tokens that together hold this probability.
-        seed: makes draws repeatable; None draws anew each time.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-
-    def for_generate(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": self.temperature > 0}
-        if self.temperature > 0:
-            options |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        return options
+PREFILL_TOKENS = 4096
+"""Read at once where many questions are answered and no stream can stall."""
 
 
 class Assistant:
@@ -62,14 +39,15 @@ class Assistant:
         """Turns speech into text; its Whisper is loaded when the first recording comes."""
         return Transcriber(self.checkpoint.config.speech_model)
 
+    @cached_property
+    def engine(self) -> Engine:
+        """What writes the answers; it starts with the first question, and needs no closing."""
+        return Engine(self.checkpoint)
+
     @property
     def context_length(self) -> int:
-        """Tokens the model reads and writes at most, prompt and answer together.
-
-        Phi-3.5 degrades past its original window, where its rotary scaling switches; Eden stays within it.
-        """
-        config = self.checkpoint.config.text_config
-        return int(min(config.max_position_embeddings, config.original_max_position_embeddings))
+        """Tokens the model reads and writes at most, prompt and answer together."""
+        return self.checkpoint.context_length
 
     def ask(
         self,
@@ -129,10 +107,10 @@ class Assistant:
 
     def reply(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str]:
         """Streams the answer to a conversation whose last word is the user's. Closing the iterator ends the work."""
-        inputs = self._inputs([messages], sampling.max_new_tokens)
-        return self._stream(inputs, sampling)
+        request = self.request(messages, sampling)
+        self.engine.check(request)
+        return self._stream(request)
 
-    @torch.inference_mode()
     def answer_all(
         self,
         conversations: Sequence[Sequence[Message]],
@@ -141,63 +119,46 @@ class Assistant:
         batch_size: int = 32,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
-        """Greedy answers to many conversations, in batches padded on the left, in the order given."""
+        """Greedy answers to many conversations, `batch_size` at a time, in the order given.
+
+        The next conversation takes the place of one that is answered, and is prepared while the others are.
+        """
+        sampling = Sampling(max_new_tokens=max_new_tokens)
         answers: list[str] = []
-        for start in range(0, len(conversations), batch_size):
-            inputs = self._inputs(conversations[start : start + batch_size], max_new_tokens)
-            output = self.checkpoint.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-            new_tokens = output[:, inputs["input_ids"].shape[1] :]
-            answers += [text.strip() for text in self.processor.batch_decode(new_tokens, skip_special_tokens=True)]
-            if on_progress is not None:
-                on_progress(len(answers), len(conversations))
+        pending: deque[Generation] = deque()
+
+        def collect(to: int) -> None:
+            while len(pending) > to:
+                answers.append(pending.popleft().wait().text.strip())
+                if on_progress is not None:
+                    on_progress(len(answers), len(conversations))
+
+        # An engine of its own: here nobody waits for a first token, so questions are read as many at once as there are.
+        with Engine(
+            self.checkpoint, max_running=batch_size, max_waiting=batch_size, prefill_tokens=PREFILL_TOKENS
+        ) as engine:
+            for messages in conversations:
+                pending.append(engine.submit(self.request(messages, sampling), wait=True))
+                collect(2 * batch_size)
+            collect(0)
         return answers
 
-    def _inputs(self, conversations: Sequence[Sequence[Message]], max_new_tokens: int) -> dict[str, torch.Tensor]:
-        examples = []
-        for messages in conversations:
-            check_conversation(messages, answered=False)
-            chat = to_chat(self.hear(messages), open_image)
-            example = self.processor.encode(chat, add_generation_prompt=True)
-            if (length := len(example["input_ids"])) + max_new_tokens > self.context_length:
-                raise ContextError(
-                    f"the conversation has {length:,} tokens and the answer may take {max_new_tokens:,}; "
-                    f"the model holds {self.context_length:,}",
-                    cure="Shorten the conversation or ask for a shorter answer.",
-                )
-            examples.append(example)
-        batch = collate(examples, self.processor.tokenizer.pad_token_id, side="left")
-        del batch["labels"]
-        return {name: tensor.to(self.checkpoint.core.device) for name, tensor in batch.items()}
+    def request(self, messages: Sequence[Message], sampling: Sampling) -> Request:
+        """A conversation whose last word is the user's, as the engine takes it.
 
-    def _stream(self, inputs: dict[str, torch.Tensor], sampling: Sampling) -> Iterator[str]:
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        closed = threading.Event()
-        failures: Queue[BaseException] = Queue()
+        Raises:
+            ImageError, AudioError, MessageError: it cannot be asked.
+        """
+        check_conversation(messages, answered=False)
+        chat = to_chat(self.hear(messages), open_image)
+        return Request.of(self.processor.encode(chat, add_generation_prompt=True), sampling)
 
-        def work() -> None:
-            try:
-                with torch.inference_mode():
-                    if sampling.seed is not None:
-                        torch.manual_seed(sampling.seed)
-                    self.checkpoint.model.generate(
-                        **inputs,
-                        **sampling.for_generate(),
-                        streamer=streamer,
-                        stopping_criteria=StoppingCriteriaList([_StopWhen(closed)]),
-                    )
-            except BaseException as error:
-                failures.put(error)
-                streamer.end()
-
-        worker = threading.Thread(target=work, daemon=True)
-        worker.start()
+    def _stream(self, request: Request) -> Iterator[str]:
+        generation = self.engine.submit(request, wait=True)
         try:
-            yield from (piece for piece in streamer if piece)
+            yield from (piece.text for piece in generation if piece.text)
         finally:
-            closed.set()
-            worker.join()
-        if not failures.empty():
-            raise failures.get()
+            generation.cancel()
 
 
 @dataclass
@@ -225,13 +186,3 @@ class Chat:
             pieces.append(piece)
             yield piece
         self.messages += [message, Message.assistant("".join(pieces))]
-
-
-class _StopWhen(StoppingCriteria):
-    """Ends generation at the next token once the event is set."""
-
-    def __init__(self, event: threading.Event):
-        self.event = event
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)

@@ -57,6 +57,15 @@ class Checkpoint:
     def config(self) -> MultimodalPhiConfig:
         return self.core.config
 
+    @property
+    def context_length(self) -> int:
+        """Tokens the model reads and writes at most, prompt and answer together.
+
+        Phi-3.5 degrades past its original window, where its rotary scaling switches; Eden stays within it.
+        """
+        config = self.config.text_config
+        return int(min(config.max_position_embeddings, config.original_max_position_embeddings))
+
 
 def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision: str | None = None) -> Checkpoint:
     """Loads an artifact, adapter or whole, ready to answer (evaluation mode).

@@ -11,6 +11,8 @@
     │   └── CheckpointError   a model: missing, incomplete, of another kind
     └── RunError              the work itself failed                         (exit code 1)
         ├── StorageError      the disk is full or not writable
+        ├── OverloadError     more questions wait than the engine takes; ask again later
+        ├── EngineStopped     the engine was closed or failed, and answers no more
         └── Interrupted       stopped by the user; says how to go on
 
 A message is one line: what is wrong, where (file, line, sample), and what to do about it.
@@ -78,6 +80,14 @@ class RunError(EdenError):
 
 
 class StorageError(RunError):
+    pass
+
+
+class OverloadError(RunError):
+    pass
+
+
+class EngineStopped(RunError):
     pass
 
 

@@ -15,7 +15,7 @@ PACKAGE = Path(eden.__file__).parent
 FLOORS = """
 F0  errors
 F0  files machine
-F0  messages console
+F0  messages console sampling
 F0  strict_yaml
 F0  recipe
 F1  vision audio
@@ -35,6 +35,9 @@ F3  tiny.sentences
 F3  tiny.whisper
 F3  report model_card
 F3  xray
+F4  slots decoding
+F4  prefill generation
+F4  engine
 F4  assistant
 F4  prepare transcribe
 F4  evaluate.tasks
