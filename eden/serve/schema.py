@@ -1,0 +1,291 @@
+"""OpenAI's chat completions as they come over the wire, checked, and as Eden's own types.
+
+What Eden does not do is refused by name, unless it asks for what happens anyway: nothing is accepted and ignored but
+`user`, which changes no answer.
+
+Source: https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..errors import AudioError, ImageError, InputError
+from ..messages import Audio, Image, Message, Part, Role, Text
+
+
+class RequestError(InputError):
+    """A request that cannot be answered.
+
+    Args:
+        what: what is wrong.
+        param: the field it is wrong in, as `messages[0].content[1].image_url`.
+        code: OpenAI's short name of the fault.
+        status: the HTTP status.
+    """
+
+    def __init__(self, what: str, *, param: str | None = None, code: str = "invalid_value", status: int = 400):
+        super().__init__(what, where=param, kind=code)
+        self.param = param
+        self.code = code
+        self.status = status
+
+    def to_dict(self) -> dict[str, Any]:
+        kind = {401: "authentication_error", 503: "overloaded_error"}.get(self.status, "invalid_request_error")
+        kind = "server_error" if self.status == 500 else kind
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may hold; each is checked before what it limits is decoded.
+
+    Attributes:
+        body_bytes: of the whole request.
+        messages: turns of the conversation.
+        images: of all turns.
+        image_bytes: of one image, encoded.
+        image_pixels: of one image.
+        recordings: of all turns.
+        audio_bytes: of one recording, encoded.
+        audio_seconds: of one recording.
+        choices: the largest `n`.
+    """
+
+    body_bytes: int = 50 * 2**20
+    messages: int = 256
+    images: int = 16
+    image_bytes: int = 20 * 2**20
+    image_pixels: int = 36 * 10**6
+    recordings: int = 4
+    audio_bytes: int = 25 * 2**20
+    audio_seconds: float = 600.0
+    choices: int = 8
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TextPart(_Wire):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Wire):
+    url: str
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="every image is seen at one size")
+
+
+class ImagePart(_Wire):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class InputAudio(_Wire):
+    data: str = Field(description="base64")
+    format: str = Field("wav", description="a hint; the format is known by the content")
+
+
+class AudioPart(_Wire):
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+ContentPart: TypeAlias = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+
+
+class ChatMessage(_Wire):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart]
+    name: None = None
+    refusal: None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+
+
+class StreamOptions(_Wire):
+    include_usage: bool = False
+
+
+class ResponseFormat(_Wire):
+    type: Literal["text"]
+
+
+class ChatRequest(_Wire):
+    """`POST /v1/chat/completions`. Fields that can only ask for the default are there for clients that always send them."""
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(1, ge=1)
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, description="not OpenAI's; 0 is off")
+    repetition_penalty: float | None = Field(None, gt=0, le=2, description="not OpenAI's; 1 is off")
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    user: str | None = None
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1)] | None = None
+    store: Literal[False] | None = None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> ChatRequest:
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens differ; give one")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream: true")
+        return self
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """The longest answer asked for, in tokens."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+FetchImage: TypeAlias = Callable[[str], bytes]
+
+
+def parse_chat_request(body: bytes, limits: Limits) -> ChatRequest:
+    """Reads and checks a request's body.
+
+    Raises:
+        RequestError: not JSON, an unknown or unsupported field, a wrong type, or more of something than allowed.
+    """
+    try:
+        request = ChatRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(error) from None
+    except RecursionError:
+        raise RequestError("the body is nested too deep", code="invalid_json") from None
+    if len(request.messages) > limits.messages:
+        raise RequestError(f"{len(request.messages)} messages, the limit is {limits.messages}", param="messages")
+    parts = [part for message in request.messages if isinstance(message.content, list) for part in message.content]
+    for kind, limit, noun in (
+        (ImagePart, limits.images, "images"),
+        (AudioPart, limits.recordings, "recordings"),
+    ):
+        if (number := sum(isinstance(part, kind) for part in parts)) > limit:
+            raise RequestError(f"{number} {noun}, the limit is {limit}", param="messages")
+    if (request.n or 1) > limits.choices:
+        raise RequestError(f"n is {request.n}, the limit is {limits.choices}", param="n")
+    return request
+
+
+def to_messages(request: ChatRequest, limits: Limits, fetch_image: FetchImage | None = None) -> list[Message]:
+    """The request's conversation with its images and recordings as bytes, not yet decoded.
+
+    Args:
+        request: a checked request.
+        limits: of one request.
+        fetch_image: gets an image by `https:` URL; None refuses them.
+
+    Raises:
+        RequestError: a URL that is not allowed, or data that is no base64.
+    """
+    messages = []
+    for number, message in enumerate(request.messages):
+        role: Role = "system" if message.role == "developer" else message.role
+        if isinstance(message.content, str):
+            messages.append(Message(role, (Text(message.content),)))
+            continue
+        parts: list[Part] = []
+        for index, part in enumerate(message.content):
+            where = f"messages[{number}].content[{index}]"
+            if isinstance(part, TextPart):
+                parts.append(Text(part.text))
+            elif isinstance(part, ImagePart):
+                parts.append(Image(_image_bytes(part.image_url.url, f"{where}.image_url", limits, fetch_image)))
+            else:
+                parts.append(Audio(_decoded(part.input_audio.data, f"{where}.input_audio", limits.audio_bytes)))
+        messages.append(Message(role, tuple(parts)))
+    return messages
+
+
+def to_request_error(error: InputError, param: str = "messages") -> RequestError:
+    """Eden's own refusal of an input as one over the wire; it names no path, for none was given."""
+    if isinstance(error, RequestError):
+        return error
+    code = error.kind or "invalid_value"
+    if isinstance(error, (ImageError, AudioError)):
+        code = error.kind or "invalid_media"
+    message = f"{error.what}. {error.cure}" if error.cure else error.what
+    return RequestError(message, param=param, code=code)
+
+
+def _image_bytes(url: str, where: str, limits: Limits, fetch_image: FetchImage | None) -> bytes:
+    if url.startswith("data:"):
+        header, comma, payload = url.partition(",")
+        if not comma or not header.endswith(";base64"):
+            raise RequestError("a data URL must be data:image/png;base64,...", param=where, code="invalid_image_url")
+        return _decoded(payload, where, limits.image_bytes)
+    if url.startswith("https://") and fetch_image is not None:
+        return fetch_image(url)
+    if url.startswith(("https://", "http://")):
+        raise RequestError(
+            "this server does not fetch images; send them as data:image/png;base64,...",
+            param=where,
+            code="remote_images_disabled",
+        )
+    raise RequestError("an image is sent as data:image/png;base64,...", param=where, code="invalid_image_url")
+
+
+def _decoded(payload: str, where: str, max_bytes: int) -> bytes:
+    if len(payload) * 3 // 4 > max_bytes + 3:
+        raise RequestError(f"more than {max_bytes:,} bytes", param=where, code="media_too_large")
+    try:
+        data = base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError):
+        data = b""
+    if not data:
+        raise RequestError("the data is not valid base64", param=where, code="invalid_base64")
+    return data
+
+
+def _refusal(error: ValidationError) -> RequestError:
+    """The deepest fault in one line: of a content that is neither text nor good parts, the fault in the parts."""
+    fault = max(error.errors(include_url=False, include_context=False), key=lambda fault: len(fault["loc"]))
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Invalid JSON: ")
+    if fault["type"] == "json_invalid":
+        return RequestError(f"the body is not valid JSON ({message})", code="invalid_json")
+    name = _field_name(fault["loc"])
+    if fault["type"] in ("extra_forbidden", "none_required", "too_long", "literal_error") and "." not in name:
+        why = "" if fault["type"] == "extra_forbidden" else f" with this value ({message[:1].lower()}{message[1:]})"
+        return RequestError(f"not supported by this server{why}", param=name, code="unsupported_parameter")
+    return RequestError(f"{message[:1].lower()}{message[1:]}", param=name or None)
+
+
+def _field_name(location: tuple[int | str, ...]) -> str:
+    """`messages[0].content[1].image_url.url` of pydantic's steps, which also name the members of unions."""
+    steps = [step for step in location if isinstance(step, int) or not ("[" in step or step == "str")]
+    name = ""
+    for place, step in enumerate(steps):
+        if isinstance(step, int):
+            name += f"[{step}]"
+        elif not (place > 1 and isinstance(steps[place - 1], int) and steps[place - 2] == "content"):  # a part's type
+            name += f".{step}" if name else step
+    return name
