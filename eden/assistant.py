@@ -150,8 +150,15 @@ class Assistant:
             ImageError, AudioError, MessageError: it cannot be asked.
         """
         check_conversation(messages, answered=False)
-        chat = to_chat(self.hear(messages), open_image)
-        return Request.of(self.processor.encode(chat, add_generation_prompt=True), sampling)
+        return Request.of(self.encode(self.hear(messages)), sampling)
+
+    def encode(self, messages: Sequence[Message]) -> dict[str, Any]:
+        """A conversation without speech as `input_ids` and, if it has images, `pixel_values` [I,3,H,W].
+
+        Raises:
+            ImageError: an image cannot be opened.
+        """
+        return self.processor.encode(to_chat(messages, open_image), add_generation_prompt=True)
 
     def _stream(self, request: Request) -> Iterator[str]:
         generation = self.engine.submit(request, wait=True)

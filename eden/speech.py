@@ -129,6 +129,7 @@ class Transcriber:
         self,
         source: AudioSource,
         *,
+        language: str | None = None,
         max_bytes: float = MAX_BYTES,
         max_seconds: float = MAX_SECONDS,
         on_progress: Progress | None = None,
@@ -137,6 +138,7 @@ class Transcriber:
 
         Args:
             source: a path, encoded bytes, or a waveform [S].
+            language: of this recording; None is the transcriber's.
             max_bytes: size limit of the encoded recording, in bytes.
             max_seconds: limit of its duration, in seconds.
             on_progress: called after each segment and block.
@@ -144,15 +146,16 @@ class Transcriber:
         Raises:
             AudioError: missing, not audio, truncated, damaged, or too long.
             CheckpointError: the Whisper cannot be loaded.
+            InputError: it does not know the language.
         """
-        _ = self.model  # what is wrong with it is said before anything is decoded
+        self._check_language(language, self.model)  # what is wrong with it is said before anything is decoded
         pieces: Iterable[Waveform]
         if isinstance(source, np.ndarray):
             pieces = [source.astype(np.float32, copy=False)]
         else:
             pieces = read_audio(source, max_bytes=max_bytes, max_seconds=max_seconds)
         segments: list[Segment] = []
-        language, start = self.language, 0.0
+        language, start = language or self.language, 0.0
         rest = np.zeros(0, dtype=np.float32)
         for block, is_last in _blocks(pieces):
             waveform = np.concatenate([rest, block])
@@ -253,10 +256,13 @@ class Transcriber:
                 where=str(folder),
                 cure="Copy or download it again.",
             ) from error
-        if self.language is not None and self.language not in model.supported_languages:
-            known = "English only" if not model.model.is_multilingual else "Whisper's languages, by code as `en`"
-            raise InputError(f"{self.name!r} does not hear the language {self.language!r}", cure=f"It knows {known}.")
+        self._check_language(self.language, model)
         return model
+
+    def _check_language(self, language: str | None, model: WhisperModel) -> None:
+        if language is not None and language not in model.supported_languages:
+            known = "English only" if not model.model.is_multilingual else "Whisper's languages, by code as `en`"
+            raise InputError(f"{self.name!r} does not hear the language {language!r}", cure=f"It knows {known}.")
 
 
 def find_whisper(name: str) -> Path:

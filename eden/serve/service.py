@@ -1,0 +1,193 @@
+"""What API and page share: one model, one engine, the limits, and who may come in.
+
+    messages -> hear (speech as words) -> open_images (decoded within the limits) -> submit -> Generation, in the engine
+
+Every step blocks and may be called by any thread. The API calls them from threads of its own, so that its loop stays
+free; speech has one thread, or a few recordings would keep everybody else's questions waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..assistant import Assistant
+from ..engine import Engine
+from ..errors import ContextError, EdenError, OverloadError
+from ..generation import Generation, Request
+from ..messages import AudioSource, Image, Message, Part, check_conversation, hear
+from ..sampling import Sampling
+from ..speech import Transcript
+from ..vision import open_image
+from .metrics import Metrics
+from .settings import Settings
+
+Result = TypeVar("Result")
+
+REMEMBERED_TRANSCRIPTS = 256
+DEFAULT_NEW_TOKENS = 1024
+"""The longest answer where a request does not say; the room in the context may be less."""
+
+
+class Service:
+    """A model that answers many people at once, within limits.
+
+    Args:
+        assistant: the model and its ears.
+        settings: the limits, and how many are answered at once.
+    """
+
+    def __init__(self, assistant: Assistant, settings: Settings | None = None):
+        self.assistant = assistant
+        self.settings = settings or Settings()
+        self.name = self.settings.name or _public_name(assistant.checkpoint.name)
+        self.engine = Engine(
+            assistant.checkpoint, max_running=self.settings.max_running, max_waiting=self.settings.max_waiting
+        )
+        self.metrics = Metrics(self.engine)
+        self._capacity = self.settings.max_running + self.settings.max_waiting
+        self._inside = 0
+        self._lock = threading.Lock()
+        self._encoding = threading.Lock()  # a tokenizer is not made for several threads
+        self._transcripts: OrderedDict[tuple[bytes, str | None], Transcript] = OrderedDict()
+        self._hands = ThreadPoolExecutor(4, thread_name_prefix="eden-prepare")
+        self._ears = ThreadPoolExecutor(1, thread_name_prefix="eden-hear")
+        vocabulary = assistant.processor.tokenizer.get_vocab()
+        self._longest_token = max(map(len, vocabulary))
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Counts somebody in, from before the body is read until the answer has ended.
+
+        Raises:
+            OverloadError: as many are inside as may run and wait; nothing of the request was read.
+        """
+        with self._lock:
+            if self._inside >= self._capacity:
+                raise OverloadError(f"{self._inside} requests are being answered", cure="Ask again in a moment.")
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+
+    async def in_thread(self, work: Callable[..., Result], *args: Any, hearing: bool = False) -> Result:
+        """Runs blocking work beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._ears if hearing else self._hands, work, *args)
+
+    def transcribe(self, source: AudioSource, language: str | None = None) -> Transcript:
+        """What is said in a recording; one that comes again, as in each turn of a chat, is not heard again.
+
+        Raises:
+            AudioError: it cannot be read, or it is too long.
+            InputError: the Whisper does not know the language.
+        """
+        limits = self.settings.limits
+        key = (hashlib.sha256(source).digest(), language) if isinstance(source, bytes) else None
+        with self._lock:
+            if key is not None and key in self._transcripts:
+                self._transcripts.move_to_end(key)
+                return self._transcripts[key]
+        transcript = self.assistant.transcriber.transcribe(
+            source, language=language, max_bytes=limits.audio_bytes, max_seconds=limits.audio_seconds
+        )
+        with self._lock:
+            if key is not None:
+                self._transcripts[key] = transcript
+            if len(self._transcripts) > REMEMBERED_TRANSCRIPTS:
+                self._transcripts.popitem(last=False)
+        return transcript
+
+    def hear(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with speech as text.
+
+        Raises:
+            AudioError: a recording cannot be read, or it is the question and nothing is said in it.
+        """
+        return [hear(message, lambda source: self.transcribe(source).text) for message in messages]
+
+    def open_images(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with images decoded, within the limits.
+
+        Raises:
+            ImageError: one cannot be; its `where` is the place, as `messages[0].content[1]`.
+        """
+        limits = self.settings.limits
+        opened = []
+        for turn, message in enumerate(messages):
+            parts: list[Part] = list(message.content)
+            for place, part in enumerate(parts):
+                if isinstance(part, Image):
+                    where = f"messages[{turn}].content[{place}]"
+                    image = open_image(
+                        part.source, max_bytes=limits.image_bytes, max_pixels=limits.image_pixels, where=where
+                    )
+                    parts[place] = Image(image)
+            opened.append(replace(message, content=tuple(parts)))
+        return opened
+
+    def submit(
+        self, messages: Sequence[Message], *, max_new_tokens: int | None = None, n: int = 1, **sampling: Any
+    ) -> list[Generation]:
+        """Encodes a conversation without speech and puts it into the engine's queue.
+
+        Args:
+            messages: the conversation; the last word is the user's.
+            max_new_tokens: the longest answer; None is `DEFAULT_NEW_TOKENS`, or the room there is.
+            n: answers to the same question; with a seed each draws with the next one.
+            sampling: the other fields of `Sampling`.
+
+        Returns:
+            The answers, n of them.
+
+        Raises:
+            MessageError, ContextError, InputError: it cannot be asked.
+            OverloadError: the queue is full.
+            EngineStopped: the model answers no more.
+        """
+        check_conversation(messages, answered=False)
+        context = self.assistant.context_length
+        characters = sum(len(message.text) for message in messages)
+        if characters > context * self._longest_token:  # not worth reading
+            raise ContextError(
+                f"the conversation has {characters:,} characters; the model holds {context:,} tokens",
+                cure="Shorten it.",
+            )
+        with self._encoding:
+            example = self.assistant.encode(messages)
+        room = context - len(example["input_ids"])
+        length = max_new_tokens or max(1, min(DEFAULT_NEW_TOKENS, room))
+        seed = sampling.pop("seed", None)
+        generations: list[Generation] = []
+        try:
+            for choice in range(n):
+                drawn = Sampling(
+                    max_new_tokens=length, seed=None if seed is None else (seed + choice) % 2**63, **sampling
+                )
+                request = Request.of(example, drawn, deadline=self.settings.limits.answer_seconds)
+                generations.append(self.engine.submit(request))
+        except EdenError:
+            for generation in generations:
+                generation.cancel()
+            raise
+        return generations
+
+    def close(self) -> None:
+        """Finishes the running answers and takes no more."""
+        self.engine.close()
+        self._hands.shutdown(wait=False, cancel_futures=True)
+        self._ears.shutdown(wait=False, cancel_futures=True)
+
+
+def _public_name(name: str) -> str:
+    """A hub id stays as it is; of a folder only its name is anybody's business."""
+    return Path(name).resolve().name if Path(name).exists() else name

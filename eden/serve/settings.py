@@ -1,0 +1,69 @@
+"""What a server allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may hold; each is checked before what it limits is decoded.
+
+    Attributes:
+        body_bytes: of the whole request.
+        body_seconds: that sending it may take.
+        messages: turns of the conversation.
+        images: of all turns.
+        image_bytes: of one image, encoded.
+        image_pixels: of one image.
+        recordings: of all turns.
+        audio_bytes: of one recording, encoded.
+        audio_seconds: of one recording.
+        choices: the largest `n`.
+        answer_seconds: from the question's place in the queue to the answer's end.
+    """
+
+    body_bytes: int = 50 * 2**20
+    body_seconds: float = 60.0
+    messages: int = 256
+    images: int = 16
+    image_bytes: int = 20 * 2**20
+    image_pixels: int = 36 * 10**6
+    recordings: int = 4
+    audio_bytes: int = 25 * 2**20
+    audio_seconds: float = 600.0
+    choices: int = 8
+    answer_seconds: float = 300.0
+
+    def in_words(self) -> str:
+        """The ones that people meet, in one line."""
+        return (
+            f"{self.images} pictures of {self.image_bytes / 2**20:.0f} MiB and {self.image_pixels / 1e6:.0f} megapixels, "
+            f"{self.recordings} recordings of {self.audio_bytes / 2**20:.0f} MiB and {self.audio_seconds / 60:.0f} minutes, "
+            f"{self.body_bytes / 2**20:.0f} MiB in all"
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is served.
+
+    Attributes:
+        name: the model's name in requests; None is that of its folder or hub id.
+        limits: of one request.
+        api_key: asked for everywhere but at `/health`; None asks nobody.
+        image_hosts: hosts that images may be fetched from; empty fetches none.
+        cors_origins: web sites whose scripts may call the API; empty is none.
+        host_names: names the server is called by (the `Host` header); None takes any.
+        max_running: answers written at once.
+        max_waiting: questions that wait for them; more are turned away.
+    """
+
+    name: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    api_key: str | None = None
+    image_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    host_names: tuple[str, ...] | None = None
+    max_running: int = 8
+    max_waiting: int = 64
