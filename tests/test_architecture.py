@@ -49,8 +49,18 @@ F4  tiny.build tiny.build_whisper
 F4  trainer
 F4  train
 F4  demo
+F5  serve.settings serve.metrics
+F5  serve.service
+F5  serve.schema serve.responses
+F5  serve.fetch
+F5  serve.chat serve.guard
+F5  serve.transcriptions
+F5  serve.api
+F5  serve.page
+F5  serve.server
+F5  serve
 F5  cli.shared
-F5  cli.talk cli.data cli.work
+F5  cli.talk cli.data cli.work cli.serve
 F5  cli.main
 F5  cli
 F5  __main__

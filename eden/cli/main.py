@@ -15,13 +15,14 @@ import typer
 from .. import __version__
 from ..errors import EdenError
 from .data import cache, check, xray
+from .serve import serve
 from .shared import err
 from .talk import ask, chat, transcribe
 from .work import demo, evaluate, export, train
 
 app = typer.Typer(
     name="eden",
-    help="Give a small language model eyes and ears: train, evaluate, ask and ship it.",
+    help="Give a small language model eyes and ears: train, evaluate, ask, serve and ship it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,7 +40,7 @@ def _main(
         raise typer.Exit()
 
 
-for verb in (demo, ask, chat, transcribe, check, xray, cache, train, evaluate, export):
+for verb in (demo, ask, chat, transcribe, check, xray, cache, train, evaluate, serve, export):
     app.command()(verb)
 
 

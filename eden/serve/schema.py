@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import AudioError, ImageError, InputError
+from ..errors import AudioError, ContextError, EngineStopped, ImageError, InputError, OverloadError
 from ..messages import Audio, Image, Message, Part, Role, Text
+from .settings import Limits
+
+log = logging.getLogger("eden.serve")
+
+LONGEST_ECHO = 300
+"""Characters of an error that may be a client's own."""
 
 
 class RequestError(InputError):
@@ -28,45 +34,29 @@ class RequestError(InputError):
         param: the field it is wrong in, as `messages[0].content[1].image_url`.
         code: OpenAI's short name of the fault.
         status: the HTTP status.
+        headers: that go with the status, as `Retry-After`.
     """
 
-    def __init__(self, what: str, *, param: str | None = None, code: str = "invalid_value", status: int = 400):
-        super().__init__(what, where=param, kind=code)
+    def __init__(
+        self,
+        what: str,
+        *,
+        param: str | None = None,
+        code: str = "invalid_value",
+        status: int = 400,
+        headers: Mapping[str, str] | None = None,
+    ):
+        param = None if param is None else param[:LONGEST_ECHO]  # a client may have made it up
+        super().__init__(what[:LONGEST_ECHO], where=param, kind=code)
         self.param = param
         self.code = code
         self.status = status
+        self.headers = dict(headers or {})
 
     def to_dict(self) -> dict[str, Any]:
-        kind = {401: "authentication_error", 503: "overloaded_error"}.get(self.status, "invalid_request_error")
-        kind = "server_error" if self.status == 500 else kind
+        kinds = {401: "authentication_error", 500: "server_error", 503: "overloaded_error"}
+        kind = kinds.get(self.status, "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request may hold; each is checked before what it limits is decoded.
-
-    Attributes:
-        body_bytes: of the whole request.
-        messages: turns of the conversation.
-        images: of all turns.
-        image_bytes: of one image, encoded.
-        image_pixels: of one image.
-        recordings: of all turns.
-        audio_bytes: of one recording, encoded.
-        audio_seconds: of one recording.
-        choices: the largest `n`.
-    """
-
-    body_bytes: int = 50 * 2**20
-    messages: int = 256
-    images: int = 16
-    image_bytes: int = 20 * 2**20
-    image_pixels: int = 36 * 10**6
-    recordings: int = 4
-    audio_bytes: int = 25 * 2**20
-    audio_seconds: float = 600.0
-    choices: int = 8
 
 
 class _Wire(BaseModel):
@@ -103,7 +93,7 @@ ContentPart: TypeAlias = Annotated[TextPart | ImagePart | AudioPart, Field(discr
 
 class ChatMessage(_Wire):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)]
     name: None = None
     refusal: None = None
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -121,10 +111,10 @@ class ResponseFormat(_Wire):
 
 
 class ChatRequest(_Wire):
-    """`POST /v1/chat/completions`. Fields that can only ask for the default are there for clients that always send them."""
+    """What is asked. Fields that can only ask for the default are there for clients that always send them."""
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: int | None = Field(1, ge=1)
@@ -167,7 +157,8 @@ class ChatRequest(_Wire):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-FetchImage: TypeAlias = Callable[[str], bytes]
+FetchImage: TypeAlias = Callable[[str, str], bytes]
+"""Gets an image by its URL; the second argument is the field it stands in."""
 
 
 def parse_chat_request(body: bytes, limits: Limits) -> ChatRequest:
@@ -202,7 +193,7 @@ def to_messages(request: ChatRequest, limits: Limits, fetch_image: FetchImage | 
     Args:
         request: a checked request.
         limits: of one request.
-        fetch_image: gets an image by `https:` URL; None refuses them.
+        fetch_image: gets an image by its `https:` URL; None refuses them.
 
     Raises:
         RequestError: a URL that is not allowed, or data that is no base64.
@@ -226,15 +217,29 @@ def to_messages(request: ChatRequest, limits: Limits, fetch_image: FetchImage | 
     return messages
 
 
-def to_request_error(error: InputError, param: str = "messages") -> RequestError:
-    """Eden's own refusal of an input as one over the wire; it names no path, for none was given."""
+def to_request_error(error: Exception, param: str | None = None) -> RequestError:
+    """An error as one over the wire. Its place in the request is told, and no path: none was given.
+
+    Args:
+        error: any; one that Eden does not raise on purpose goes to the log, and the client hears that there was one.
+        param: the field it is about, where the error does not know.
+    """
     if isinstance(error, RequestError):
         return error
-    code = error.kind or "invalid_value"
-    if isinstance(error, (ImageError, AudioError)):
-        code = error.kind or "invalid_media"
+    if not isinstance(error, (InputError, OverloadError, EngineStopped)):
+        log.error("the server failed", exc_info=error)
+        return RequestError("the server failed", code="internal_error", status=500)
     message = f"{error.what}. {error.cure}" if error.cure else error.what
-    return RequestError(message, param=param, code=code)
+    if isinstance(error, OverloadError):
+        return RequestError(message, code="overloaded", status=503, headers={"Retry-After": "1"})
+    if isinstance(error, EngineStopped):
+        return RequestError(
+            "the model does not answer any more", code="engine_stopped", status=503, headers={"Retry-After": "10"}
+        )
+    if isinstance(error, ImageError) and error.where:
+        param = f"{error.where}.image_url"
+    fallback = {ContextError: "context_length_exceeded", ImageError: "invalid_image", AudioError: "invalid_audio"}
+    return RequestError(message, param=param, code=error.kind or fallback.get(type(error), "invalid_value"))
 
 
 def _image_bytes(url: str, where: str, limits: Limits, fetch_image: FetchImage | None) -> bytes:
@@ -244,7 +249,7 @@ def _image_bytes(url: str, where: str, limits: Limits, fetch_image: FetchImage |
             raise RequestError("a data URL must be data:image/png;base64,...", param=where, code="invalid_image_url")
         return _decoded(payload, where, limits.image_bytes)
     if url.startswith("https://") and fetch_image is not None:
-        return fetch_image(url)
+        return fetch_image(url, where)
     if url.startswith(("https://", "http://")):
         raise RequestError(
             "this server does not fetch images; send them as data:image/png;base64,...",
@@ -268,14 +273,14 @@ def _decoded(payload: str, where: str, max_bytes: int) -> bytes:
 
 def _refusal(error: ValidationError) -> RequestError:
     """The deepest fault in one line: of a content that is neither text nor good parts, the fault in the parts."""
-    fault = max(error.errors(include_url=False, include_context=False), key=lambda fault: len(fault["loc"]))
+    fault = max(error.errors(include_url=False, include_input=False), key=lambda fault: len(fault["loc"]))
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Invalid JSON: ")
     if fault["type"] == "json_invalid":
         return RequestError(f"the body is not valid JSON ({message})", code="invalid_json")
     name = _field_name(fault["loc"])
-    if fault["type"] in ("extra_forbidden", "none_required", "too_long", "literal_error") and "." not in name:
-        why = "" if fault["type"] == "extra_forbidden" else f" with this value ({message[:1].lower()}{message[1:]})"
-        return RequestError(f"not supported by this server{why}", param=name, code="unsupported_parameter")
+    if "." not in name and fault["type"] in ("extra_forbidden", "none_required", "too_long", "literal_error"):
+        only = f" but as {fault['ctx']['expected']}" if fault["type"] == "literal_error" else ""
+        return RequestError(f"not supported by this server{only}", param=name, code="unsupported_parameter")
     return RequestError(f"{message[:1].lower()}{message[1:]}", param=name or None)
 
 

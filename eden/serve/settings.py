@@ -37,10 +37,11 @@ class Limits:
 
     def in_words(self) -> str:
         """The ones that people meet, in one line."""
+        mebibytes = 2**20
         return (
-            f"{self.images} pictures of {self.image_bytes / 2**20:.0f} MiB and {self.image_pixels / 1e6:.0f} megapixels, "
-            f"{self.recordings} recordings of {self.audio_bytes / 2**20:.0f} MiB and {self.audio_seconds / 60:.0f} minutes, "
-            f"{self.body_bytes / 2**20:.0f} MiB in all"
+            f"{self.images} pictures of {self.image_bytes / mebibytes:.0f} MiB and {self.image_pixels / 1e6:.0f} "
+            f"megapixels, {self.recordings} recordings of {self.audio_bytes / mebibytes:.0f} MiB and "
+            f"{self.audio_seconds / 60:.0f} minutes, {self.body_bytes / mebibytes:.0f} MiB in all"
         )
 
 

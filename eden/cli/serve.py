@@ -1,0 +1,67 @@
+"""The verb that serves a model."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Annotated
+
+import typer
+
+from .shared import FourBit, Json, err, print_json
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="A folder, a hub id, or eden-tiny.")] = "eden-tiny",
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 is every one of this machine.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8000,
+    name: Annotated[str | None, typer.Option(help="The model's name in requests.")] = None,
+    max_running: Annotated[int, typer.Option(help="Answers written at once.", min=1)] = 8,
+    max_waiting: Annotated[int, typer.Option(help="Questions that may wait.", min=1)] = 64,
+    image_host: Annotated[
+        list[str] | None, typer.Option("--image-host", help="Fetch https images from this host.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option("--cors-origin", help="Let scripts of this web site call.")
+    ] = None,
+    host_name: Annotated[
+        list[str] | None, typer.Option("--host-name", help="A name that a proxy calls this server by.")
+    ] = None,
+    no_page: Annotated[bool, typer.Option("--no-page", help="The API alone.")] = False,
+    is_open: Annotated[bool, typer.Option("--open", help="Other machines may ask without a key.")] = False,
+    four_bit: FourBit = False,
+    as_json: Json = False,
+) -> None:
+    """Serve a model: OpenAI's API and a web page. EDEN_API_KEY is the key that everybody must give."""
+    from ..serve import server
+    from ..serve.settings import Settings
+
+    local = server.is_loopback(host)
+    settings = Settings(
+        name=name,
+        api_key=os.environ.get("EDEN_API_KEY") or None,
+        image_hosts=tuple(image_host or ()),
+        cors_origins=tuple(cors_origin or ()),
+        host_names=(*server.LOOPBACK_NAMES, host, *(host_name or ())) if local else None,
+        max_running=max_running,
+        max_waiting=max_waiting,
+    )
+    server.check_exposure(host, settings, is_open=is_open)
+    with server.open_socket(host, port) as bound:
+        from ..serve.service import Service
+
+        with err.status(f"loading {model}"):
+            service = Service(server.load_in_a_thread(model, four_bit), settings)
+            app = server.build_app(service, page=not no_page)
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{bound.getsockname()[1]}"
+        if as_json:
+            print_json({"address": address, "model": service.name})
+        else:
+            print(server.greeting(service, address, page=not no_page), flush=True)
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+        logging.getLogger("eden.serve").setLevel(logging.INFO)
+        server.Server(app).run(sockets=[bound])
+        err.print("stopped")

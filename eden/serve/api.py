@@ -1,0 +1,170 @@
+"""OpenAI's API over HTTP.
+
+    Guard (key, host, size) -> route -> Service -> Engine
+
+Source: https://platform.openai.com/docs/api-reference
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from .. import __version__
+from ..errors import EdenError
+from .chat import AnswerStream, ClientGone, check_model, start_answers, whole_answer
+from .guard import Guard, error_response
+from .responses import ChatCompletion, ErrorResponse, Health, Model, ModelList, VerboseTranscription
+from .schema import ChatRequest, RequestError, to_request_error
+from .service import Service
+from .transcriptions import FORM_SCHEMA, transcribe
+
+JSON_TYPE = "application/json"
+FAULTS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": why}
+    for status, why in {
+        400: "the request is refused, and why",
+        401: "the API key is missing or wrong",
+        404: "there is no such model or path",
+        408: "the body did not come in time",
+        413: "the request is too large",
+        415: "the body is of another type",
+        503: "too many requests; Retry-After says when to try again",
+    }.items()
+}
+
+
+def create_app(service: Service) -> FastAPI:
+    """The API of a model. It closes the service when it shuts down."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.in_thread(service.engine.close)
+        service.close()
+
+    app = FastAPI(title="Eden", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    _add_routes(app, service)
+    app.add_exception_handler(RequestError, _on_error)
+    app.add_exception_handler(EdenError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientGone, _on_client_gone)
+    methods = {
+        route.path: frozenset(route.methods or ())
+        for route in app.routes
+        if isinstance(route, APIRoute) and "{" not in route.path
+    }
+    app.add_middleware(Guard, service=service, methods=methods)
+    if service.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(service.settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    started = int(time.time())
+    model = Model(id=service.name, created=started)
+
+    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=FAULTS, openapi_extra=_json_body())
+    async def chat_completions(http: Request) -> Response:
+        """Answers a conversation of text, images and speech; with `stream` as server-sent events."""
+        if http.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON_TYPE:
+            # Also what keeps other sites' forms out: a browser asks before it sends JSON elsewhere.
+            raise RequestError(f"the body must be {JSON_TYPE}", code="unsupported_media_type", status=415)
+        with ExitStack() as stack:
+            stack.enter_context(service.admitted())
+            request, generations = await start_answers(service, await http.body())
+            if request.stream:
+                return AnswerStream(service, request, generations, on_end=stack.pop_all().close)
+            return await whole_answer(service, http, generations)
+
+    @app.post(
+        "/v1/audio/transcriptions",
+        response_model=VerboseTranscription,
+        response_model_exclude_unset=True,
+        responses=FAULTS,
+        openapi_extra={
+            "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM_SCHEMA}}},
+        },
+    )
+    async def audio_transcriptions(http: Request) -> Response:
+        """Turns speech into text."""
+        with service.admitted():
+            return await transcribe(service, http)
+
+    @app.get("/v1/models", responses={401: FAULTS[401]})
+    async def models() -> ModelList:
+        """The one model that is served."""
+        return ModelList(data=[model])
+
+    @app.get("/v1/models/{name:path}", responses={401: FAULTS[401], 404: FAULTS[404]})
+    async def one_model(name: str) -> Model:
+        """The model that is served, if that is its name."""
+        check_model(service, name)
+        return model
+
+    @app.get("/health", responses={503: {"model": Health, "description": "the model does not answer any more"}})
+    async def health() -> Response:
+        """Whether the model answers; asks no key."""
+        engine = service.engine
+        if engine.alive:
+            return JSONResponse(Health(status="ok").model_dump())
+        return JSONResponse(Health(status="failed" if engine.error else "closing").model_dump(), status_code=503)
+
+    @app.get("/metrics", response_class=Response, responses={401: FAULTS[401]})
+    async def metrics() -> Response:
+        """Prometheus' text format."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    async def unknown(path: str) -> Response:
+        """Else the page would answer."""
+        raise RequestError("there is no such path", code="not_found", status=404)
+
+
+def _on_error(http: Request, error: Exception) -> Response:
+    assert isinstance(error, EdenError)
+    return error_response(to_request_error(error))
+
+
+def _on_http_error(http: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return error_response(RequestError(str(error.detail), code="http_error", status=error.status_code))
+
+
+def _on_client_gone(http: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nginx's number; nobody reads it but the log
+
+
+def _json_body() -> dict[str, Any]:
+    """The request as documented; it is read by Eden's own parser, whose errors have OpenAI's shape."""
+    schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs")
+    return {"requestBody": {"required": True, "content": {JSON_TYPE: {"schema": schema}}}}
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        from fastapi.openapi.utils import get_openapi
+
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        schemas = document["components"]["schemas"]
+        schemas |= ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")["$defs"]
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+        app.openapi_schema = document
+    return app.openapi_schema

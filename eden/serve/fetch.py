@@ -1,0 +1,95 @@
+"""Images by `https:` URL: only from hosts that were named, never from inside the network.
+
+What could go wrong is server-side request forgery: https://owasp.org/www-community/attacks/Server_Side_Request_Forgery
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import time
+from collections.abc import Callable, Collection
+
+import httpx
+
+from .schema import RequestError
+
+FETCH_SECONDS = 10.0
+
+Resolve = Callable[[str], list[str]]
+
+
+def resolve(host: str) -> list[str]:
+    """The addresses of a host."""
+    return [str(info[4][0]) for info in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)]
+
+
+def fetch_image(
+    url: str,
+    *,
+    hosts: Collection[str],
+    max_bytes: int,
+    where: str,
+    resolve: Resolve = resolve,
+    client: Callable[[], httpx.Client] | None = None,
+) -> bytes:
+    """Gets an image. The address is looked up once, checked, and then connected to, so that no second answer of the
+    name server can lead elsewhere; redirects are refused, for they could lead anywhere.
+
+    Args:
+        url: `https://`, on the standard port, without user or password.
+        hosts: the names it may be on.
+        max_bytes: size limit, in bytes, kept while reading.
+        where: the field of the request, named in errors.
+        resolve: looks addresses up.
+        client: makes the HTTP client; the default checks certificates and knows no proxy.
+
+    Raises:
+        RequestError: the URL is not allowed, or the image does not come in time.
+    """
+
+    def refused(what: str, code: str = "image_url_not_allowed") -> RequestError:
+        return RequestError(what, param=where, code=code)
+
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
+        raise refused("the image's URL is not valid", "invalid_image_url") from None
+    if parsed.scheme != "https" or parsed.userinfo or parsed.port not in (None, 443):
+        raise refused("an image's URL begins with https://, without user, password or port")
+    if parsed.host not in hosts:
+        raise refused("images are not fetched from this host")
+    try:
+        addresses = resolve(parsed.host)
+    except OSError:
+        raise refused("the image's host is not known", "image_fetch_failed") from None
+    if not addresses or not all(ipaddress.ip_address(address).is_global for address in addresses):
+        raise refused("the image's host has no public address")
+    try:
+        with (client or _client)() as http:
+            return _read(http, parsed, addresses[0], max_bytes, refused)
+    except httpx.HTTPError:
+        raise refused("the image could not be fetched", "image_fetch_failed") from None
+
+
+def _client() -> httpx.Client:
+    return httpx.Client(trust_env=False, follow_redirects=False, timeout=FETCH_SECONDS)
+
+
+def _read(
+    http: httpx.Client, url: httpx.URL, address: str, max_bytes: int, refused: Callable[..., RequestError]
+) -> bytes:
+    deadline = time.monotonic() + FETCH_SECONDS
+    pinned = url.copy_with(host=address)
+    headers = {"Host": url.host, "Accept": "image/*", "Accept-Encoding": "identity"}
+    body = bytearray()
+    with http.stream("GET", pinned, headers=headers, extensions={"sni_hostname": url.host}) as response:
+        if response.status_code != 200:
+            raise refused(f"the image's host answered {response.status_code}", "image_fetch_failed")
+        for piece in response.iter_raw():
+            body += piece
+            if len(body) > max_bytes:
+                raise refused(f"the image has more than {max_bytes:,} bytes", "image_too_large")
+            if time.monotonic() > deadline:
+                raise refused("the image did not come in time", "image_fetch_failed")
+    return bytes(body)

@@ -1,0 +1,130 @@
+"""`eden serve`: API and page on one port, from the first line it prints to a clean end."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import uvicorn
+from fastapi import FastAPI
+
+from .. import load
+from ..assistant import Assistant
+from ..errors import InputError
+from .api import create_app
+from .service import Service
+from .settings import Settings
+
+LAST_SECONDS = 30
+"""What running answers get to end in once the server is told to stop."""
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+def load_in_a_thread(model: str, four_bit: bool = False) -> Assistant:
+    """Loads a model in a thread that ends.
+
+    GNU OpenMP keeps a pool of threads for every thread that ever computed; one that is left over from loading keeps
+    the engine's own from waiting actively, which costs it a third of its speed on two cores.
+    """
+    options = {}
+    if four_bit:
+        from ..recipe import QuantizationSection
+
+        options["quantization"] = QuantizationSection()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(load, model, **options).result()  # type: ignore[arg-type]
+
+
+def check_exposure(host: str, settings: Settings, *, is_open: bool) -> None:
+    """Refuses to listen to other machines without a key, unless that is said to be meant.
+
+    Raises:
+        InputError: there is no key.
+    """
+    if not is_loopback(host) and settings.api_key is None and not is_open:
+        raise InputError(
+            f"{host} is reachable by other machines, and there is no API key",
+            cure="Set EDEN_API_KEY, or give --open if everybody may use the model.",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A bound socket, before the seconds it takes to load a model.
+
+    Raises:
+        InputError: the port is taken, or the address is not this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"cannot listen on {host}:{port} ({why})", cure="Give another --port, or 0 for any free one."
+        ) from None
+    return bound
+
+
+def build_app(service: Service, *, page: bool = True) -> FastAPI:
+    """API and, if wanted, page."""
+    app = create_app(service)
+    if page:
+        from .page import mount_page
+
+        app = mount_page(app, service)
+    return app
+
+
+class Server(uvicorn.Server):
+    """uvicorn that ends the page's open event streams when it is told to stop, and does not wait for them."""
+
+    def __init__(self, app: FastAPI):
+        super().__init__(
+            uvicorn.Config(
+                app, log_level="warning", access_log=False, timeout_graceful_shutdown=LAST_SECONDS, server_header=False
+            )
+        )
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for route in self._app.routes:
+            if (stop := getattr(getattr(route, "app", None), "stop_event", None)) is not None:
+                stop.set()
+        await super().shutdown(sockets)
+
+
+def greeting(service: Service, address: str, *, page: bool) -> str:
+    """What somebody needs who has just started a server."""
+    settings = service.settings
+    key = "the value of EDEN_API_KEY" if settings.api_key else "none is asked for"
+    header = ' \\\n  -H "Authorization: Bearer $EDEN_API_KEY"' if settings.api_key else ""
+    key_in_python = 'os.environ["EDEN_API_KEY"]' if settings.api_key else '"none"'
+    return f"""\
+page      {address if page else "off"}
+API       {address}/v1
+model     {service.name} (context of {service.assistant.context_length:,} tokens)
+key       {key}
+at once   {settings.max_running} answers, {settings.max_waiting} more wait
+limits    {settings.limits.in_words()}
+
+curl {address}/v1/chat/completions{header} \\
+  -H "Content-Type: application/json" \\
+  -d '{{"model": "{service.name}", "messages": [{{"role": "user", "content": "What can you do?"}}]}}'
+
+from openai import OpenAI
+client = OpenAI(base_url="{address}/v1", api_key={key_in_python})
+print(client.chat.completions.create(
+    model="{service.name}", messages=[{{"role": "user", "content": "What can you do?"}}]
+).choices[0].message.content)
+"""

@@ -1,0 +1,105 @@
+"""`POST /v1/audio/transcriptions`: a recording as a form, its words as JSON, text or subtitles.
+
+Source: https://platform.openai.com/docs/api-reference/audio/createTranscription
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+
+from ..errors import EdenError
+from ..speech import Transcript
+from .chat import check_model
+from .responses import Transcription, TranscriptionSegment, VerboseTranscription
+from .schema import RequestError, to_request_error
+from .service import Service
+
+FORMATS = ("json", "text", "srt", "verbose_json")
+FIELDS = ("file", "model", "language", "response_format", "temperature")
+HEARD_AS = "whisper-1"
+"""OpenAI's name for the job; clients that cannot be told another use it."""
+
+FORM_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["file", "model"],
+    "additionalProperties": False,
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "model": {"type": "string", "description": f"the served model's name, or {HEARD_AS}"},
+        "language": {"type": "string", "description": "a code as `en`"},
+        "response_format": {"type": "string", "enum": list(FORMATS), "default": "json"},
+        "temperature": {"type": "number", "enum": [0], "description": "speech is heard greedily"},
+    },
+}
+
+
+async def transcribe(service: Service, http: Request) -> Response:
+    """Hears one recording.
+
+    Raises:
+        RequestError: the form is not what it should be, or the recording cannot be heard.
+    """
+    if not http.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise RequestError("the body must be multipart/form-data", code="unsupported_media_type", status=415)
+    try:
+        async with http.form(max_files=1, max_fields=16, max_part_size=4096) as form:
+            source, response_format, language = await _read(service, form)
+    except (MultiPartException, HTTPException) as error:
+        raise RequestError(
+            f"the form cannot be read ({getattr(error, 'message', None) or getattr(error, 'detail', '')})"[:200],
+            code="invalid_form",
+        ) from None
+    try:
+        transcript = await service.in_thread(service.transcribe, source, language, hearing=True)
+    except EdenError as error:
+        raise to_request_error(error, param="file") from error
+    return _answer(transcript, response_format)
+
+
+async def _read(service: Service, form: FormData) -> tuple[bytes, str, str | None]:
+    """The recording's bytes, the format of the answer, and the language."""
+    for name in form:
+        if name not in FIELDS:
+            raise RequestError("not supported by this server", param=name[:100], code="unsupported_parameter")
+        if len(form.getlist(name)) > 1:
+            raise RequestError("given more than once", param=name)
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        raise RequestError("a recording is needed", param="file", code="missing_file")
+    words: dict[str, str] = {name: value for name, value in form.items() if isinstance(value, str)}
+    if (model := words.get("model", "")) != HEARD_AS:
+        check_model(service, model)
+    if words.get("temperature", "0") not in ("0", "0.0"):
+        raise RequestError("only 0 is supported", param="temperature", code="unsupported_parameter")
+    response_format = words.get("response_format", "json")
+    if response_format not in FORMATS:
+        raise RequestError(f"use one of {', '.join(FORMATS)}", param="response_format", code="unsupported_parameter")
+    limit = service.settings.limits.audio_bytes
+    if (file.size or 0) > limit:
+        raise RequestError(
+            f"the recording has more than {limit:,} bytes", param="file", code="media_too_large", status=413
+        )
+    return await file.read(), response_format, words.get("language") or None
+
+
+def _answer(transcript: Transcript, response_format: str) -> Response:
+    if response_format == "text":
+        return PlainTextResponse(f"{transcript.text}\n")
+    if response_format == "srt":
+        return PlainTextResponse(transcript.to_srt())
+    if response_format == "json":
+        return JSONResponse(Transcription(text=transcript.text).model_dump())
+    segments = [
+        TranscriptionSegment(id=index, start=segment.start, end=segment.end, text=segment.text)
+        for index, segment in enumerate(transcript.segments)
+    ]
+    verbose = VerboseTranscription(
+        text=transcript.text, language=transcript.language, duration=transcript.duration, segments=segments
+    )
+    return JSONResponse(verbose.model_dump())

@@ -1,0 +1,94 @@
+"""A real server in this process, on a free port, and what the tests ask it with."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from eden.serve.server import Server, build_app, load_in_a_thread, open_socket
+from eden.serve.service import Service
+from eden.serve.settings import Settings
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCENE = (EXAMPLES / "scene.png").read_bytes()
+QUESTION = (EXAMPLES / "question.wav").read_bytes()
+
+
+@dataclass
+class Running:
+    """A server that runs: where it is, and its inside, to be looked at."""
+
+    url: str
+    service: Service
+    server: Server
+
+    @property
+    def running(self) -> int:
+        return self.service.engine.stats().running
+
+    def post(self, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=60, **options)
+
+    @contextmanager
+    def slow(self, seconds: float) -> Iterator[None]:
+        """Every forward of the language model takes that much longer, so that an answer can be met half written."""
+        model = self.service.assistant.checkpoint.core.model.language_model
+        handle = model.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@contextmanager
+def serving(settings: Settings | None = None, *, page: bool = False, model: str = "eden-tiny") -> Iterator[Running]:
+    service = Service(load_in_a_thread(model), settings)
+    with open_socket("127.0.0.1", 0) as bound:
+        server = Server(build_app(service, page=page))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        until(lambda: server.started)
+        try:
+            yield Running(f"http://127.0.0.1:{bound.getsockname()[1]}", service, server)
+        finally:
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def until(true: Callable[[], Any], seconds: float = 30.0) -> None:
+    """Waits until something is so; that it takes too long is a failure."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(0.005)
+
+
+def data_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def image_part(data: bytes = SCENE) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": data_url(data)}}
+
+
+def audio_part(data: bytes = QUESTION) -> dict[str, Any]:
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode(), "format": "wav"}}
+
+
+def user(*content: Any) -> dict[str, Any]:
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    return {"role": "user", "content": parts}
+
+
+def asking(*content: Any, **more: Any) -> dict[str, Any]:
+    """A request's body."""
+    return {"model": "eden-tiny", "messages": [user(*content)], "temperature": 0, **more}
