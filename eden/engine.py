@@ -136,8 +136,9 @@ class Engine:
         length, room = len(request.input_ids), request.sampling.max_new_tokens
         if length + room > self.checkpoint.context_length:
             raise ContextError(
-                f"the conversation has {length:,} tokens and the answer may take {room:,}; "
-                f"the model holds {self.checkpoint.context_length:,}",
+                # In words that clients (LiteLLM) know the fault by.
+                f"this model's maximum context length is {self.checkpoint.context_length:,} tokens; "
+                f"the conversation has {length:,} and the answer may take {room:,}",
                 cure="Shorten the conversation or ask for a shorter answer.",
             )
         if length == 0:

@@ -57,11 +57,14 @@ def serve(
             app = server.build_app(service, page=not no_page)
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{bound.getsockname()[1]}"
-        if as_json:
-            print_json({"address": address, "model": service.name})
-        else:
-            print(server.greeting(service, address, page=not no_page), flush=True)
+
+        def greet() -> None:
+            if as_json:
+                print_json({"address": address, "model": service.name})
+            else:
+                print(server.greeting(service, address, page=not no_page), flush=True)
+
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
         logging.getLogger("eden.serve").setLevel(logging.INFO)
-        server.Server(app).run(sockets=[bound])
+        server.Server(app, on_started=greet).run(sockets=[bound])
         err.print("stopped")

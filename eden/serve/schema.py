@@ -278,7 +278,12 @@ def _refusal(error: ValidationError) -> RequestError:
     if fault["type"] == "json_invalid":
         return RequestError(f"the body is not valid JSON ({message})", code="invalid_json")
     name = _field_name(fault["loc"])
-    if "." not in name and fault["type"] in ("extra_forbidden", "none_required", "too_long", "literal_error"):
+    if not name.startswith("messages") and fault["type"] in (
+        "extra_forbidden",
+        "none_required",
+        "too_long",
+        "literal_error",
+    ):
         only = f" but as {fault['ctx']['expected']}" if fault["type"] == "literal_error" else ""
         return RequestError(f"not supported by this server{only}", param=name, code="unsupported_parameter")
     return RequestError(f"{message[:1].lower()}{message[1:]}", param=name or None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -87,15 +89,31 @@ def build_app(service: Service, *, page: bool = True) -> FastAPI:
 
 
 class Server(uvicorn.Server):
-    """uvicorn that ends the page's open event streams when it is told to stop, and does not wait for them."""
+    """uvicorn that ends the page's open event streams when it is told to stop, and does not wait for them.
 
-    def __init__(self, app: FastAPI):
+    Args:
+        app: what it serves.
+        on_started: called once it answers.
+    """
+
+    def __init__(self, app: FastAPI, on_started: Callable[[], None] | None = None):
         super().__init__(
             uvicorn.Config(
                 app, log_level="warning", access_log=False, timeout_graceful_shutdown=LAST_SECONDS, server_header=False
             )
         )
         self._app = app
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._on_started is not None:
+            self._on_started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal lets running answers end, the second does not. Either is how a server ends, not a failure."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for route in self._app.routes:

@@ -159,7 +159,8 @@ class Service:
         characters = sum(len(message.text) for message in messages)
         if characters > context * self._longest_token:  # not worth reading
             raise ContextError(
-                f"the conversation has {characters:,} characters; the model holds {context:,} tokens",
+                f"this model's maximum context length is {context:,} tokens; the conversation has {characters:,} "
+                "characters",
                 cure="Shorten it.",
             )
         with self._encoding:
