@@ -99,6 +99,7 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting: deque[Generation] = deque()
         self._worker: threading.Thread | None = None
+        self._unended = 0  # questions taken and not ended yet
         self._closing: str | None = None  # "finish" what runs, or "now"
         # From here on the worker's own.
         self._slots = SlotCache(checkpoint.config.text_config)
@@ -168,17 +169,22 @@ class Engine:
         generation = Generation(request)
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: not self.alive or len(self._waiting) < self.max_waiting)
+                self._changed.wait_for(lambda: not self.alive or self._has_room())
             if not self.alive:
                 raise self._stopped() from self.error
-            if len(self._waiting) >= self.max_waiting:
+            if not self._has_room():
                 raise OverloadError(f"{len(self._waiting)} questions wait already", cure="Ask again in a moment.")
             self._waiting.append(generation)
+            self._unended += 1
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="eden-engine", daemon=True)
                 self._worker.start()
             self._changed.notify_all()
         return generation
+
+    def _has_room(self) -> bool:
+        # Not the queue's length alone: of questions that come at once all wait a moment, however many may run.
+        return self._unended < self.max_running + self.max_waiting
 
     def close(self, finish: bool = True) -> None:
         """Takes no more questions and waits for the end; questions still in the queue fail with `EngineStopped`.
@@ -242,8 +248,6 @@ class Engine:
                     if reason := "error" if self._closing else generation.unwanted(now):
                         queue.remove(generation)
                         ended.append((generation, reason))
-            if ended:
-                self._changed.notify_all()
         for generation, reason in ended:
             self._end(generation, reason, self._stopped() if reason == "error" else None)
 
@@ -286,7 +290,6 @@ class Engine:
                 if self._reading and width * (len(self._reading) + 1) > self.prefill_tokens:
                     break
                 self._reading.append(self._waiting.popleft())
-            self._changed.notify_all()
         for generation in self._reading:
             generation.started_at = time.monotonic()
 
@@ -362,6 +365,8 @@ class Engine:
     def _end(self, generation: Generation, reason: FinishReason, error: Exception | None = None) -> None:
         with self._changed:
             self._finished[reason] += 1
+            self._unended -= 1
+            self._changed.notify_all()
         generation.end(reason, error)
 
     def _fail(self, error: Exception) -> None:

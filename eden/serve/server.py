@@ -111,7 +111,7 @@ class Server(uvicorn.Server):
             self._on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal lets running answers end, the second does not. Either is how a server ends, not a failure."""
+        """The first signal lets running answers end, the second does not; neither is a failure."""
         self.force_exit = self.should_exit
         self.should_exit = True
 
