@@ -1,12 +1,12 @@
-"""The engine beside plain `generate`: answers a second of several clients, and how long each waits for its first token.
+"""The engine beside plain `generate`: answers and tokens a second of several clients, and how long each waits.
 
 Both go from a conversation with an image to its text, on the same weights, fp32, greedy. `generate` answers one
 conversation after the other, as transformers alone would serve. The clients are threads that ask again as soon as
 they are answered; a wait is from the question to its first token, image decoding included, and the first question of
 each client is left out of the waits, for they all come at once.
 
-eden-tiny answers the world's questions, of few words, and describes its pictures. The middle size has random weights
-and writes 32 to 96 tokens, as many as LLaVA-Instruct's answers have.
+eden-tiny answers the world's questions (a few tokens) and describes its pictures (36 tokens). The middle size has
+random weights and writes 32 to 96 tokens, as many as LLaVA-Instruct's answers have.
 """
 
 import argparse
@@ -34,24 +34,24 @@ from eden.sampling import Sampling
 from eden.tiny.tokenizer import FIRST_PIECES, PRINTABLE, phi_tokenizer
 from eden.vision import open_image
 
-CLIENTS, CLIENTS_WAITING = 8, 4
+CLIENTS = (1, 2, 4, 8, 16)
 SHORTEST, LONGEST = 32, 96
 
 Question = tuple[Sequence[Message], Sampling]
 
 
 def main() -> None:
-    """Prints, for each model, rates, waits, and their ratios, after checking that the answers are the same."""
+    """Prints, for each workload, a table of rates and waits, after checking that the answers are the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=["tiny", "middle"], default=["tiny", "middle"])
     for name in parser.parse_args().models:
         if name == "tiny":
             assistant = in_a_thread(lambda: eden.load("eden-tiny", dtype="float32"))
-            messages = [question.messages for question in open_task("world", limit=192).groups["accuracy"]]
+            messages = [question.messages for question in open_task("world", limit=256).groups["accuracy"]]
             sampling = Sampling(max_new_tokens=96)
             compare("eden-tiny, questions", assistant, [(asked, sampling) for asked in messages])
             images = [image.source for asked in messages for image in asked[-1].images]
-            describe_them = [([Message.user("Describe the picture.", [image])], sampling) for image in images[:96]]
+            describe_them = [([Message.user("Describe the picture.", [image])], sampling) for image in images[:128]]
             compare("eden-tiny, descriptions", assistant, describe_them)
         else:
             compare("middle size", *in_a_thread(lambda: middle(64)), at_a_time=20)
@@ -63,30 +63,28 @@ def compare(name: str, assistant: Assistant, questions: Sequence[Question], at_a
     in_a_thread(lambda: [plain(assistant, *question) for question in questions[:3]])
     started = time.perf_counter()
     answered = in_a_thread(lambda: [plain(assistant, *question) for question in questions[:at_a_time]])
-    alone = len(answered) / (time.perf_counter() - started)
+    seconds = time.perf_counter() - started
     singles, lengths = zip(*answered, strict=True)
-    print(f"{name}: {parameters / 1e6:.0f} M parameters, {len(questions)} questions with an image each, ", end="")
-    print(f"{statistics.mean(lengths):.0f} tokens an answer; generate one at a time: {alone:.2f} answers/s")
-    waits = {}
-    for clients in (1, CLIENTS_WAITING, CLIENTS):
-        answers, seconds, waits[clients] = ask(assistant, questions, clients)
-        rate = len(answers) / seconds
+    alone, tokens_alone = len(answered) / seconds, sum(lengths) / seconds
+    print(f"\n{name}: {parameters / 1e6:.0f} M parameters, {len(questions)} questions with an image each")
+    print("clients       answers/s  ratio  tokens/s  first token p50 [ms]  p95 [ms]  p95 to one client's  same answers")
+    print(f"generate {alone:14.2f} {1:6.2f} {tokens_alone:9.0f}")
+    lone = None
+    for clients in CLIENTS:
+        answers, seconds, waits, tokens = ask(assistant, questions, clients)
+        rate, p95 = len(answers) / seconds, percentile_95(waits)
+        lone = lone or p95
         same = sum(a == b for a, b in zip(singles, answers, strict=False))
         print(
-            f"  {clients} clients: {rate:.2f} answers/s, ratio {rate / alone:.2f}; "
-            f"{same} of {len(singles)} answers the same"
-        )
-    lone = percentile_95(waits[1])
-    for clients in (CLIENTS_WAITING, CLIENTS):
-        wait, median = percentile_95(waits[clients]), statistics.median(waits[clients])
-        print(
-            f"  first token at {clients} clients: p95 {wait * 1000:.0f} ms, median {median * 1000:.0f} ms; "
-            f"a lone client's p95 {lone * 1000:.0f} ms, ratio {wait / lone:.2f}"
+            f"{clients:7d} {rate:15.2f} {rate / alone:6.2f} {tokens / seconds:9.0f} "
+            f"{statistics.median(waits) * 1000:21.0f} {p95 * 1000:9.0f} {p95 / lone:20.2f} {same:9d} of {len(singles)}"
         )
 
 
-def ask(assistant: Assistant, questions: Sequence[Question], clients: int) -> tuple[list[str], float, list[float]]:
-    """The answers, the seconds they took, and the seconds from each question to its first token."""
+def ask(
+    assistant: Assistant, questions: Sequence[Question], clients: int
+) -> tuple[list[str], float, list[float], int]:
+    """The answers, the seconds they took, the seconds from each question to its first token, and all their tokens."""
     answers, waits = [""] * len(questions), []
     left = iter(enumerate(questions))
     lock = threading.Lock()
@@ -100,7 +98,7 @@ def ask(assistant: Assistant, questions: Sequence[Question], clients: int) -> tu
                 return
             asked_at = time.monotonic()
             generation = engine.submit(assistant.request(messages, sampling))
-            answers[index] = "".join(piece.text for piece in generation).strip()
+            answers[index] = generation.wait().text.strip()
             if not first:
                 waits.append((generation.first_token_at or 0.0) - asked_at)
             first = False
@@ -113,7 +111,7 @@ def ask(assistant: Assistant, questions: Sequence[Question], clients: int) -> tu
             thread.start()
         for thread in threads:
             thread.join()
-        return answers, time.perf_counter() - started, waits
+        return answers, time.perf_counter() - started, waits, engine.stats().completion_tokens
 
 
 @torch.inference_mode()

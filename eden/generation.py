@@ -69,6 +69,7 @@ class Generation:
         self._error: Exception | None = None
         self._cancelled = False
         self._changed = threading.Condition()
+        self._ended = threading.Event()  # so that who waits for the end is not woken by every piece
         self._listeners: list[Callable[[], None]] = []
 
     @property
@@ -106,9 +107,8 @@ class Generation:
             TimeoutError: it has not ended by then.
             EngineStopped, RunError: it failed.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self.done, timeout):
-                raise TimeoutError(f"no end of the answer within {timeout} s")
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"no end of the answer within {timeout} s")
         self._raise_if_failed()
         return self
 
@@ -166,6 +166,7 @@ class Generation:
             self.finished_at = time.monotonic()
             self._error = error
             self.finish_reason = reason
+            self._ended.set()
             self._tell()
 
     def _tell(self) -> None:
