@@ -81,9 +81,7 @@ def compare(name: str, assistant: Assistant, questions: Sequence[Question], at_a
         )
 
 
-def ask(
-    assistant: Assistant, questions: Sequence[Question], clients: int
-) -> tuple[list[str], float, list[float], int]:
+def ask(assistant: Assistant, questions: Sequence[Question], clients: int) -> tuple[list[str], float, list[float], int]:
     """The answers, the seconds they took, the seconds from each question to its first token, and all their tokens."""
     answers, waits = [""] * len(questions), []
     left = iter(enumerate(questions))

@@ -26,6 +26,7 @@ def demo(
     else:
         print(f"artifact  {result.artifact}\nreport    {result.report}")
         print(f"ask it    eden ask -m {result.artifact} --image {out}/digits/0000.png 'What digit is this?'")
+        print(f"serve it  eden serve {result.artifact}")
 
 
 def train(
