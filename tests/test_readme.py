@@ -18,12 +18,8 @@ def code_blocks(path: str, kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```", (ROOT / path).read_text(), flags=re.M | re.S)
 
 
-COMMANDS = [
-    line.split("#")[0].strip()
-    for block in code_blocks("README.md", "sh")
-    for line in block.splitlines()
-    if line.strip()
-]
+SHELL_LINES = "".join(code_blocks("README.md", "sh")).splitlines()
+COMMANDS = [line.split("#")[0].strip() for line in SHELL_LINES if line.strip()]
 PYTHON = code_blocks("README.md", "python")
 
 
