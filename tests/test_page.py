@@ -89,6 +89,8 @@ def test_the_camera_adds_a_photo(person: Person) -> None:
     person.page.get_by_text("Camera", exact=True).click()
     camera = person.page.locator("#eden-camera")
     camera.get_by_text("Click to Access Webcam").click()
+    # A photo taken before the first frame has come would be none.
+    person.page.wait_for_function("() => (document.querySelector('#eden-camera video') || {}).videoWidth > 0")
     camera.get_by_label("capture photo").click()
     expect(person.attached).to_have_count(1, timeout=20 * SECONDS)
     person.ask("How many objects are there?")
