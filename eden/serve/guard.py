@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -68,6 +69,8 @@ class Guard:
         except RequestError as error:
             if not status:
                 await error_response(error)(scope, receive, numbered)
+        except ClientDisconnect:  # amid its own body: nobody is left to tell
+            status = status or 499
         except Exception:
             log.exception("request %s failed", number)
             if not status:
