@@ -66,6 +66,7 @@ def wav(*, channels: int = 1, rate: int = 16_000, size: int | None = None, bits:
 
 
 BOMB = zlib.compress(bytes(60_000 * 1000))
+URL_BASE64 = base64.urlsafe_b64encode(bytes([251] * 99)).decode()
 SVG = b"<?xml version='1.0'?><!DOCTYPE s [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><svg>&x;</svg>"
 
 CASES: dict[str, Callable[[], Body]] = {
@@ -105,7 +106,7 @@ CASES: dict[str, Callable[[], Body]] = {
         )
     },
     "base64 with line breaks": lambda: image_url("data:image/png;base64,\n" + base64.encodebytes(SCENE).decode()),
-    "base64 for urls": lambda: image_url(f"data:image/png;base64,{base64.urlsafe_b64encode(bytes([251] * 99)).decode()}"),
+    "base64 for urls": lambda: image_url(f"data:image/png;base64,{URL_BASE64}"),
     "a header of a megabyte": lambda: image_url("data:" + "x" * 2**20 + ";base64,AAAA"),
     # Recordings.
     "wav that claims gigabytes": lambda: audio(wav(size=0x7FFF0000)),
