@@ -13,6 +13,7 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -25,9 +26,10 @@ from .guard import Guard, error_response
 from .responses import ChatCompletion, ErrorResponse, Health, Model, ModelList, VerboseTranscription
 from .schema import ChatRequest, RequestError, to_request_error
 from .service import Service
-from .transcriptions import FORM_SCHEMA, transcribe
+from .transcriptions import FORM_SCHEMA, HEARD_AS, transcribe
 
 JSON_TYPE = "application/json"
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": why}
     for status, why in {
@@ -71,7 +73,7 @@ def create_app(service: Service) -> FastAPI:
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
         )
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, service)  # type: ignore[method-assign]
     return app
 
 
@@ -93,7 +95,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             return await whole_answer(service, http, generations)
 
     @app.post(
-        "/v1/audio/transcriptions",
+        TRANSCRIPTIONS,
         response_model=VerboseTranscription,
         response_model_exclude_unset=True,
         responses=FAULTS,
@@ -143,7 +145,9 @@ def _on_error(http: Request, error: Exception) -> Response:
 
 def _on_http_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return error_response(RequestError(str(error.detail), code="http_error", status=error.status_code))
+    return error_response(
+        RequestError(str(error.detail), code="http_error", status=error.status_code, headers=error.headers)
+    )
 
 
 def _on_client_gone(http: Request, error: Exception) -> Response:
@@ -157,14 +161,18 @@ def _json_body() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {JSON_TYPE: {"schema": schema}}}}
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(app: FastAPI, service: Service) -> dict[str, Any]:
+    """The document of `/openapi.json`: FastAPI's, with the bodies Eden reads itself, this model's name and the key."""
     if app.openapi_schema is None:
-        from fastapi.openapi.utils import get_openapi
-
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        schemas = document["components"]["schemas"]
-        schemas |= ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")["$defs"]
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}]
+        chat = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] |= chat.pop("$defs")
+        for path, names in (("/v1/chat/completions", [service.name]), (TRANSCRIPTIONS, [service.name, HEARD_AS])):
+            (body,) = document["paths"][path]["post"]["requestBody"]["content"].values()
+            body["schema"]["properties"]["model"] = {"type": "string", "enum": names}
+        if service.settings.api_key is not None:
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{"key": []}]
+            document["paths"]["/health"]["get"]["security"] = []
         app.openapi_schema = document
     return app.openapi_schema
