@@ -56,6 +56,7 @@ F5  serve.fetch
 F5  serve.chat serve.guard
 F5  serve.transcriptions
 F5  serve.api
+F5  serve.gate serve.conversation
 F5  serve.page
 F5  serve.server
 F5  serve

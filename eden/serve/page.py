@@ -1,244 +1,219 @@
-"""The web page: a chat with pictures and speech, on Gradio, in the same process and on the same engine as the API."""
+"""The web page: a chat with pictures and speech, on Gradio, in the same process and on the same engine as the API.
+
+    message box -> Conversation.ask (kept on the server) -> turns -> the chat on the screen
+
+The chat is only ever written: a browser sends what is new, never what was said before.
+"""
 
 from __future__ import annotations
 
 import html
-import logging
-import mimetypes
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 
-from ..audio import FORMATS as AUDIO_FORMATS
-from ..errors import EdenError, InputError, OverloadError
 from ..files import EDEN_TINY
-from ..generation import Generation
-from ..messages import Audio, Image, Message, Part, Text
+from .conversation import AUDIO_SUFFIXES, UPLOADS_KEPT, Answers, Conversation, Turn, is_recording
+from .gate import Gate
 from .service import Service
-from .settings import Limits
-
-log = logging.getLogger("eden.serve")
 
 HERE = Path(__file__).parent
-HEARD, FAILED = "Heard", "Not answered"
-"""Titles of what the page says itself; none of it is part of the conversation that the model reads."""
+EXAMPLES = HERE / "examples"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-UPLOADS_KEPT = 3600
-"""Seconds after which uploaded files are removed."""
 LONGEST_ANSWER = 1024
+SPARE_THREADS = 16
+"""For uploads and buttons, beside the threads in which answers are waited for."""
+HEARD, FAILED, NOTE = "Heard", "Not answered", "Note"
+ENDINGS = {
+    "length": "The longest answer ends here; the panel below allows a longer one.",
+    "deadline": "The answer took too long and ends here. Ask again in a moment.",
+}
+IDLE: dict[str, Any] = {"submit_btn": True, "stop_btn": False}
+BUSY: dict[str, Any] = {"submit_btn": False, "stop_btn": True}
 
-Reply = list[gr.ChatMessage]
-Answer = Callable[..., Iterator[Reply]]
 
-
-def build_page(service: Service, *, gpu: Callable[[Answer], Answer] | None = None) -> gr.Blocks:
+def build_page(service: Service, *, gpu: Callable[[Any], Any] | None = None) -> gr.Blocks:
     """The page as Gradio blocks.
 
     Args:
         service: the model.
-        gpu: decorates what computes the answers, as `spaces.GPU` on Hugging Face's ZeroGPU.
+        gpu: decorates the generator that computes an answer, as `spaces.GPU` on Hugging Face's ZeroGPU.
     """
-
-    def answer(message: dict[str, Any], history: list[dict[str, Any]], *options: Any) -> Iterator[Reply]:
-        yield from _answer(service, message, history, *options)
-
-    settings = service.settings
-    people = settings.max_running + settings.max_waiting
-    examples: Any = _examples(service)
-    with gr.Blocks(title=f"Eden · {service.name}", analytics_enabled=False, delete_cache=(600, UPLOADS_KEPT)) as page:
-        gr.HTML(
-            f"<header><h1>Eden</h1><p>Show <b>{html.escape(service.name)}</b> a picture and ask about it, "
-            "in writing or by voice.</p></header>",
-            elem_id="eden-header",
-        )
-        box = gr.MultimodalTextbox(
-            sources=["upload", "microphone"],
-            file_count="multiple",
-            file_types=[*IMAGE_SUFFIXES, *(f".{name}" for name in AUDIO_FORMATS)],
-            placeholder="Ask, or drop a picture or a recording",
-            max_plain_text_length=20_000,
-            stop_btn=True,
-            elem_id="eden-box",
-            render=False,
-        )
-        with gr.Accordion("Sampling", open=False, render=False) as sampling:
-            options: Any = [
-                gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0 always takes the likeliest word"),
-                gr.Slider(0.05, 1, 1, step=0.05, label="Top p", info="Draws from the likeliest words of this share"),
-                gr.Slider(1, min(LONGEST_ANSWER, service.assistant.context_length - 1), 256, step=1,
-                          label="Longest answer", info="In tokens"),
-                gr.Number(None, precision=0, label="Seed", info="The same seed draws the same answer; empty is chance"),
-            ]  # fmt: skip
-        gr.ChatInterface(
-            gpu(answer) if gpu is not None else answer,
-            multimodal=True,
-            chatbot=_chatbot(),
-            textbox=box,
-            additional_inputs=options,
-            additional_inputs_accordion=sampling,
-            examples=[[example] for example in examples],
-            example_labels=[example["text"] or "Ask by voice" for example in examples],
-            concurrency_limit=people,
-            api_visibility="private",
-            show_progress="hidden",
-            fill_height=True,
-        )
-        sampling.render()
-        with gr.Accordion("Camera", open=False):
-            camera = gr.Image(sources=["webcam"], type="filepath", show_label=False, elem_id="eden-camera", height=320)
-        camera.change(_add_photo, [camera, box], [camera, box], api_visibility="private", show_progress="hidden")
-        gr.HTML(f"<footer>At most {settings.limits.in_words()}.</footer>", elem_id="eden-footer")
-    page.queue(max_size=people, api_open=False)
-    return page
+    with gr.Blocks(
+        title=f"Eden · {service.name}",
+        analytics_enabled=False,
+        fill_height=True,
+        delete_cache=(UPLOADS_KEPT // 6, UPLOADS_KEPT),
+    ) as blocks:
+        _Page(service, gpu).connect(blocks)
+    people = service.settings.max_running + service.settings.max_waiting
+    blocks.queue(max_size=people, default_concurrency_limit=people, api_open=False)
+    blocks.max_threads = people + SPARE_THREADS
+    blocks.create_limiter()
+    return blocks
 
 
 def mount_page(app: FastAPI, service: Service, path: str = "/") -> FastAPI:
     """Puts the page into an app that has the API."""
-    limits = service.settings.limits
-    return gr.mount_gradio_app(
-        app,
-        build_page(service),
-        path=path,
-        max_file_size=max(limits.image_bytes, limits.audio_bytes),
-        ssr_mode=False,
-        enable_monitoring=False,
-        show_error=False,
-        **_look(),
-    )
+    blocks = build_page(service)
+    # Gradio checks that a file was uploaded only once `launch` was called, and a mounted page never is: without this
+    # line an event could name any file of the server, and be given a copy.
+    blocks.has_launched = True
+    return gr.mount_gradio_app(app, blocks, path=path, **_options(service))
 
 
-def launch_page(service: Service, *, gpu: Callable[[Answer], Answer] | None = None, **launch_options: Any) -> None:
+def launch_page(service: Service, *, gpu: Callable[[Any], Any] | None = None, **launch_options: Any) -> None:
     """Serves the page alone, as on Hugging Face Spaces."""
+    blocks = build_page(service, gpu=gpu)
+    blocks.launch(max_threads=blocks.max_threads, **_options(service), **launch_options)
+
+
+def _options(service: Service) -> dict[str, Any]:
     limits = service.settings.limits
-    build_page(service, gpu=gpu).launch(
-        max_file_size=max(limits.image_bytes, limits.audio_bytes),
-        ssr_mode=False,
-        enable_monitoring=False,
-        show_error=False,
+    return {
+        "max_file_size": max(limits.image_bytes, limits.audio_bytes),
+        "app_kwargs": {"middleware": [Middleware(Gate, limits=limits)]},
+        "ssr_mode": False,
+        "enable_monitoring": False,
+        "run_history": False,
+        "show_error": False,
         **_look(),
-        **launch_options,
-    )
+    }
 
 
-def _answer(
-    service: Service,
-    message: dict[str, Any],
-    history: list[dict[str, Any]],
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    longest: int = 256,
-    seed: int | None = None,
-) -> Iterator[Reply]:
-    """What was heard, then the answer while it grows, or why there is none."""
-    said: Reply = []
-    try:
-        with service.admitted():
-            text = message.get("text") or ""
-            parts = (*map(_file, message.get("files", ())), *([Text(text)] if text.strip() else ()))
-            asked = Message("user", parts)
-            conversation = [*_conversation(history), asked]
-            _check_number(conversation, service.settings.limits)
-            for recording in asked.audio:
-                words = service.transcribe(recording.source).text
-                said.append(_note(HEARD, words or "(nothing)"))
-                yield said
-            ready = service.open_images(service.hear(conversation))
-            (generation,) = service.submit(
-                ready, max_new_tokens=int(longest), temperature=temperature, top_p=top_p, seed=seed
-            )
-            with closing(_growing(service, generation)) as texts:
-                for text in texts:
-                    yield [*said, gr.ChatMessage(_as_html(text))]
-            if generation.finish_reason == "deadline":
-                raise OverloadError("the answer took too long", cure="Ask again in a moment.")
-    except EdenError as error:
-        yield [*said, _note(FAILED, _sentence(error))]
-    except Exception:
-        log.exception("the page failed")
-        yield [*said, _note(FAILED, "Something went wrong on the server. Try again, or start over.")]
+class _Page:
+    """The components, and what they do."""
+
+    def __init__(self, service: Service, gpu: Callable[[Any], Any] | None):
+        self._service = service
+        self._answers = Answers(service, gpu)
+        self._lent = gpu is not None
+        self._examples = _examples(service)
+        self._open: dict[str, Conversation] = {}
+        """Those with an answer on its way, by session."""
+        name = html.escape(service.name)
+        gr.HTML(
+            f"<header><h1>Eden</h1><p>Show <b>{name}</b> a picture and ask about it, "
+            "in writing or by voice.</p></header>",
+            elem_id="eden-header",
+        )
+        self._chat = _chat(self._examples)
+        self._box = gr.MultimodalTextbox(
+            label="Message",
+            show_label=False,
+            container=False,
+            sources=["upload", "microphone"],
+            file_count="multiple",
+            file_types=[*IMAGE_SUFFIXES, *sorted(AUDIO_SUFFIXES)],
+            placeholder="Ask, or drop a picture or a recording",
+            max_plain_text_length=20_000,
+            max_lines=8,
+            elem_id="eden-box",
+            **IDLE,
+        )
+        with gr.Row(elem_id="eden-panels", equal_height=False):
+            with gr.Accordion("Sampling", open=False):
+                self._options = _sliders(service)
+            with gr.Accordion("Camera", open=False):
+                self._camera = gr.Image(
+                    label="Camera",
+                    show_label=False,
+                    sources=["webcam"],
+                    type="filepath",
+                    format="jpeg",
+                    elem_id="eden-camera",
+                    height=320,
+                )
+        gr.HTML(
+            f"<footer>A conversation may have {service.settings.limits.in_words()}. "
+            f"Uploads are kept for {UPLOADS_KEPT // 60} minutes. {name} can be wrong.</footer>",
+            elem_id="eden-footer",
+        )
+        self._conversation = gr.State(Conversation())
+
+    def connect(self, blocks: gr.Blocks) -> None:
+        """Says what happens when."""
+        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        at_once: dict[str, Any] = {**hidden, "queue": False}
+        inputs, outputs = [self._conversation, self._box, *self._options], [self._chat, self._box]
+        asked: Any = [
+            self._box.submit(self._submit, inputs, outputs, **hidden),
+            self._chat.example_select(self._ask_example, inputs, outputs, **hidden),
+            self._chat.retry(self._retry, inputs, outputs, **hidden),
+        ]
+        # What is stopped ends by itself, and says so; only an answer on a lent GPU is written where no stop is heard.
+        stopped = self._box.stop(_stop, self._conversation, None, cancels=asked if self._lent else None, **at_once)
+        if self._lent:
+            stopped.then(lambda: gr.update(**IDLE), None, self._box, **at_once)
+        self._chat.clear(_clear, self._conversation, outputs, **at_once)
+        self._camera.input(_add_photo, [self._camera, self._box], [self._camera, self._box], **hidden)
+        blocks.unload(self._leave)
+
+    def _submit(
+        self, request: gr.Request, conversation: Conversation, message: dict[str, Any], *options: Any
+    ) -> Iterator[Any]:
+        if message["text"].strip() or message["files"]:
+            box = gr.update(value={"text": "", "files": []}, **BUSY)
+            yield from self._ask(conversation, message["text"], message["files"], options, request, box)
+
+    def _ask_example(
+        self,
+        request: gr.Request,
+        chosen: gr.SelectData,
+        conversation: Conversation,
+        message: dict[str, Any],
+        *options: Any,
+    ) -> Iterator[Any]:
+        text, files = self._examples[int(chosen.index)]  # what the browser says of it besides its number is not read
+        yield from self._ask(conversation, text, files, options, request, gr.update(**BUSY))
+
+    def _retry(
+        self, request: gr.Request, conversation: Conversation, message: dict[str, Any], *options: Any
+    ) -> Iterator[Any]:
+        turn = conversation.take_back()
+        if turn is not None:
+            yield from self._ask(conversation, turn.text, turn.files, options, request, gr.update(**BUSY))
+
+    def _ask(
+        self,
+        conversation: Conversation,
+        text: str,
+        files: Sequence[str],
+        options: Sequence[Any],
+        request: gr.Request,
+        box: Any,
+    ) -> Iterator[Any]:
+        """Chat and message box, each time the answer has grown."""
+        session = str(request.session_hash)
+        self._open[session] = conversation
+        temperature, top_p, longest, seed = options
+        sampling = {"temperature": temperature, "top_p": top_p, "max_new_tokens": longest, "seed": seed}
+        for turn in conversation.ask(self._service, self._answers.write, text, files, sampling):
+            if not conversation.ends_with(turn):  # cleared, or something else was asked
+                return
+            yield _shown(conversation), gr.update(**IDLE) if turn.ended else box
+            box = gr.skip()
+        self._open.pop(session, None)
+
+    def _leave(self, request: gr.Request) -> None:
+        """The tab was closed or loaded again: nobody reads the answer any more."""
+        conversation = self._open.pop(str(request.session_hash), None)
+        if conversation is not None:
+            conversation.stop()
 
 
-def _growing(service: Service, generation: Generation) -> Generator[str, None, None]:
-    """The text so far, each time there is more. Closing it ends the answer at its next token."""
-    text = ""
-    try:
-        for piece in generation:
-            text += piece.text
-            yield text
-        if not text:
-            yield "(an empty answer)"
-    finally:
-        generation.cancel()
-        service.metrics.count_answer(generation)
+def _stop(conversation: Conversation) -> None:
+    conversation.stop()
 
 
-def _conversation(history: Sequence[dict[str, Any]]) -> list[Message]:
-    """The turns that the model reads: no notes of the page's own, and no questions that have no answer."""
-    turns: list[Message] = []
-    for turn in history:
-        title = (turn.get("metadata") or {}).get("title")
-        if turn["role"] == "user":
-            if turns and turns[-1].role == "user":
-                turns.pop()
-            turns.append(_turn(turn))
-        elif title == FAILED:
-            if turns and turns[-1].role == "user":
-                turns.pop()
-        elif title is None and turns and turns[-1].role == "user":
-            turns.append(Message.assistant(_from_html(_turn(turn).text)))
-    return turns[:-1] if turns and turns[-1].role == "user" else turns
-
-
-def _turn(turn: dict[str, Any]) -> Message:
-    """A turn as Gradio's history has it."""
-    parts = [
-        Text(part["text"]) if part["type"] == "text" else _file(part["file"]["path"])
-        for part in turn["content"]
-        if part["type"] in ("text", "file")
-    ]
-    return Message(turn["role"], tuple(parts))
-
-
-def _file(file: str | dict[str, Any]) -> Part:
-    path = file if isinstance(file, str) else file["path"]
-    kind = mimetypes.guess_type(path)[0] or ""
-    if kind.startswith(("audio/", "video/")):  # browsers record into containers that are made for videos, too
-        return Audio(Path(path).read_bytes())
-    return Image(path)
-
-
-def _check_number(conversation: Sequence[Message], limits: Limits) -> None:
-    for what, number, limit in (
-        ("pictures", sum(len(message.images) for message in conversation), limits.images),
-        ("recordings", sum(len(message.audio) for message in conversation), limits.recordings),
-        ("turns", len(conversation), limits.messages),
-    ):
-        if number > limit:
-            raise InputError(f"the conversation has {number} {what}, the limit is {limit}", cure="Start over.")
-
-
-def _sentence(error: EdenError) -> str:
-    """An error as people read it; where it was found is a path on the server, and nobody's business."""
-    text = f"{error.what}. {error.cure}" if error.cure else f"{error.what}."
-    return text[:1].upper() + text[1:]
-
-
-def _note(title: str, text: str) -> gr.ChatMessage:
-    return gr.ChatMessage(_as_html(text), metadata={"title": title})
-
-
-def _as_html(text: str) -> str:
-    """Text that shows as it is where Gradio takes HTML; only what would be markup is changed, for it can be copied."""
-    return re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;")
-
-
-def _from_html(text: str) -> str:
-    return re.sub(r"&amp;(?=#?\w+;)", "&", text.replace("&lt;", "<"))
+def _clear(conversation: Conversation) -> tuple[Any, Any]:
+    conversation.clear()
+    return [], gr.update(**IDLE)
 
 
 def _add_photo(photo: str | None, message: dict[str, Any] | None) -> tuple[None, dict[str, Any]]:
@@ -248,25 +223,74 @@ def _add_photo(photo: str | None, message: dict[str, Any] | None) -> tuple[None,
     return None, {"text": message.get("text") or "", "files": files}
 
 
-def _examples(service: Service) -> list[dict[str, Any]]:
-    """Questions that the model can answer, one click away; a model of one's own knows other pictures."""
+def _shown(conversation: Conversation) -> list[gr.ChatMessage]:
+    return [message for turn in conversation.turns for message in _turn(turn)]
+
+
+def _turn(turn: Turn) -> Iterator[gr.ChatMessage]:
+    """A turn as the chat shows it; the page's own words have a title or are set apart."""
+    files: list[Any] = [
+        {"path": file, "alt_text": "Recording" if is_recording(file) else "Picture"} for file in turn.files
+    ]
+    yield gr.ChatMessage([*files, *([_as_html(turn.text)] if turn.text else [])], role="user")
+    for words in turn.heard:
+        yield gr.ChatMessage(_as_html(words or "(nothing)"), metadata={"title": HEARD})
+    if turn.answer:
+        yield gr.ChatMessage(_as_html(turn.answer))
+    if turn.failure:
+        yield gr.ChatMessage(_as_html(turn.failure), metadata={"title": FAILED})
+    elif turn.ended in ENDINGS:
+        yield gr.ChatMessage(ENDINGS[turn.ended], metadata={"title": NOTE})
+    elif turn.ended and not turn.answer:
+        yield gr.ChatMessage(
+            "Stopped." if turn.ended == "cancelled" else "The model had nothing to say.", metadata={"title": NOTE}
+        )
+
+
+def _kind(file: str) -> str:
+    return "Recording" if is_recording(file) else "Picture"
+
+
+def _as_html(text: str) -> str:
+    """Text that shows as it is where Gradio takes HTML; only what would be markup is changed, for it can be copied."""
+    return re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;")
+
+
+def _examples(service: Service) -> list[tuple[str, tuple[str, ...]]]:
+    """Text and files of questions that the model can answer; a model of one's own knows other pictures."""
     if service.assistant.checkpoint.name != EDEN_TINY:
-        return [{"text": "What can you do?", "files": []}]
-    pictures = [str(HERE / "examples" / f"scene-{number}.png") for number in (1, 2, 3)]
+        return [("What can you do?", ())]
+    gr.set_static_paths([EXAMPLES])
+    files = [str(EXAMPLES / f"scene-{number}.png") for number in (1, 2, 3)]
     return [
-        {"text": "Describe the picture.", "files": pictures[:1]},
-        {"text": "What colour is the square?", "files": pictures[1:2]},
-        {"text": "", "files": [pictures[2], str(HERE / "examples" / "question.wav")]},
+        ("Describe the picture.", (files[0],)),
+        ("What colour is the square?", (files[1],)),
+        ("", (files[2], str(EXAMPLES / "question.wav"))),
     ]
 
 
-def _chatbot() -> gr.Chatbot:
+def _sliders(service: Service) -> list[gr.components.Component]:
+    longest = min(LONGEST_ANSWER, service.assistant.context_length - 1)
+    return [
+        gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0 always takes the likeliest word"),
+        gr.Slider(0.05, 1, 1, step=0.05, label="Top p", info="Draws from the likeliest words of this share"),
+        gr.Slider(1, longest, min(256, longest), step=1, label="Longest answer", info="In tokens", precision=0),
+        gr.Number(None, precision=0, label="Seed", info="The same seed draws the same answer; empty is chance"),
+    ]
+
+
+def _chat(examples: Sequence[tuple[str, Sequence[str]]]) -> gr.Chatbot:
     # No Markdown: a model's words could load an image from elsewhere, and tell with its address what was said here.
     return gr.Chatbot(
         show_label=False,
         label="Conversation",
-        height="62vh",
+        height=None,
         min_height=320,
+        scale=1,
+        allow_file_downloads=False,
+        examples=[
+            {"text": text, "display_text": text or "Ask by voice", "files": list(files)} for text, files in examples
+        ],
         render_markdown=False,
         sanitize_html=True,
         feedback_options=None,
@@ -274,7 +298,6 @@ def _chatbot() -> gr.Chatbot:
         layout="bubble",
         placeholder="<h2>What is in the picture?</h2><p>Drop one below, or try one of these.</p>",
         elem_id="eden-chat",
-        render=False,
     )
 
 
