@@ -1,17 +1,25 @@
 """The page, driven by a real Chromium. Its photographs are kept in `runs/screenshots`."""
 
 import base64
+import functools
+import json
 import re
+import socket
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import httpx
 import pytest
 from browser import SECONDS, Person, chromium, tour
+from gradio.utils import get_upload_folder
 from playwright.sync_api import Browser, expect
 from servers import EXAMPLES, SCENE, Running, serving, until
 
+from eden.serve.page import launch_page
 from eden.serve.settings import Limits, Settings
 
 
@@ -168,31 +176,136 @@ def test_a_words_markup_stays_words(person: Person, server: Running) -> None:
     assert not [url for url in person.requests if "203.0.113.1" in url]
 
 
-@pytest.mark.parametrize("field", ["message", "history"])
-def test_only_what_was_uploaded_is_read(server: Running, tmp_path: Path, field: str) -> None:
-    """A forged call of the page's own queue, with the path of a file that nobody uploaded."""
+def test_an_empty_seed_stays_empty(person: Person) -> None:
+    """Gradio's own field for numbers shows an empty one as 0, and sends that once it was seen."""
+    sent: list[str] = []
+    person.page.on("request", lambda request: sent.append(request.post_data or "") if "join" in request.url else None)
+    person.page.get_by_text("Sampling", exact=True).click()
+    expect(person.page.get_by_label("Seed")).to_have_value("")
+    person.ask("Hello!")
+    person.sees(re.compile("Hello!"))
+    person.waits()
+    assert json.loads(sent[-1])["data"][-1] == ""
+    person.page.get_by_label("Seed").fill("seven")
+    person.ask("Hello!")
+    expect(person.page.locator("#eden-chat")).to_contain_text("The seed is not a whole number. Change it")
+
+
+def test_a_page_of_its_own_stops_what_a_lent_gpu_writes(browser: Browser, server: Running) -> None:
+    """As in a Space: `launch_page`, with the generator that writes in the hands of a decorator."""
+    lent: list[bool] = []
+
+    def gpu(generator: Any) -> Any:
+        @functools.wraps(generator)
+        def borrowed(*arguments: Any) -> Iterator[Any]:
+            lent.append(True)
+            yield from generator(*arguments)
+
+        return borrowed
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    launch_page(
+        server.service, gpu=gpu, prevent_thread_lock=True, server_name="127.0.0.1", server_port=port, quiet=True
+    )
+    try:
+        person = Person(browser, f"http://127.0.0.1:{port}")
+        person.ask("How many objects are there?", EXAMPLES / "scene.png")
+        person.sees("Four.")
+        person.waits()
+        with server.slow(0.15):
+            person.ask("Describe the picture.")
+            expect(person.answers.last).to_have_text(re.compile("^A large"), timeout=60 * SECONDS)
+            person.stop_button.click()
+            until(lambda: server.running == 0, seconds=5)
+        person.waits()
+        person.ask("How many objects are there?")
+        person.sees("Four.")
+        assert len(lent) == 3
+        person.close()
+    finally:
+        gr.close_all()
+
+
+@dataclass
+class Forger:
+    """Somebody who speaks Gradio's protocol without its page."""
+
+    url: str
+
+    def events(self, file: dict[str, Any]) -> Iterator[httpx.Response]:
+        """Names the file in everything that an event of the page may hold."""
+        config = httpx.get(f"{self.url}/config").json()
+        kinds = {part["id"]: part["type"] for part in config["components"]}
+        values: dict[str, Any] = {
+            "multimodaltextbox": {"text": "How many objects are there?", "files": [file]},
+            "chatbot": [
+                {"role": "user", "content": [{"type": "file", "file": file}], "metadata": None, "options": None}
+            ],
+            "image": file,
+            "slider": 1,
+            "textbox": "",
+        }
+        for number, dependency in enumerate(config["dependencies"]):
+            session = {"session_hash": f"forger{number}"}
+            data = [values.get(kinds[part]) for part in dependency["inputs"]]
+            body = {"data": data, "fn_index": dependency["id"], "event_data": {"index": 0, "value": None}, **session}
+            yield httpx.post(f"{self.url}/gradio_api/run/predict", json=body, timeout=30)
+            joined = httpx.post(f"{self.url}/gradio_api/queue/join", json=body, timeout=30)
+            yield joined
+            if joined.is_success:
+                yield httpx.get(f"{self.url}/gradio_api/queue/data", params=session, timeout=30)
+
+
+@pytest.mark.parametrize("with_meta", [True, False], ids=["as a file", "as a dictionary"])
+def test_only_what_was_uploaded_is_read(server: Running, tmp_path: Path, with_meta: bool) -> None:
     secret = tmp_path / "secret.png"
-    secret.write_bytes(SCENE)
+    secret.write_bytes(SCENE + tmp_path.name.encode())  # never uploaded by another test
+    file: dict[str, Any] = {"path": str(secret), "mime_type": "image/png", "orig_name": "secret.png"}
+    if with_meta:
+        file["meta"] = {"_type": "gradio.FileData"}
+    answered = [response.text for response in Forger(server.url).events(file)]
+    assert len(answered) > 6 and not any("Four" in text or "file=" in text for text in answered)
+    copies = [
+        path for path in Path(get_upload_folder()).rglob("secret.png") if path.read_bytes() == secret.read_bytes()
+    ]
+    assert copies == []
+    assert httpx.get(f"{server.url}/gradio_api/file={secret}").status_code == 403
+
+
+def test_the_chat_is_never_read_back(server: Running) -> None:
+    """What was said is kept by the server: no event takes it from a browser, which could put anything there."""
     config = httpx.get(f"{server.url}/config").json()
-    file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}, "mime_type": "image/png"}
-    answered: list[Any] = []
-    for dependency in config["dependencies"]:
-        data: list[Any] = []
-        for number in dependency["inputs"]:
-            kind = next(part["type"] for part in config["components"] if part["id"] == number)
-            if kind == "multimodaltextbox":
-                data.append({"text": "How many objects are there?", "files": [file] if field == "message" else []})
-            elif kind == "chatbot":
-                turn = {"role": "user", "content": [{"type": "file", "file": file}], "metadata": None, "options": None}
-                data.append([turn] if field == "history" else [])
-            else:
-                data.append(None)
-        body = {"data": data, "fn_index": dependency["id"], "session_hash": "forger", "event_data": None}
-        httpx.post(f"{server.url}/gradio_api/queue/join", json=body, timeout=30)
-        direct = httpx.post(f"{server.url}/gradio_api/run/predict", json=body, timeout=30)
-        answered.append(direct.text)
-        events = httpx.get(f"{server.url}/gradio_api/queue/data?session_hash=forger", timeout=30)
-        answered.append(events.text)
-    assert answered and not any("Four" in text for text in answered)
-    served = httpx.get(f"{server.url}/gradio_api/file={secret}")
-    assert served.status_code in (403, 404)
+    chats = {part["id"] for part in config["components"] if part["type"] == "chatbot"}
+    assert chats and not any(chats & set(dependency["inputs"]) for dependency in config["dependencies"])
+
+
+def test_web_addresses_are_not_fetched(server: Running) -> None:
+    file = {"path": "https://example.com/a.png", "meta": {"_type": "gradio.FileData"}}
+    statuses = [response.status_code for response in Forger(server.url).events(file)]
+    assert 400 in statuses
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "file=https://example.com/a.png",
+        "proxy=https://example.com/",
+        "call/x",
+        "runs",
+        "deep_link?session_hash=x",
+        "vibe-code",
+    ],
+)
+def test_what_the_page_does_not_need_is_closed(server: Running, path: str) -> None:
+    response = httpx.get(f"{server.url}/gradio_api/{path}")
+    assert (response.status_code, response.text) == (404, "Not found.")
+
+
+def test_events_are_small_and_the_browser_asks_nobody_else(server: Running) -> None:
+    body = {"data": ["x" * 2**21], "fn_index": 0, "session_hash": "large"}
+    assert httpx.post(f"{server.url}/gradio_api/queue/join", json=body).status_code == 413
+    pieces = iter([b"x" * 2**20] * 3)  # without a length
+    assert httpx.post(f"{server.url}/gradio_api/queue/join", content=pieces).status_code == 413
+    policy = httpx.get(server.url).headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "http" not in policy

@@ -100,7 +100,12 @@ class Conversation:
         return turn in self.turns[-1:]
 
     def ask(
-        self, service: Service, answer: Answer, text: str, files: Sequence[str], sampling: dict[str, Any]
+        self,
+        service: Service,
+        answer: Answer,
+        text: str,
+        files: Sequence[str],
+        sampling: Callable[[], dict[str, Any]],
     ) -> Iterator[Turn]:
         """Adds a turn and has it answered; gives the turn each time there is something new to show.
 
@@ -111,7 +116,7 @@ class Conversation:
             answer: `Answers.write`, perhaps on another GPU.
             text: what was typed.
             files: paths of what was uploaded.
-            sampling: the fields of `Sampling`, and `max_new_tokens`.
+            sampling: gives the fields of `Sampling`, or says what is wrong with them.
         """
         self.stop()
         turn = Turn(text.strip(), tuple(files))
@@ -125,7 +130,7 @@ class Conversation:
                 messages = [message for other in earlier for message in _spoken(other)]
                 assert turn.message is not None
                 if not turn.stopped:
-                    for text_so_far, ended in answer(turn, [*messages, turn.message], sampling):
+                    for text_so_far, ended in answer(turn, [*messages, turn.message], sampling()):
                         turn.answer, turn.ended = text_so_far, ended
                         if ended is None:
                             yield turn

@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from ..errors import InputError
 from ..files import EDEN_TINY
 from .conversation import AUDIO_SUFFIXES, UPLOADS_KEPT, Answers, Conversation, Turn, is_recording
 from .gate import Gate
@@ -110,7 +112,7 @@ class _Page:
             sources=["upload", "microphone"],
             file_count="multiple",
             file_types=[*IMAGE_SUFFIXES, *sorted(AUDIO_SUFFIXES)],
-            placeholder="Ask, or drop a picture or a recording",
+            placeholder="Ask, or drop a picture",
             max_plain_text_length=20_000,
             max_lines=8,
             elem_id="eden-box",
@@ -191,9 +193,7 @@ class _Page:
         """Chat and message box, each time the answer has grown."""
         session = str(request.session_hash)
         self._open[session] = conversation
-        temperature, top_p, longest, seed = options
-        sampling = {"temperature": temperature, "top_p": top_p, "max_new_tokens": longest, "seed": seed}
-        for turn in conversation.ask(self._service, self._answers.write, text, files, sampling):
+        for turn in conversation.ask(self._service, self._answers.write, text, files, partial(_sampling, *options)):
             if not conversation.ends_with(turn):  # cleared, or something else was asked
                 return
             yield _shown(conversation), gr.update(**IDLE) if turn.ended else box
@@ -205,6 +205,19 @@ class _Page:
         conversation = self._open.pop(str(request.session_hash), None)
         if conversation is not None:
             conversation.stop()
+
+
+def _sampling(temperature: float, top_p: float, longest: int, seed: str | None) -> dict[str, Any]:
+    """The panel's values.
+
+    Raises:
+        InputError: the seed is no number.
+    """
+    try:
+        number = int(seed) if seed and seed.strip() else None
+    except ValueError:
+        raise InputError("the seed is not a whole number", cure="Change it, or leave it empty.") from None
+    return {"temperature": temperature, "top_p": top_p, "max_new_tokens": longest, "seed": number}
 
 
 def _stop(conversation: Conversation) -> None:
@@ -264,8 +277,8 @@ def _examples(service: Service) -> list[tuple[str, tuple[str, ...]]]:
     files = [str(EXAMPLES / f"scene-{number}.png") for number in (1, 2, 3)]
     return [
         ("Describe the picture.", (files[0],)),
-        ("What colour is the square?", (files[1],)),
-        ("", (files[2], str(EXAMPLES / "question.wav"))),
+        ("What colour is the star?", (files[1],)),
+        ("", (files[2], str(EXAMPLES / "question.mp3"))),
     ]
 
 
@@ -275,7 +288,8 @@ def _sliders(service: Service) -> list[gr.components.Component]:
         gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0 always takes the likeliest word"),
         gr.Slider(0.05, 1, 1, step=0.05, label="Top p", info="Draws from the likeliest words of this share"),
         gr.Slider(1, longest, min(256, longest), step=1, label="Longest answer", info="In tokens", precision=0),
-        gr.Number(None, precision=0, label="Seed", info="The same seed draws the same answer; empty is chance"),
+        # Not a Number: Gradio shows an empty one as 0, and sends that.
+        gr.Textbox("", max_lines=1, label="Seed", info="The same seed draws the same answer; empty is chance"),
     ]
 
 
