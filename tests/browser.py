@@ -103,6 +103,7 @@ class Person:
     def photograph(self, name: str) -> Path:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         path = SCREENSHOTS / f"{name}.png"
+        self.page.wait_for_timeout(600)  # what the page itself says slides in
         self.page.screenshot(path=path)
         return path
 
@@ -114,7 +115,6 @@ def tour(browser: Browser, url: str, name: str) -> None:
     """What every page of Eden must do, wherever it runs: a picture, a question by voice, a reload."""
     for device, size, dark in (("desktop", DESKTOP, False), ("phone", PHONE, True)):
         person = Person(browser, url, size, dark=dark)
-        person.page.wait_for_timeout(500)  # fonts and thumbnails, for the photograph
         person.photograph(f"{name}-{device}-empty")
         person.ask("Describe the picture.", EXAMPLES / "scene.png")
         person.sees(re.compile("A large red square at the top left, .* orange cross at the bottom left."))

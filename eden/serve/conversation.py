@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ UPLOADS_KEPT = 3600
 FRAME_SECONDS = 0.05
 """The page is redrawn at most this often: a browser shows no more, and every redraw sends a message."""
 
-Answer = Callable[["Turn", Sequence[Message], dict[str, Any]], Iterator[tuple[str, str | None]]]
+Answer = Callable[["Turn", Sequence[Message], dict[str, Any]], Generator[tuple[str, str | None], None, None]]
 
 
 @dataclass(eq=False)
@@ -69,6 +70,11 @@ class Turn:
     def counts(self) -> bool:
         """Whether later answers know of it: it was answered, at least in part."""
         return self.ended is not None and not self.failure and bool(self.answer)
+
+    @property
+    def stopped_elsewhere(self) -> bool:
+        """Whether it was stopped while another process writes it, as on a lent GPU, and does not know."""
+        return self.stopped and self.generation is None
 
     def stop(self) -> None:
         """Ends the answer before the next decode step, or before it begins. Any thread may."""
@@ -130,9 +136,11 @@ class Conversation:
                 messages = [message for other in earlier for message in _spoken(other)]
                 assert turn.message is not None
                 if not turn.stopped:
-                    for text_so_far, ended in answer(turn, [*messages, turn.message], sampling()):
-                        turn.answer, turn.ended = text_so_far, ended
-                        if ended is None:
+                    with closing(answer(turn, [*messages, turn.message], sampling())) as pieces:
+                        for turn.answer, ended in pieces:
+                            turn.ended = ended or ("cancelled" if turn.stopped_elsewhere else None)
+                            if turn.ended is not None:
+                                break
                             yield turn
         except EdenError as error:
             turn.failure = in_a_sentence(error)
@@ -159,7 +167,7 @@ class Answers:
 
     def _write(
         self, turn: Turn, messages: Sequence[Message], sampling: dict[str, Any]
-    ) -> Iterator[tuple[str, str | None]]:
+    ) -> Generator[tuple[str, str | None], None, None]:
         """The text so far, and why it ended: None until it has."""
         (generation,) = self._service.submit(self._service.open_images(messages), **sampling)
         turn.generation = generation

@@ -94,7 +94,6 @@ class _Page:
     def __init__(self, service: Service, gpu: Callable[[Any], Any] | None):
         self._service = service
         self._answers = Answers(service, gpu)
-        self._lent = gpu is not None
         self._examples = _examples(service)
         self._open: dict[str, Conversation] = {}
         """Those with an answer on its way, by session."""
@@ -143,15 +142,11 @@ class _Page:
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         at_once: dict[str, Any] = {**hidden, "queue": False}
         inputs, outputs = [self._conversation, self._box, *self._options], [self._chat, self._box]
-        asked: Any = [
-            self._box.submit(self._submit, inputs, outputs, **hidden),
-            self._chat.example_select(self._ask_example, inputs, outputs, **hidden),
-            self._chat.retry(self._retry, inputs, outputs, **hidden),
-        ]
-        # What is stopped ends by itself, and says so; only an answer on a lent GPU is written where no stop is heard.
-        stopped = self._box.stop(_stop, self._conversation, None, cancels=asked if self._lent else None, **at_once)
-        if self._lent:
-            stopped.then(lambda: gr.update(**IDLE), None, self._box, **at_once)
+        self._box.submit(self._submit, inputs, outputs, **hidden)
+        self._chat.example_select(self._ask_example, inputs, outputs, **hidden)
+        self._chat.retry(self._retry, inputs, outputs, **hidden)
+        # No `cancels`: what is stopped ends by itself, and says so.
+        self._box.stop(_stop, self._conversation, None, **at_once)
         self._chat.clear(_clear, self._conversation, outputs, **at_once)
         self._camera.input(_add_photo, [self._camera, self._box], [self._camera, self._box], **hidden)
         blocks.unload(self._leave)
