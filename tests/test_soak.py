@@ -142,7 +142,7 @@ def test_a_thousand_requests_leave_nothing_behind() -> None:
         assert answer.json()["choices"][0]["message"]["content"] == "Four."
 
 
-def test_what_the_api_says_of_itself_is_so() -> None:
+def test_what_the_api_says_of_itself_is_so(tmp_path: Path) -> None:
     """schemathesis makes requests up from /openapi.json, fitting and unfitting ones."""
     checks = [
         "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
@@ -151,7 +151,11 @@ def test_what_the_api_says_of_itself_is_so() -> None:
     with serving_elsewhere() as (address, _):
         command = [str(BIN / "schemathesis"), "run", f"{address}/openapi.json", "--checks", ",".join(checks)]
         result = subprocess.run(
-            [*command, "--max-examples", "40", "--seed", "1"], capture_output=True, text=True, timeout=200
+            [*command, "--max-examples", "40", "--seed", "1"],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            cwd=tmp_path,  # it leaves a folder
         )
     assert result.returncode == 0, result.stdout[-4000:]
     assert "6/6" in result.stdout
