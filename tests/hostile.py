@@ -222,6 +222,8 @@ CASES: dict[str, Callable[[], Body]] = {
     # Recordings.
     "wav that claims gigabytes": lambda: audio(wav(size=0x7FFF0000)),
     "wav of 65535 channels": lambda: audio(wav(channels=65_535)),
+    "wav of no known codec": lambda: audio(QUESTION[:20] + b"\x77\x77" + QUESTION[22:]),
+    "m4a of no known codec": lambda: audio(speech("m4a").replace(b"mp4a", b"xxxx")),
     "wav of no channels": lambda: audio(wav(channels=0)),
     "wav of ten megahertz": lambda: audio(wav(rate=10_000_000)),
     "half a wav": lambda: audio(QUESTION[: len(QUESTION) // 2]),
@@ -345,6 +347,7 @@ EXPECTED = {
     "url file:///etc/passwd": ("invalid_image_url", "messages[0].content[0].image_url"),
     "url http://127.0.0.1/a.png": ("remote_images_disabled", "messages[0].content[0].image_url"),
     "base64 with line breaks": ("invalid_base64", "messages[0].content[0].image_url"),
+    "wav of no known codec": ("not_audio", "messages"),
     "half a flac": ("damaged_audio", "messages"),
     "hours of silence": ("audio_too_long", "messages"),
     "a play list": ("not_audio", "messages"),
