@@ -163,7 +163,11 @@ def _checked_stream(container: Any, where: str) -> Any:
             kind="empty_audio",
         )
     stream = container.streams.audio[0]
-    codec, rate, channels = stream.codec_context.name, stream.codec_context.sample_rate, stream.codec_context.channels
+    context = stream.codec_context
+    if context is None:  # of a codec that this ffmpeg has never heard of
+        codec, rate, channels = "something unknown", SAMPLE_RATE, 1
+    else:
+        codec, rate, channels = context.name, context.sample_rate, context.channels
     for fault in (
         f"it is encoded as {codec}" if codec not in CODECS else "",
         f"it claims a sample rate of {rate:,} Hz" if rate not in SAMPLE_RATES else "",

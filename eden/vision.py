@@ -19,6 +19,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 MAX_BYTES = 25 * 2**20
 MAX_PIXELS = 64 * 10**6
+MAX_EXIF_BYTES = 2**16
+"""Pillow copies what an EXIF entry points at, and thousands of entries may point at the same bytes."""
+MAX_SCANS = 100
+"""Of a progressive JPEG: each visits every pixel again, and one that changes none takes a few bytes. Usual are 10."""
+MAX_HEADER_READS, MAX_READS = 5_000, 1_000_000
+"""Pieces that Pillow may read a file in, up to its pixels and in all."""
 
 
 def open_image(
@@ -39,6 +45,9 @@ def open_image(
         return _to_rgb(source)
     with _opened(source, max_bytes, max_pixels, where) as image:
         image.load()
+        exif = len(image.info.get("exif", "")), len(image.info.get("Raw profile type exif", "")) // 2
+        if max(exif) > MAX_EXIF_BYTES:
+            raise _too_intricate("its EXIF data are too large", where or _name(source))
         return _to_rgb(image)
 
 
@@ -55,14 +64,16 @@ def _opened(
     source: str | Path | bytes, max_bytes: int, max_pixels: int, where: str | None
 ) -> Iterator[PIL.Image.Image]:
     """An image whose header is read and within the limits; what goes wrong with it is an ImageError."""
-    where = where or (str(source) if isinstance(source, (str, Path)) else "image")
+    where = where or _name(source)
     data = source if isinstance(source, bytes) else _read(Path(source), max_bytes, where)
     if len(data) > max_bytes:
         raise _too_many_bytes(len(data), max_bytes, where)
+    file = _BoundedFile(_tamed(data, where), where)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of bombs; the limit below is Eden's own
-            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with PIL.Image.open(file, formats=FORMATS) as image:
+                file.reads_left = MAX_READS
                 width, height = image.size
                 if width * height > max_pixels:
                     raise _too_many_pixels(f"{width}x{height}", max_pixels, where)
@@ -82,6 +93,40 @@ def _opened(
             cure="Restore or replace the file.",
             kind="damaged_image",
         ) from None
+
+
+class _BoundedFile(io.BytesIO):
+    """Encoded bytes that are read in a bounded number of pieces.
+
+    Pillow reads the small parts of a file in Python, some in quadratic time, and no other thread gets on meanwhile:
+    a few megabytes of empty comments would take minutes. What cameras and programs write has a few dozen parts.
+    """
+
+    def __init__(self, data: bytes, where: str):
+        super().__init__(data)
+        self.where = where
+        self.reads_left = MAX_HEADER_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads_left -= 1
+        if self.reads_left < 0:
+            raise _too_intricate("it is made of too many parts", self.where)
+        return super().read(size)
+
+
+def _tamed(data: bytes, where: str) -> bytes:
+    """A JPEG without what a few of its bytes can make arbitrarily dear; other formats have nothing of the kind."""
+    if not data.startswith(b"\xff\xd8"):
+        return data
+    if data.count(b"\xff\xda") > MAX_SCANS:
+        raise _too_intricate(f"it has more than {MAX_SCANS} scans", where)
+    # Pillow joins all EXIF segments to one, of any size: those behind the first become segments nobody knows.
+    head, name, rest = data.partition(b"Exif\0\0")
+    return head + name + rest.replace(name, b"Exif\0\1") if name in rest else data
+
+
+def _name(source: str | Path | bytes) -> str:
+    return str(source) if isinstance(source, (str, Path)) else "image"
 
 
 def _read(path: Path, max_bytes: int, where: str) -> bytes:
@@ -122,4 +167,13 @@ def _too_many_bytes(size: int, limit: int, where: str) -> ImageError:
         where=where,
         cure="Save it smaller.",
         kind="image_too_large",
+    )
+
+
+def _too_intricate(what: str, where: str) -> ImageError:
+    return ImageError(
+        f"the image would take too long to read ({what})",
+        where=where,
+        cure="Save it anew, without metadata.",
+        kind="image_too_intricate",
     )

@@ -54,6 +54,7 @@ def create_app(service: Service) -> FastAPI:
         service.close()
 
     app = FastAPI(title="Eden", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.router.redirect_slashes = False  # its answers would name whatever host the request names
     app.state.service = service
     _add_routes(app, service)
     app.add_exception_handler(RequestError, _on_error)

@@ -57,11 +57,11 @@ async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, lis
         messages = await service.in_thread(to_messages, request, limits, fetch)
         if any(message.audio for message in messages):
             messages = await service.in_thread(service.hear, messages, hearing=True)
-        messages = await service.in_thread(service.open_images, messages)
 
         def submit() -> list[Generation]:
+            # In one go: decoded images are large, and so are held by as many requests as there are threads, at most.
             return service.submit(
-                messages,
+                service.open_images(messages),
                 max_new_tokens=request.max_new_tokens,
                 n=request.n or 1,
                 temperature=1.0 if request.temperature is None else request.temperature,
@@ -105,6 +105,7 @@ async def whole_answer(service: Service, http: Request, generations: Sequence[Ge
     finally:
         for task in (gone, answers):
             task.cancel()
+        await asyncio.gather(gone, answers, return_exceptions=True)
         end(service, generations)
     tokenizer = service.assistant.processor.tokenizer
     choices = [

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import httpx
 
@@ -16,12 +19,27 @@ from .schema import RequestError
 
 FETCH_SECONDS = 10.0
 
+TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
+"""IPv4 addresses as a network without IPv4 writes them (NAT64, RFC 6052)."""
+
 Resolve = Callable[[str], list[str]]
 
 
 def resolve(host: str) -> list[str]:
     """The addresses of a host."""
     return [str(info[4][0]) for info in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)]
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is one of the open internet; of an IPv6 address that stands for an IPv4 one, that one."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        translated = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in TRANSLATED else None
+        if (inner := ip.ipv4_mapped or ip.sixtofour or translated) is not None:
+            return is_public(str(inner))
+        if ip.is_site_local:
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 def fetch_image(
@@ -57,13 +75,14 @@ def fetch_image(
         raise refused("the image's URL is not valid", "invalid_image_url") from None
     if parsed.scheme != "https" or parsed.userinfo or parsed.port not in (None, 443):
         raise refused("an image's URL begins with https://, without user, password or port")
-    if parsed.host not in hosts:
+    host = parsed.raw_host.decode("ascii")  # other alphabets as xn--
+    if not {host, parsed.host} & {name.lower() for name in hosts}:
         raise refused("images are not fetched from this host")
     try:
-        addresses = resolve(parsed.host)
-    except OSError:
+        addresses = resolve(host)
+    except (OSError, UnicodeError):
         raise refused("the image's host is not known", "image_fetch_failed") from None
-    if not addresses or not all(ipaddress.ip_address(address).is_global for address in addresses):
+    if not addresses or not all(map(is_public, addresses)):
         raise refused("the image's host has no public address")
     try:
         with (client or _client)() as http:
@@ -81,9 +100,13 @@ def _read(
 ) -> bytes:
     deadline = time.monotonic() + FETCH_SECONDS
     pinned = url.copy_with(host=address)
-    headers = {"Host": url.host, "Accept": "image/*", "Accept-Encoding": "identity"}
+    host = url.raw_host.decode("ascii")
+    headers = {"Host": host, "Accept": "image/*", "Accept-Encoding": "identity"}
     body = bytearray()
-    with http.stream("GET", pinned, headers=headers, extensions={"sni_hostname": url.host}) as response:
+    with (
+        _hung_up_after(FETCH_SECONDS) as trace,
+        http.stream("GET", pinned, headers=headers, extensions={"sni_hostname": host, "trace": trace}) as response,
+    ):
         if response.status_code != 200:
             raise refused(f"the image's host answered {response.status_code}", "image_fetch_failed")
         for piece in response.iter_raw():
@@ -93,3 +116,30 @@ def _read(
             if time.monotonic() > deadline:
                 raise refused("the image did not come in time", "image_fetch_failed")
     return bytes(body)
+
+
+@contextmanager
+def _hung_up_after(seconds: float) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+    """Gives a listener for httpx, whose connection is shut down after that time.
+
+    httpx's own limit is for each read, and a host that sends its headers byte by byte would never meet it.
+    """
+    connections: list[socket.socket] = []
+
+    def trace(event: str, info: dict[str, Any]) -> None:
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            connections.append(info["return_value"].get_extra_info("socket"))
+
+    def hang_up() -> None:
+        for connection in connections:
+            with suppress(OSError):  # it has ended
+                # Not SSLSocket's own, which takes the encryption from under the thread that reads.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield trace
+    finally:
+        timer.cancel()

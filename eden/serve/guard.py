@@ -108,7 +108,11 @@ class Guard:
         if self._settings.api_key is not None and path not in OPEN_PATHS:
             self._check_key(headers.get("authorization", ""), browser=not path.startswith("/v1/"))
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self._settings.limits.body_bytes:
+        if (
+            not (length.isascii() and length.isdigit())
+            or len(length) > 20
+            or int(length) > self._settings.limits.body_bytes
+        ):
             raise self._too_large()
 
     def _check_key(self, authorization: str, *, browser: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import AudioError, ContextError, EngineStopped, ImageError, InputError, OverloadError
+from ..errors import AudioError, CheckpointError, ContextError, EngineStopped, ImageError, InputError, OverloadError
 from ..messages import Audio, Image, Message, Part, Role, Text
 from .settings import Limits
 
@@ -102,6 +102,9 @@ class ChatMessage(_Wire):
     function_call: None = None
 
 
+StopString: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
 class StreamOptions(_Wire):
     include_usage: bool = False
 
@@ -118,7 +121,7 @@ class ChatRequest(_Wire):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: int | None = Field(1, ge=1)
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -226,7 +229,8 @@ def to_request_error(error: Exception, param: str | None = None) -> RequestError
     """
     if isinstance(error, RequestError):
         return error
-    if not isinstance(error, (InputError, OverloadError, EngineStopped)):
+    # A model that cannot be loaded is not the client's fault, nor are the folders named in the error its business.
+    if not isinstance(error, (InputError, OverloadError, EngineStopped)) or isinstance(error, CheckpointError):
         log.error("the server failed", exc_info=error)
         return RequestError("the server failed", code="internal_error", status=500)
     message = f"{error.what}. {error.cure}" if error.cure else error.what
@@ -260,6 +264,8 @@ def _image_bytes(url: str, where: str, limits: Limits, fetch_image: FetchImage |
 
 
 def _decoded(payload: str, where: str, max_bytes: int) -> bytes:
+    if not payload:
+        raise RequestError("there is no data", param=where, code="invalid_base64")
     if len(payload) * 3 // 4 > max_bytes + 3:
         raise RequestError(f"more than {max_bytes:,} bytes", param=where, code="media_too_large")
     try:
@@ -273,25 +279,39 @@ def _decoded(payload: str, where: str, max_bytes: int) -> bytes:
 
 def _refusal(error: ValidationError) -> RequestError:
     """The deepest fault in one line: of a content that is neither text nor good parts, the fault in the parts."""
-    fault = max(error.errors(include_url=False, include_input=False), key=lambda fault: len(fault["loc"]))
+    faults = error.errors(include_url=False, include_input=False)
+    # Of equally deep ones not that it is of the other type: five stops in a list are too many, and not "no string".
+    fault = max(faults, key=lambda fault: (len(fault["loc"]), not fault["type"].endswith("_type")))
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Invalid JSON: ")
     if fault["type"] == "json_invalid":
         return RequestError(f"the body is not valid JSON ({message})", code="invalid_json")
-    name = _field_name(fault["loc"])
-    if not name.startswith("messages") and fault["type"] in (
-        "extra_forbidden",
-        "none_required",
-        "too_long",
-        "literal_error",
-    ):
+    made_up = fault["type"] == "extra_forbidden"
+    name = _field_name(fault["loc"], made_up)
+    is_unsupported = (
+        fault["type"] == "none_required"
+        or (fault["type"] == "too_long" and fault["ctx"]["max_length"] == 0)
+        or (fault["type"] in ("extra_forbidden", "literal_error") and not name.startswith("messages"))
+    )
+    if is_unsupported:
         only = f" but as {fault['ctx']['expected']}" if fault["type"] == "literal_error" else ""
         return RequestError(f"not supported by this server{only}", param=name, code="unsupported_parameter")
     return RequestError(f"{message[:1].lower()}{message[1:]}", param=name or None)
 
 
-def _field_name(location: tuple[int | str, ...]) -> str:
-    """`messages[0].content[1].image_url.url` of pydantic's steps, which also name the members of unions."""
-    steps = [step for step in location if isinstance(step, int) or not ("[" in step or step == "str")]
+def _field_name(location: tuple[int | str, ...], made_up: bool = False) -> str:
+    """`messages[0].content[1].image_url.url` of pydantic's steps, which also name the members of unions.
+
+    Args:
+        location: the steps.
+        made_up: the last is a name that a client gave, whatever it looks like.
+    """
+    members = ("str", "constrained-str")
+    last = len(location) - 1
+    steps = [
+        step
+        for place, step in enumerate(location)
+        if isinstance(step, int) or (made_up and place == last) or not ("[" in step or step in members)
+    ]
     name = ""
     for place, step in enumerate(steps):
         if isinstance(step, int):

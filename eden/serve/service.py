@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from ..assistant import Assistant
 from ..engine import Engine
-from ..errors import ContextError, EdenError, OverloadError
+from ..errors import ContextError, EdenError, ImageError, OverloadError
 from ..generation import Generation, Request
 from ..messages import AudioSource, Image, Message, Part, check_conversation, hear
 from ..sampling import Sampling
@@ -122,7 +122,7 @@ class Service:
             ImageError: one cannot be; its `where` is the place, as `messages[0].content[1]`.
         """
         limits = self.settings.limits
-        opened = []
+        opened, pixels = [], 0
         for turn, message in enumerate(messages):
             parts: list[Part] = list(message.content)
             for place, part in enumerate(parts):
@@ -131,6 +131,14 @@ class Service:
                     image = open_image(
                         part.source, max_bytes=limits.image_bytes, max_pixels=limits.image_pixels, where=where
                     )
+                    pixels += image.width * image.height
+                    if pixels > limits.all_pixels:
+                        raise ImageError(
+                            f"the images up to this one have {pixels:,} pixels, the limit is {limits.all_pixels:,}",
+                            where=where,
+                            cure="Scale them down; the model looks at a few hundred pixels a side.",
+                            kind="image_too_large",
+                        )
                     parts[place] = Image(image)
             opened.append(replace(message, content=tuple(parts)))
         return opened

@@ -16,6 +16,7 @@ class Limits:
         images: of all turns.
         image_bytes: of one image, encoded.
         image_pixels: of one image.
+        all_pixels: of all images.
         recordings: of all turns.
         audio_bytes: of one recording, encoded.
         audio_seconds: of one recording.
@@ -29,6 +30,7 @@ class Limits:
     images: int = 16
     image_bytes: int = 20 * 2**20
     image_pixels: int = 36 * 10**6
+    all_pixels: int = 72 * 10**6
     recordings: int = 4
     audio_bytes: int = 25 * 2**20
     audio_seconds: float = 600.0
@@ -40,8 +42,9 @@ class Limits:
         mebibytes = 2**20
         return (
             f"{self.images} pictures of {self.image_bytes / mebibytes:.0f} MiB and {self.image_pixels / 1e6:.0f} "
-            f"megapixels, {self.recordings} recordings of {self.audio_bytes / mebibytes:.0f} MiB and "
-            f"{self.audio_seconds / 60:.0f} minutes, {self.body_bytes / mebibytes:.0f} MiB in all"
+            f"megapixels ({self.all_pixels / 1e6:.0f} in all), {self.recordings} recordings of "
+            f"{self.audio_bytes / mebibytes:.0f} MiB and {self.audio_seconds / 60:.0f} minutes, "
+            f"{self.body_bytes / mebibytes:.0f} MiB in all"
         )
 
 

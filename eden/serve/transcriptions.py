@@ -13,7 +13,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
-from ..errors import EdenError
+from ..errors import EdenError, InputError
 from ..speech import Transcript
 from .chat import check_model
 from .responses import Transcription, TranscriptionSegment, VerboseTranscription
@@ -58,6 +58,10 @@ async def transcribe(service: Service, http: Request) -> Response:
     try:
         transcript = await service.in_thread(service.transcribe, source, language, hearing=True)
     except EdenError as error:
+        if type(error) is InputError:  # its own words name the speech model, which may be a folder
+            raise RequestError(
+                f"the language {language!r} is not one this server hears", param="language", code="unsupported_language"
+            ) from error
         raise to_request_error(error, param="file") from error
     return _answer(transcript, response_format)
 
