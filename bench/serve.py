@@ -13,9 +13,7 @@ import argparse
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
@@ -28,6 +26,7 @@ from eden.assistant import Assistant
 from eden.checkpoint import Checkpoint
 from eden.engine import Engine
 from eden.evaluate import open_task
+from eden.machine import in_a_thread
 from eden.messages import Message, to_chat
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from eden.sampling import Sampling
@@ -126,17 +125,6 @@ def plain(assistant: Assistant, messages: Sequence[Message], sampling: Sampling)
     )
     new = output[0, ids.shape[1] :]
     return processor.decode(new, skip_special_tokens=True).strip(), len(new)
-
-
-def in_a_thread(work: Callable[[], Any]) -> Any:
-    """Does the work in a thread that ends with it, whoever's turn it is.
-
-    GNU OpenMP keeps a pool for every thread that computed. Once all pools together have more threads than the machine
-    has cores, none waits actively for its next piece of work any more: on two cores, whoever computes second is a
-    third slower for it, `generate` as the engine.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result()
 
 
 def percentile_95(seconds: Sequence[float]) -> float:

@@ -38,9 +38,13 @@ class EdenError(Exception):
         self.kind = kind
         super().__init__(what, where, cure)
 
+    @property
+    def advice(self) -> str:
+        """What is wrong and what to do, but not where: that may be a path, which is not for everybody."""
+        return f"{self.what}. {self.cure}" if self.cure else self.what
+
     def __str__(self) -> str:
-        text = f"{self.where}: {self.what}" if self.where else self.what
-        return " ".join((f"{text}. {self.cure}" if self.cure else text).split())
+        return " ".join((f"{self.where}: {self.advice}" if self.where else self.advice).split())
 
 
 class InputError(EdenError):

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+def in_a_thread(work: Callable[[], Result]) -> Result:
+    """Does the work in a thread that ends with it.
+
+    GNU OpenMP keeps a pool of threads for every thread that ever computed. Once all pools together have more threads
+    than the machine has cores, none waits actively for its next piece of work any more: on two cores, whoever
+    computes after a thread that is left over, as from loading a model, is a third slower for it.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 def peak_memory_mib() -> float:

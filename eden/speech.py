@@ -262,7 +262,12 @@ class Transcriber:
     def _check_language(self, language: str | None, model: WhisperModel) -> None:
         if language is not None and language not in model.supported_languages:
             known = "English only" if not model.model.is_multilingual else "Whisper's languages, by code as `en`"
-            raise InputError(f"{self.name!r} does not hear the language {language!r}", cure=f"It knows {known}.")
+            raise InputError(
+                f"it does not hear the language {language!r}",
+                where=self.name,
+                cure=f"It knows {known}.",
+                kind="unsupported_language",
+            )
 
 
 def find_whisper(name: str) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
@@ -42,7 +43,7 @@ def open_image(
         ImageError: missing, not an image, truncated, of a refused format or too large.
     """
     if isinstance(source, PIL.Image.Image):
-        return _to_rgb(source)
+        return source if _is_plain(source) else _to_rgb(source)
     with _opened(source, max_bytes, max_pixels, where) as image:
         image.load()
         exif = len(image.info.get("exif", "")), len(image.info.get("Raw profile type exif", "")) // 2
@@ -140,6 +141,12 @@ def _read(path: Path, max_bytes: int, where: str) -> bytes:
         raise ImageError(
             f"cannot read the image ({first_line(error)})", where=where, cure="Check the path.", kind="missing_image"
         ) from None
+
+
+def _is_plain(image: PIL.Image.Image) -> bool:
+    """Whether it is what this module makes already: RGB, upright and opaque. Another copy may be 100 MB."""
+    orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+    return image.mode == "RGB" and orientation == 1 and "transparency" not in image.info
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -111,8 +111,13 @@ class Person:
         self.page.context.close()
 
 
-def tour(browser: Browser, url: str, name: str) -> None:
-    """What every page of Eden must do, wherever it runs: a picture, a question by voice, a reload."""
+def tour(browser: Browser, url: str, name: str) -> dict[str, list[str]]:
+    """What every page of Eden must do, wherever it runs: a picture, a question by voice, a reload.
+
+    Returns:
+        The texts on the screen at the end, the page's own words among them, by device.
+    """
+    seen = {}
     for device, size, dark in (("desktop", DESKTOP, False), ("phone", PHONE, True)):
         person = Person(browser, url, size, dark=dark)
         person.photograph(f"{name}-{device}-empty")
@@ -133,4 +138,6 @@ def tour(browser: Browser, url: str, name: str) -> None:
         person.photograph(f"{name}-{device}-heard")
         elsewhere = [url for url in person.requests if not url.startswith((person.url, "data:", "blob:"))]
         assert elsewhere == []
+        seen[device] = person.answers.all_inner_texts()
         person.close()
+    return seen

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .shared import FourBit, Json, err, print_json
+from ..machine import in_a_thread
+from .shared import FourBit, Json, err, load_assistant, print_json
 
 
 def serve(
@@ -52,9 +53,8 @@ def serve(
     with server.open_socket(host, port) as bound:
         from ..serve.service import Service
 
-        with err.status(f"loading {model}"):
-            service = Service(server.load_in_a_thread(model, four_bit), settings)
-            app = server.build_app(service, page=not no_page)
+        service = Service(in_a_thread(lambda: load_assistant(model, four_bit)), settings)
+        app = server.build_app(service, page=not no_page)
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{bound.getsockname()[1]}"
 

@@ -7,6 +7,7 @@ Source: https://platform.openai.com/docs/api-reference
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -21,10 +22,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from .. import __version__
 from ..errors import EdenError
-from .chat import AnswerStream, ClientGone, check_model, start_answers, whole_answer
+from .chat import AnswerStream, ClientGone, start_answers, whole_answer
 from .guard import Guard, error_response
 from .responses import ChatCompletion, ErrorResponse, Health, Model, ModelList, VerboseTranscription
-from .schema import ChatRequest, RequestError, to_request_error
+from .schema import ChatRequest, RequestError, check_model, to_request_error
 from .service import Service
 from .transcriptions import FORM_SCHEMA, HEARD_AS, transcribe
 
@@ -50,14 +51,11 @@ def create_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await service.in_thread(service.engine.close)
-        service.close()
+        await asyncio.to_thread(service.close)
 
     app = FastAPI(title="Eden", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.router.redirect_slashes = False  # its answers would name whatever host the request names
-    app.state.service = service
     _add_routes(app, service)
-    app.add_exception_handler(RequestError, _on_error)
     app.add_exception_handler(EdenError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientGone, _on_client_gone)
@@ -79,8 +77,7 @@ def create_app(service: Service) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    started = int(time.time())
-    model = Model(id=service.name, created=started)
+    model = Model(id=service.name, created=int(time.time()))
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=FAULTS, openapi_extra=_json_body())
     async def chat_completions(http: Request) -> Response:
@@ -117,7 +114,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models/{name:path}", responses={401: FAULTS[401], 404: FAULTS[404]})
     async def one_model(name: str) -> Model:
         """The model that is served, if that is its name."""
-        check_model(service, name)
+        check_model(name, service.name)
         return model
 
     @app.get("/health", responses={503: {"model": Health, "description": "the model does not answer any more"}})

@@ -29,7 +29,7 @@ from .responses import (
     logprobs,
     usage,
 )
-from .schema import ChatRequest, RequestError, parse_chat_request, to_messages, to_request_error
+from .schema import ChatRequest, RequestError, check_model, parse_chat_request, to_messages, to_request_error
 from .service import Service
 
 
@@ -46,7 +46,7 @@ async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, lis
     """
     limits = service.settings.limits
     request = await service.in_thread(parse_chat_request, body, limits)
-    check_model(service, request.model)
+    check_model(request.model, service.name)
     fetch = None
     if hosts := service.settings.image_hosts:
 
@@ -76,16 +76,6 @@ async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, lis
         return request, await service.in_thread(submit)
     except EdenError as error:
         raise to_request_error(error, param="messages") from error
-
-
-def check_model(service: Service, name: str) -> None:
-    if name != service.name:
-        raise RequestError(
-            f"there is no model {name[:100]!r} here; this server has {service.name!r}",
-            param="model",
-            code="model_not_found",
-            status=404,
-        )
 
 
 async def whole_answer(service: Service, http: Request, generations: Sequence[Generation]) -> Response:

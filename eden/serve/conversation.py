@@ -9,7 +9,6 @@ about earlier turns is ever read. Gradio is not needed here: the page (`eden.ser
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -46,6 +45,8 @@ class Turn:
         answer: all of it so far.
         ended: why the answer ended, a `FinishReason`; None while it is written.
         failure: why there is no answer, in a sentence for the user.
+        stopped: the user wants no more of it.
+        generation: the answer in the engine, while it is written by this process.
     """
 
     text: str = ""
@@ -193,11 +194,8 @@ def is_recording(file: str) -> bool:
 
 def in_a_sentence(error: EdenError) -> str:
     """What is wrong and what to do about it; not where, which is a path on the server."""
-    what = error.what[:1].upper() + error.what[1:].rstrip(".")
-    return f"{what}. {error.cure}" if error.cure else f"{what}."
-
-
-_hearing = threading.Lock()  # one recording at a time, or speech would take the cores that answers are written on
+    text = error.advice[:1].upper() + error.advice[1:]
+    return text if text.endswith(".") else f"{text}."
 
 
 def _hear(service: Service, turn: Turn) -> Iterator[Turn]:
@@ -205,8 +203,7 @@ def _hear(service: Service, turn: Turn) -> Iterator[Turn]:
     recordings = [Path(file).read_bytes() for file in turn.recordings]
     for recording in recordings:
         if not turn.stopped:
-            with _hearing:
-                turn.heard.append(service.transcribe(recording).text)
+            turn.heard.append(service.transcribe(recording).text)
             yield turn
     if turn.stopped and len(turn.heard) < len(recordings):
         turn.message = Message.user("")

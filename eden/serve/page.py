@@ -22,12 +22,11 @@ from ..errors import InputError
 from ..files import EDEN_TINY
 from .conversation import AUDIO_SUFFIXES, UPLOADS_KEPT, Answers, Conversation, Turn, is_recording
 from .gate import Gate
-from .service import Service
+from .service import DEFAULT_NEW_TOKENS, Service
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE / "examples"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-LONGEST_ANSWER = 1024
 SPARE_THREADS = 16
 """For uploads and buttons, beside the threads in which answers are waited for."""
 HEARD, FAILED, NOTE = "Heard", "Not answered", "Note"
@@ -259,10 +258,6 @@ def _turn(turn: Turn) -> Iterator[gr.ChatMessage]:
         )
 
 
-def _kind(file: str) -> str:
-    return "Recording" if is_recording(file) else "Picture"
-
-
 def _as_html(text: str) -> str:
     """Text that shows as it is where Gradio takes HTML; only what would be markup is changed, for it can be copied."""
     return re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;")
@@ -282,7 +277,7 @@ def _examples(service: Service) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _sliders(service: Service) -> list[gr.components.Component]:
-    longest = min(LONGEST_ANSWER, service.assistant.context_length - 1)
+    longest = min(DEFAULT_NEW_TOKENS, service.assistant.context_length - 1)
     return [
         gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0 always takes the likeliest word"),
         gr.Slider(0.05, 1, 1, step=0.05, label="Top p", info="Draws from the likeliest words of this share"),

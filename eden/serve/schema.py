@@ -160,6 +160,21 @@ class ChatRequest(_Wire):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
+def check_model(asked: str, served: str) -> None:
+    """Refuses a request for another model than the one that is served.
+
+    Raises:
+        RequestError: with status 404.
+    """
+    if asked != served:
+        raise RequestError(
+            f"there is no model {asked[:100]!r} here; this server has {served!r}",
+            param="model",
+            code="model_not_found",
+            status=404,
+        )
+
+
 FetchImage: TypeAlias = Callable[[str, str], bytes]
 """Gets an image by its URL; the second argument is the field it stands in."""
 
@@ -233,9 +248,8 @@ def to_request_error(error: Exception, param: str | None = None) -> RequestError
     if not isinstance(error, (InputError, OverloadError, EngineStopped)) or isinstance(error, CheckpointError):
         log.error("the server failed", exc_info=error)
         return RequestError("the server failed", code="internal_error", status=500)
-    message = f"{error.what}. {error.cure}" if error.cure else error.what
     if isinstance(error, OverloadError):
-        return RequestError(message, code="overloaded", status=503, headers={"Retry-After": "1"})
+        return RequestError(error.advice, code="overloaded", status=503, headers={"Retry-After": "1"})
     if isinstance(error, EngineStopped):
         return RequestError(
             "the model does not answer any more", code="engine_stopped", status=503, headers={"Retry-After": "10"}
@@ -243,7 +257,7 @@ def to_request_error(error: Exception, param: str | None = None) -> RequestError
     if isinstance(error, ImageError) and error.where:
         param = f"{error.where}.image_url"
     fallback = {ContextError: "context_length_exceeded", ImageError: "invalid_image", AudioError: "invalid_audio"}
-    return RequestError(message, param=param, code=error.kind or fallback.get(type(error), "invalid_value"))
+    return RequestError(error.advice, param=param, code=error.kind or fallback.get(type(error), "invalid_value"))
 
 
 def _image_bytes(url: str, where: str, limits: Limits, fetch_image: FetchImage | None) -> bytes:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
-from .. import load
-from ..assistant import Assistant
 from ..errors import InputError
 from .api import create_app
 from .service import Service
@@ -21,21 +18,6 @@ from .settings import Settings
 LAST_SECONDS = 30
 """What running answers get to end in once the server is told to stop."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-
-
-def load_in_a_thread(model: str, four_bit: bool = False) -> Assistant:
-    """Loads a model in a thread that ends.
-
-    GNU OpenMP keeps a pool of threads for every thread that ever computed; one that is left over from loading keeps
-    the engine's own from waiting actively, which costs it a third of its speed on two cores.
-    """
-    options = {}
-    if four_bit:
-        from ..recipe import QuantizationSection
-
-        options["quantization"] = QuantizationSection()
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(load, model, **options).result()  # type: ignore[arg-type]
 
 
 def check_exposure(host: str, settings: Settings, *, is_open: bool) -> None:

@@ -56,6 +56,7 @@ class Service:
         self._capacity = self.settings.max_running + self.settings.max_waiting
         self._inside = 0
         self._lock = threading.Lock()
+        self._hearing = threading.Lock()  # one recording at a time: answers are written on the same cores
         self._encoding = threading.Lock()  # a tokenizer is not made for several threads
         self._transcripts: OrderedDict[tuple[bytes, str | None], Transcript] = OrderedDict()
         self._hands = ThreadPoolExecutor(4, thread_name_prefix="eden-prepare")
@@ -97,9 +98,10 @@ class Service:
             if key is not None and key in self._transcripts:
                 self._transcripts.move_to_end(key)
                 return self._transcripts[key]
-        transcript = self.assistant.transcriber.transcribe(
-            source, language=language, max_bytes=limits.audio_bytes, max_seconds=limits.audio_seconds
-        )
+        with self._hearing:
+            transcript = self.assistant.transcriber.transcribe(
+                source, language=language, max_bytes=limits.audio_bytes, max_seconds=limits.audio_seconds
+            )
         with self._lock:
             if key is not None:
                 self._transcripts[key] = transcript

@@ -13,11 +13,10 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
-from ..errors import EdenError, InputError
+from ..errors import EdenError
 from ..speech import Transcript
-from .chat import check_model
 from .responses import Transcription, TranscriptionSegment, VerboseTranscription
-from .schema import RequestError, to_request_error
+from .schema import RequestError, check_model, to_request_error
 from .service import Service
 
 FORMATS = ("json", "text", "srt", "verbose_json")
@@ -58,11 +57,7 @@ async def transcribe(service: Service, http: Request) -> Response:
     try:
         transcript = await service.in_thread(service.transcribe, source, language, hearing=True)
     except EdenError as error:
-        if type(error) is InputError:  # its own words name the speech model, which may be a folder
-            raise RequestError(
-                f"the language {language!r} is not one this server hears", param="language", code="unsupported_language"
-            ) from error
-        raise to_request_error(error, param="file") from error
+        raise to_request_error(error, param="language" if error.kind == "unsupported_language" else "file") from error
     return _answer(transcript, response_format)
 
 
@@ -78,7 +73,7 @@ async def _read(service: Service, form: FormData) -> tuple[bytes, str, str | Non
         raise RequestError("a recording is needed", param="file", code="missing_file")
     words: dict[str, str] = {name: value for name, value in form.items() if isinstance(value, str)}
     if (model := words.get("model", "")) != HEARD_AS:
-        check_model(service, model)
+        check_model(model, service.name)
     if words.get("temperature", "0") not in ("0", "0.0"):
         raise RequestError("only 0 is supported", param="temperature", code="unsupported_parameter")
     response_format = words.get("response_format", "json")
