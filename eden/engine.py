@@ -33,7 +33,6 @@ from .slots import SlotCache
 IDLE_SECONDS = 2.0
 """The thread of an engine that has nothing to do ends after this long; the next question starts another."""
 
-
 _open: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
@@ -118,9 +117,11 @@ class Engine:
 
     def stats(self) -> EngineStats:
         with self._changed:
+            waiting = len(self._waiting) + len(self._retry)
             return EngineStats(
-                waiting=len(self._waiting) + len(self._retry),
-                running=len(self._rows) + len(self._reading),
+                waiting=waiting,
+                # Not the rows: an answer leaves its row a moment before it is counted as finished.
+                running=self._unended - waiting,
                 finished=dict(self._finished),
                 prompt_tokens=self._counts["prompt_tokens"],
                 completion_tokens=self._counts["completion_tokens"],
