@@ -5,7 +5,7 @@ conversation after the other, as transformers alone would serve. The clients are
 they are answered; a wait is from the question to its first token, image decoding included, and the first question of
 each client is left out of the waits, for they all come at once.
 
-eden-tiny answers the world's questions (a few tokens) and describes its pictures (36 tokens). The middle size has
+eden-tiny answers the world's questions (a few tokens) and describes its pictures (some 22 tokens). The middle size has
 random weights and writes 32 to 96 tokens, as many as LLaVA-Instruct's answers have.
 """
 
