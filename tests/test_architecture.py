@@ -49,8 +49,11 @@ F4  tiny.build tiny.build_whisper
 F4  trainer
 F4  train
 F4  demo
+F4  export.contents export.wheel
+F4  export.space export.hub
+F4  export
 F5  cli.shared
-F5  cli.talk cli.data cli.work
+F5  cli.talk cli.data cli.work cli.ship
 F5  cli.main
 F5  cli
 F5  __main__

@@ -16,8 +16,9 @@ from .. import __version__
 from ..errors import EdenError
 from .data import cache, check, xray
 from .shared import err
+from .ship import export, push
 from .talk import ask, chat, transcribe
-from .work import demo, evaluate, export, train
+from .work import demo, evaluate, train
 
 app = typer.Typer(
     name="eden",
@@ -39,7 +40,7 @@ def _main(
         raise typer.Exit()
 
 
-for verb in (demo, ask, chat, transcribe, check, xray, cache, train, evaluate, export):
+for verb in (demo, ask, chat, transcribe, check, xray, cache, train, evaluate, export, push):
     app.command()(verb)
 
 
