@@ -19,6 +19,7 @@ from .contents import front_matter, stays_behind, travelling_files
 LOG_IN = "Run hf auth login with a token that may write."
 CURES = {
     401: LOG_IN,
+    402: "A Space of this kind needs a paid account; make it by hand on the hub, or push to another namespace.",
     403: f"Check that the namespace is yours. {LOG_IN}",
     404: "Check the repository's name, and that the namespace is yours.",
 }
