@@ -55,13 +55,13 @@ def push(
 ) -> None:
     """Upload a model or a Space to the Hugging Face hub."""
     from ..export.hub import check_repo, plan_push
+
+    check_repo(repo)  # before the work of an export
+    if not space:
+        _push(plan_push(model, repo), private, dry_run, as_json)
+        return
     from ..export.space import write_space
 
-    check_repo(repo)
-    plan = None if space else plan_push(model, repo)
-    if plan is not None:
-        _push(plan, private, dry_run, as_json)
-        return
     with tempfile.TemporaryDirectory() as folder:
         with err.status(f"exporting {model}"):
             write_space(model, folder)

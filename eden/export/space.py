@@ -113,8 +113,10 @@ def _facts(model: str) -> tuple[dict[str, Any], str]:
         raise CheckpointError(
             "no Eden artifact there", where=model, cure="Give a folder that a training run ended with."
         )
+    from ..model import MultimodalPhiConfig  # takes seconds, which a misspelt name should not
+
     config = read_json(folder / "config.json")
-    if config.get("model_type") != "multimodal_phi":
+    if config.get("model_type") != MultimodalPhiConfig.model_type:
         raise CheckpointError(
             f"a model of type {config.get('model_type')!r} cannot see", where=model, cure="Give an Eden artifact."
         )
