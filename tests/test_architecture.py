@@ -49,6 +49,9 @@ F4  tiny.build tiny.build_whisper
 F4  trainer
 F4  train
 F4  demo
+F4  export.contents export.wheel
+F4  export.space export.hub
+F4  export
 F5  serve.settings serve.metrics
 F5  serve.service
 F5  serve.schema serve.responses
@@ -61,7 +64,7 @@ F5  serve.page
 F5  serve.server
 F5  serve
 F5  cli.shared
-F5  cli.talk cli.data cli.work cli.serve
+F5  cli.talk cli.data cli.work cli.serve cli.ship
 F5  cli.main
 F5  cli
 F5  __main__

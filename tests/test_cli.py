@@ -13,7 +13,7 @@ import eden
 from eden.audio import SAMPLE_RATE, to_wav
 from eden.tiny.dataset import write_dataset
 
-VERBS = ["ask", "cache", "chat", "check", "demo", "evaluate", "export", "train", "transcribe", "xray"]
+VERBS = ["ask", "cache", "chat", "check", "demo", "evaluate", "export", "push", "train", "transcribe", "xray"]
 
 
 def run(*arguments: str | Path, **kwargs) -> subprocess.CompletedProcess[str]:

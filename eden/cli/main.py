@@ -17,8 +17,9 @@ from ..errors import EdenError
 from .data import cache, check, xray
 from .serve import serve
 from .shared import err
+from .ship import export, push
 from .talk import ask, chat, transcribe
-from .work import demo, evaluate, export, train
+from .work import demo, evaluate, train
 
 app = typer.Typer(
     name="eden",
@@ -40,7 +41,7 @@ def _main(
         raise typer.Exit()
 
 
-for verb in (demo, ask, chat, transcribe, check, xray, cache, train, evaluate, serve, export):
+for verb in (demo, ask, chat, transcribe, check, xray, cache, train, evaluate, serve, export, push):
     app.command()(verb)
 
 

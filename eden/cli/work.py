@@ -1,4 +1,4 @@
-"""Verbs that make or judge a model: demo, train, evaluate, export."""
+"""Verbs that make or judge a model: demo, train, evaluate."""
 
 from __future__ import annotations
 
@@ -89,22 +89,3 @@ def evaluate(
         for kind, accuracy in kinds.items():
             print(f"  {kind:<22} {accuracy:.3f}")
     print(f"{summary['n']:,} questions in {summary['seconds']} s")
-
-
-def export(
-    model: Annotated[str, typer.Argument(help="The artifact.")],
-    out: Annotated[Path, typer.Argument(help="The new folder.")],
-    to: Annotated[str, typer.Option("--to", help="hf: one merged model that transformers loads by itself.")] = "hf",
-    as_json: Json = False,
-) -> None:
-    """Turn an artifact into what other tools load."""
-    from .. import checkpoint as checkpoints
-
-    if to != "hf":
-        raise InputError(f"cannot export to {to!r}", cure="Use --to hf.")
-    merged = checkpoints.merge(load_assistant(model, four_bit=False).checkpoint)
-    checkpoints.save(merged, out)
-    if as_json:
-        print_json({"folder": str(out)})
-    else:
-        print(out)
