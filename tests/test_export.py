@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -15,10 +16,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from browser import chromium, tour
 from conftest import make_image, make_model, make_processor
 from hatchling.build import build_wheel as build_with_hatchling
 from hub import TOKEN, Hub
 from packaging.requirements import Requirement
+from servers import until
 from test_checkpoint import adapt, answers
 
 import eden
@@ -80,6 +83,19 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+@pytest.fixture(scope="module")
+def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a virtual environment that holds what a Space's requirements.txt says, installed from the index."""
+    folder = tmp_path_factory.mktemp("fresh")
+    requirements = folder / "requirements.txt"
+    requirements.write_text("\n".join(server_requirements()))
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    python = folder / "venv" / "bin" / "python"
+    installed = run([python, "-m", "pip", "install", "--quiet", "-r", requirements])
+    assert installed.returncode == 0, installed.stderr
+    return python
+
+
 def run(command: list[str | Path], **more: str) -> subprocess.CompletedProcess[str]:
     """Another process, which sees nothing of this one's paths."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | more
@@ -125,6 +141,39 @@ def test_the_page_installs_the_wheel_and_eden_works_from_it(bare_python: Path, w
     script = f"from eden.export.wheel import build_wheel; build_wheel({str(tmp_path)!r})"
     assert run([bare_python, "-c", script]).returncode == 0
     assert (tmp_path / WHEEL).read_bytes() == wheel.read_bytes()
+
+
+@pytest.mark.parametrize("python", ["bare_python", pytest.param("fresh_python", marks=pytest.mark.fresh)])
+def test_the_page_of_a_space_does_what_every_page_does(
+    python: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    space = write_space("eden-tiny", tmp_path / "space")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with (
+        (tmp_path / "log").open("w+") as log,
+        subprocess.Popen(
+            [request.getfixturevalue(python), space / "app.py"],
+            cwd="/",
+            env=environment | {"GRADIO_SERVER_PORT": port},
+            stdout=log,
+            stderr=log,
+        ) as app,
+        chromium() as browser,
+    ):
+        try:
+            until(lambda: answers_at(port) or app.poll() is not None, seconds=120)
+            assert app.poll() is None, (tmp_path / "log").read_text()
+            said = ["How many objects are there?", "Four.", "Square."]
+            assert tour(browser, f"http://127.0.0.1:{port}", "space") == {"desktop": said, "phone": said}
+        finally:
+            app.terminate()
+
+
+def answers_at(port: str) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", int(port))) == 0
 
 
 def test_an_installation_older_than_the_code_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
