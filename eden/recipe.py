@@ -100,6 +100,9 @@ class DataSection(_Section):
     eval_fraction: float = Field(0.02, ge=0, lt=1, description="share of the samples held out without an eval_path")
     split_seed: int = Field(0, description="chooses which samples are held out without an eval_path")
     max_length: int = Field(4096, gt=0, description="tokens of the longest sample allowed; nothing is cut off")
+    row_length: int | None = Field(
+        None, gt=0, description="tokens of a row that samples are packed into; null packs none"
+    )
     on_error: Literal["fail", "skip"] = Field("fail", description="at a bad sample: stop, or leave it out and list it")
 
 
@@ -240,6 +243,9 @@ def _impossible(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
         yield key, f"{key} says nothing here: {why}", f"Remove it; as an override: {key}=null."
     if recipe.quantization is not None and not recipe.quantization.load_in_4bit:
         yield "quantization.load_in_4bit", "a quantization section without 4 bits", "Write quantization: null."
+    if data.row_length is not None and training.get("train_sampling_strategy") == "group_by_length":
+        cure = "Remove either; a batch then holds per_device_train_batch_size rows."
+        yield "data.row_length", "packed rows are of one length, and train_sampling_strategy would group them", cure
     names = _argument_names()
     for name in training:
         if name not in names:

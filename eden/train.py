@@ -21,6 +21,7 @@ from .checkpoint import Checkpoint
 from .console import progress
 from .data.dataset import ConversationDataset
 from .data.formats import Sample
+from .data.packing import PackedDataset
 from .files import write_file
 from .messages import Message
 from .model_card import model_card
@@ -76,7 +77,8 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     _print_parameters(checkpoint, console)
     shown = _pick_samples(eval_set)
     before = _answers(checkpoint, shown)
-    log = EdenTrainer(checkpoint, arguments, train_set, eval_set, console).run(resume_from)
+    rows = _pack(recipe, train_set, console)
+    log = EdenTrainer(checkpoint, arguments, rows, eval_set, console).run(resume_from)
     after = _answers(checkpoint, shown)
     facts = _facts(recipe, checkpoint, train_set, eval_set, log, time.monotonic() - started)
     predictions = [_prediction(*row) for row in zip(shown, before, after, strict=True)]
@@ -111,6 +113,18 @@ def _encode(
     for line in skipped:
         console.print(f"skipped {line}", highlight=False)
     return train_set, eval_set if len(eval_set) else None
+
+
+def _pack(recipe: Recipe, train_set: ConversationDataset, console: Console) -> ConversationDataset | PackedDataset:
+    if recipe.data.row_length is None:
+        return train_set
+    packed = PackedDataset(train_set, recipe.data.row_length, seed=recipe.data.split_seed)
+    console.print(
+        f"{len(train_set):,} samples in {len(packed):,} rows of {recipe.data.row_length:,} tokens, "
+        f"{packed.efficiency:.1%} full",
+        highlight=False,
+    )
+    return packed
 
 
 def _print_parameters(checkpoint: Checkpoint, console: Console) -> None:

@@ -21,10 +21,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .checkpoint import Checkpoint
 from .console import progress
-from .data.collate import collate
+from .data.collate import collate, collate_flat
 from .data.dataset import ConversationDataset
+from .data.packing import PackedDataset
 from .errors import Interrupted, RecipeError, RunError, StorageError
 from .files import write_file
+from .model.attention import PACKED_SDPA
 
 HOW_TO_GO_ON = "Go on with the same command and --resume."
 FULL_DISK_BYTES = 2**20
@@ -33,12 +35,19 @@ FULL_DISK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Collator:
-    """Examples to a right-padded batch; a class, so that worker processes can receive it."""
+    """Examples, or packed rows of them, to a batch; a class, so that worker processes can receive it.
+
+    Attributes:
+        pad_token_id: of the tokenizer.
+        flat: one row without padding, for attention that takes samples as they are; else right-padded rows.
+    """
 
     pad_token_id: int
+    flat: bool
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return collate(examples, self.pad_token_id)
+    def __call__(self, items: Sequence[dict[str, Any] | list[dict[str, Any]]]) -> dict[str, Any]:
+        examples = [example for item in items for example in (item if isinstance(item, list) else [item])]
+        return collate_flat(examples) if self.flat else collate(examples, self.pad_token_id)
 
 
 class EdenTrainer(Trainer):
@@ -56,7 +65,7 @@ class EdenTrainer(Trainer):
         self,
         checkpoint: Checkpoint,
         arguments: TrainingArguments,
-        train_set: ConversationDataset,
+        train_set: ConversationDataset | PackedDataset,
         eval_set: ConversationDataset | None,
         console: Console,
     ):
@@ -66,7 +75,7 @@ class EdenTrainer(Trainer):
             args=arguments,
             train_dataset=train_set,
             eval_dataset=eval_set,
-            data_collator=Collator(checkpoint.processor.tokenizer.pad_token_id),
+            data_collator=Collator(checkpoint.processor.tokenizer.pad_token_id, takes_flat_rows(checkpoint)),
             processing_class=checkpoint.processor,
             callbacks=[_Log(), self.progress],
         )
@@ -103,6 +112,9 @@ class EdenTrainer(Trainer):
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(rows, lengths=self.train_dataset.lengths)
 
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(model, {**inputs, "return_logits": False}, *args, **kwargs)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
@@ -117,6 +129,12 @@ class EdenTrainer(Trainer):
                     cure=f"Free some space. {HOW_TO_GO_ON}",
                 ) from error
             raise
+
+
+def takes_flat_rows(checkpoint: Checkpoint) -> bool:
+    """True if the attention costs no more for samples that stand in one row than for each alone."""
+    implementation = str(checkpoint.config.text_config._attn_implementation)
+    return implementation == PACKED_SDPA or implementation.startswith("flash_attention")
 
 
 def starting_point(arguments: TrainingArguments, resume: bool, console: Console) -> Path | None:

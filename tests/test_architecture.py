@@ -21,12 +21,16 @@ F0  recipe
 F1  vision audio
 F1  speech
 F2  model.projection model.configuration
+F2  model.attention model.loss
 F2  model.modeling model.processing
 F2  model
 F2  backbones
 F2  checkpoint
+F2  vision_encoder
 F3  data data.formats data.collate
-F3  data.validate data.dataset data.transcripts
+F3  data.validate data.transcripts data.features
+F3  data.dataset
+F3  data.packing
 F3  tiny tiny.world tiny.smalltalk tiny.tokenizer tiny.voice
 F3  tiny.questions
 F3  tiny.optimize
