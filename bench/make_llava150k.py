@@ -28,8 +28,8 @@ REQUESTS = (
     "Write a detailed description of the given image.",
     "Explain the visual content of the image in great detail.",
 )
-ONSETS = "b br c ch d dr f fl g gr h j k l m n p pl qu r s sh sl st t th tr v w".split()
-VOWELS, ENDINGS = "a e i o u ai ee oa ou".split(), ["", "n", "r", "s", "t", "ck", "ld", "ng", "st"]
+ONSETS, VOWELS = "bcdfghjklmnprstvw", ["a", "e", "i", "o", "u", "ai", "ee", "ou"]
+ENDINGS = ["", "n", "r", "s", "t", "ck", "ng"]
 
 Record = dict[str, Any]
 
@@ -96,11 +96,11 @@ def _turns(kind: str, rng: random.Random, pool: list[str]) -> list[str]:
         return " ".join(pool[start : start + length]).capitalize() + end
 
     if kind == "conversation":
-        return [part for _ in range(rng.choice((2, 3, 4, 4, 5, 5, 6))) for part in (text(8, 2, "?"), text(15, 7))]
+        return [part for _ in range(rng.choice((2, 3, 4, 4, 5, 5, 6))) for part in (text(8, 2, "?"), text(16, 7))]
     if kind == "detail":
-        paragraphs = [text(33, 9) for _ in range(3)]
+        paragraphs = [text(35, 9) for _ in range(3)]
         return [rng.choice(REQUESTS), "\n\n".join(paragraphs)]
-    return [text(12, 3, "?"), "\n\n".join(text(44, 12) for _ in range(3))]
+    return [text(12, 3, "?"), "\n\n".join(text(47, 12) for _ in range(3))]
 
 
 def _vocabulary(rng: random.Random) -> list[str]:

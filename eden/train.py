@@ -21,6 +21,7 @@ from .checkpoint import Checkpoint
 from .console import progress
 from .data.dataset import ConversationDataset
 from .data.formats import Sample
+from .data.store import Samples
 from .files import write_file
 from .messages import Message
 from .model_card import model_card
@@ -78,6 +79,9 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     before = _answers(checkpoint, shown)
     log = EdenTrainer(checkpoint, arguments, train_set, eval_set, console).run(resume_from)
     after = _answers(checkpoint, shown)
+    for error in [*train_set.damaged(), *(eval_set.damaged() if eval_set else [])]:
+        console.print(f"left out of the loss: {error}", highlight=False)
+        skipped.append(str(error))
     facts = _facts(recipe, checkpoint, train_set, eval_set, log, time.monotonic() - started)
     predictions = [_prediction(*row) for row in zip(shown, before, after, strict=True)]
     with console.status("saving the artifact"):
@@ -89,12 +93,12 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
 def _encode(
     recipe: Recipe,
     checkpoint: Checkpoint,
-    train_samples: list[Sample],
-    eval_samples: list[Sample],
+    train_samples: Samples,
+    eval_samples: Samples,
     skipped: list[str],
     console: Console,
 ) -> tuple[ConversationDataset, ConversationDataset | None]:
-    def encode(name: str, samples: list[Sample]) -> ConversationDataset:
+    def encode(name: str, samples: Samples) -> ConversationDataset:
         with progress(console) as bar:
             task = bar.add_task(f"encoding {name} samples", total=len(samples))
             dataset = ConversationDataset(
@@ -102,7 +106,7 @@ def _encode(
                 checkpoint.processor,
                 max_length=recipe.data.max_length,
                 on_error=recipe.data.on_error,
-                on_progress=lambda done, total: bar.update(task, completed=done),
+                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         skipped.extend(str(error) for error in dataset.skipped)
         return dataset
@@ -123,7 +127,8 @@ def _pick_samples(eval_set: ConversationDataset | None) -> list[Sample]:
     """Evenly spread held-out samples, shown in the report with the model's answers before and after."""
     if eval_set is None:
         return []
-    return eval_set.samples[:: max(1, len(eval_set) // PREDICTIONS)][:PREDICTIONS]
+    spread = range(0, len(eval_set), max(1, len(eval_set) // PREDICTIONS))
+    return [eval_set.samples[index] for index in spread[:PREDICTIONS] if eval_set.is_whole(index)]
 
 
 def _question(sample: Sample) -> list[Message]:

@@ -25,8 +25,13 @@ F2  model.modeling model.processing
 F2  model
 F2  backbones
 F2  checkpoint
-F3  data data.formats data.collate
-F3  data.validate data.dataset data.transcripts
+F3  data data.collate data.json_stream data.folders data.cache data.parquet
+F3  data.records
+F3  data.formats
+F3  data.store
+F3  data.media data.statistics
+F3  data.validate data.tokens data.transcripts
+F3  data.dataset
 F3  tiny tiny.world tiny.smalltalk tiny.tokenizer tiny.voice
 F3  tiny.questions
 F3  tiny.optimize
