@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
+_ROLES = get_args(Role)
 MediaSource: TypeAlias = "str | Path | bytes | PIL.Image.Image"
 AudioSource: TypeAlias = "str | Path | bytes | np.ndarray"
 
@@ -94,7 +95,7 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
     expected: Role = "user"
     for index, message in enumerate(messages):
         where = f"turn {index + 1}"
-        if message.role not in get_args(Role):
+        if message.role not in _ROLES:
             raise MessageError(f"unknown role {message.role!r}", where=where, cure="Use system, user or assistant.")
         if message.role == "system" and index == 0:
             continue

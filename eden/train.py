@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from . import checkpoint as checkpoints
 from .assistant import Assistant
@@ -22,14 +22,17 @@ from .console import progress
 from .data.dataset import ConversationDataset
 from .data.formats import Sample
 from .data.packing import PackedDataset
+from .data.store import Samples
 from .files import write_file
 from .messages import Message
 from .model_card import model_card
 from .prepare import read_data
 from .recipe import Recipe
 from .report import Prediction, training_page, write_page
+from .seeing import open_features
 from .trainer import EdenTrainer, starting_point
 from .vision import open_image
+from .vision_encoder import VisionEncoder
 
 PREDICTIONS = 8
 """Held-out samples that are answered before and after training, for the report."""
@@ -78,8 +81,12 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     shown = _pick_samples(eval_set)
     before = _answers(checkpoint, shown)
     rows = _pack(recipe, train_set, console)
+    _use_features(recipe, checkpoint, arguments, rows, [train_set, *([eval_set] if eval_set else [])], console)
     log = EdenTrainer(checkpoint, arguments, rows, eval_set, console).run(resume_from)
     after = _answers(checkpoint, shown)
+    for error in [*train_set.damaged(), *(eval_set.damaged() if eval_set else [])]:
+        console.print(f"left out of the loss: {error}", highlight=False)
+        skipped.append(str(error))
     facts = _facts(recipe, checkpoint, train_set, eval_set, log, time.monotonic() - started)
     predictions = [_prediction(*row) for row in zip(shown, before, after, strict=True)]
     with console.status("saving the artifact"):
@@ -91,12 +98,12 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
 def _encode(
     recipe: Recipe,
     checkpoint: Checkpoint,
-    train_samples: list[Sample],
-    eval_samples: list[Sample],
+    train_samples: Samples,
+    eval_samples: Samples,
     skipped: list[str],
     console: Console,
 ) -> tuple[ConversationDataset, ConversationDataset | None]:
-    def encode(name: str, samples: list[Sample]) -> ConversationDataset:
+    def encode(name: str, samples: Samples) -> ConversationDataset:
         with progress(console) as bar:
             task = bar.add_task(f"encoding {name} samples", total=len(samples))
             dataset = ConversationDataset(
@@ -104,7 +111,7 @@ def _encode(
                 checkpoint.processor,
                 max_length=recipe.data.max_length,
                 on_error=recipe.data.on_error,
-                on_progress=lambda done, total: bar.update(task, completed=done),
+                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         skipped.extend(str(error) for error in dataset.skipped)
         return dataset
@@ -127,6 +134,31 @@ def _pack(recipe: Recipe, train_set: ConversationDataset, console: Console) -> C
     return packed
 
 
+def _use_features(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    arguments: TrainingArguments,
+    rows: ConversationDataset | PackedDataset,
+    datasets: Sequence[ConversationDataset],
+    console: Console,
+) -> None:
+    if recipe.data.features == "live":
+        return
+    images = {name: image for dataset in datasets for name, image in dataset.samples.images().items()}
+    rows_a_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    epochs = rows_a_step * arguments.max_steps / len(rows) if arguments.max_steps > 0 else arguments.num_train_epochs
+    features = open_features(
+        recipe,
+        VisionEncoder.of(checkpoint),
+        list(images.values()),
+        epochs * datasets[0].samples.number_of_images,
+        console,
+    )
+    for dataset in datasets:
+        if features is not None:
+            dataset.use_features(features)
+
+
 def _print_parameters(checkpoint: Checkpoint, console: Console) -> None:
     for part, counts in checkpoints.count_parameters(checkpoint).items():
         trained, frozen = counts["trained"], counts["frozen"]
@@ -137,7 +169,8 @@ def _pick_samples(eval_set: ConversationDataset | None) -> list[Sample]:
     """Evenly spread held-out samples, shown in the report with the model's answers before and after."""
     if eval_set is None:
         return []
-    return eval_set.samples[:: max(1, len(eval_set) // PREDICTIONS)][:PREDICTIONS]
+    spread = range(0, len(eval_set), max(1, len(eval_set) // PREDICTIONS))
+    return [eval_set.samples[index] for index in spread[:PREDICTIONS] if eval_set.is_whole(index)]
 
 
 def _question(sample: Sample) -> list[Message]:

@@ -62,7 +62,9 @@ class VisionEncoder:
         return image_features(self.tower, pixels.to(self.tower.device), self.feature, self.layer)
 
     def to(self, dtype: torch.dtype) -> VisionEncoder:
-        """A copy in another number format; its weights are those of this one, rounded or not."""
+        """The same in another number format; its weights are those of this one, rounded or not."""
+        if dtype == self.tower.dtype:
+            return self
         tower = CLIPVisionModelWithProjection(self.tower.config)
         tower.load_state_dict(self.tower.state_dict())
         tower = tower.to(self.tower.device, dtype).eval().requires_grad_(False)

@@ -27,8 +27,12 @@ F2  model
 F2  backbones
 F2  checkpoint
 F2  vision_encoder
-F3  data data.formats data.collate
-F3  data.validate data.transcripts data.features
+F3  data data.collate data.json_stream data.folders data.cache data.parquet data.image_table
+F3  data.records
+F3  data.formats
+F3  data.store
+F3  data.media data.statistics
+F3  data.validate data.tokens data.transcripts data.features
 F3  data.dataset
 F3  data.packing
 F3  tiny tiny.world tiny.smalltalk tiny.tokenizer tiny.voice
@@ -43,7 +47,7 @@ F4  slots decoding
 F4  prefill generation
 F4  engine
 F4  assistant
-F4  prepare transcribe
+F4  prepare transcribe seeing
 F4  evaluate.tasks
 F4  evaluate.spoken
 F4  evaluate.run

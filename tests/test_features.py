@@ -17,7 +17,7 @@ import torch
 from conftest import make_image, make_model, make_processor
 from safetensors.torch import load_file
 
-from eden import StorageError
+from eden import ImageError, StorageError
 from eden.data import features as module
 from eden.data.features import FeatureStore, in_best_format
 from eden.vision import open_image
@@ -54,9 +54,10 @@ def test_it_gives_what_the_tower_gives(feature: str, tmp_path: Path, monkeypatch
     sources = [*files[:49], files[49].read_bytes()]
     store = FeatureStore(encoder, tmp_path / "cache")
     assert store.missing(sources) == sources
-    assert store.fill(sources) == {}
+    store.fill(sources)
     for again in (store, FeatureStore(encoder, tmp_path / "cache")):
-        assert again.missing(sources) == [] and again.fill(sources) == {} and len(again) == 50
+        again.fill(sources)
+        assert again.missing(sources) == [] and again.faults == {} and len(again) == 50
         for source in sources:
             plain = encoder.features(encoder.pixels([open_image(source)]))[0]
             torch.testing.assert_close(again.features(source), plain, rtol=1e-4, atol=1e-4)
@@ -105,15 +106,19 @@ def test_bad_images_are_named_and_not_read_again(tmp_path: Path) -> None:
     files = make_files(tmp_path / "images", 5)
     files[1].write_bytes(files[1].read_bytes()[:60])
     files[3].unlink()
-    store = FeatureStore(make_encoder(), tmp_path / "cache")
     for _ in range(2):
-        faults = store.fill(files)
-        assert list(faults) == [str(files[1]), str(files[3])]
-        assert "damaged" in faults[str(files[1])] and "no such image" in faults[str(files[3])]
+        store = FeatureStore(make_encoder(), tmp_path / "cache")
+        store.fill(files)
+        assert list(store.faults) == [str(files[1]), str(files[3])]
+        assert "damaged" in store.faults[str(files[1])] and "no such image" in store.faults[str(files[3])]
+        with pytest.raises(ImageError, match="damaged"):
+            store.features(files[1])
     assert len(store) == 3
     assert store.missing(files) == [files[3]]
     make_image("red").save(files[1])
-    assert list(store.fill(files)) == [str(files[3])] and len(store) == 4
+    store = FeatureStore(make_encoder(), tmp_path / "cache")
+    store.fill(files)
+    assert list(store.faults) == [str(files[3])] and len(store) == 4
 
 
 def test_the_format_is_measured_once_and_close_to_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +160,9 @@ for line in sys.stdin:
     if verb == "start":
         child = os.fork()
         if child == 0:
-            assert features.FeatureStore(make_encoder(), Path(argument)).fill(files) == {{}}
-            os._exit(0)
+            store = features.FeatureStore(make_encoder(), Path(argument))
+            store.fill(files)
+            os._exit(len(store.faults))
         print(child, flush=True)
     else:
         print(os.waitpid(int(argument), 0)[1], flush=True)
@@ -220,7 +226,7 @@ def test_killed_again_and_again_it_ends_as_one_made_in_peace(nursery: Nursery, t
     assert contents(war) == contents(tmp_path / "peace") and len(contents(war)) == 25
     assert not list(war.glob("*/.*"))
     encoder, store = make_encoder(), FeatureStore(make_encoder(), war)
-    assert store.fill(nursery.files) == {}
+    store.fill(nursery.files)
     plain = encoder.features(encoder.pixels([open_image(nursery.files[-1])]))[0]
     torch.testing.assert_close(store.features(nursery.files[-1]), plain, rtol=1e-4, atol=1e-4)
 

@@ -17,7 +17,6 @@ import hashlib
 import itertools
 import json
 import os
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +34,7 @@ from ..errors import ImageError, StorageError
 from ..files import cache_folder, storage_error, write_file
 from ..vision import open_image
 from ..vision_encoder import VisionEncoder
+from .image_table import ImageTable, Key, Known, Source, source_name
 
 CHUNK, BATCH = 512, 32
 """Images of a shard, and of a pass through the tower."""
@@ -47,75 +47,6 @@ SAME = 0.999
 """Cosine similarity to the features in fp32 that a number format must keep."""
 
 Progress = Callable[[int, int], None]
-Key = bytes
-"""The SHA-256 of an image file."""
-Source = str | Path | bytes
-"""A path, or an encoded image."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What was found when an image was read: its key, and why it cannot be used, if so."""
-
-    key: Key
-    fault: str | None
-
-
-class ImageTable:
-    """What is known of image files by their path, size and time, so that none is read again to learn it.
-
-    Args:
-        path: of the table; None is one in Eden's cache.
-
-    Raises:
-        StorageError: the place is not writable.
-    """
-
-    def __init__(self, path: Path | None = None):
-        self._path = path or cache_folder() / "images.sqlite"
-        with self._connected() as table:
-            table.execute(
-                "CREATE TABLE IF NOT EXISTS images "
-                "(path TEXT PRIMARY KEY, size INTEGER, time INTEGER, key BLOB, fault TEXT)"
-            )
-
-    def look_up(self, sources: Sequence[Source]) -> list[Known | None]:
-        """What is known of images whose files are as they were when they were read; None for others."""
-        with self._connected() as table:
-            return [self._look_up(table, source) for source in sources]
-
-    def add(self, read: Sequence[tuple[Source, os.stat_result, Known]]) -> None:
-        """Remembers files that were read."""
-        rows = [(str(path), stat.st_size, stat.st_mtime_ns, known.key, known.fault) for path, stat, known in read]
-        with self._connected() as table:
-            table.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?)", rows)
-
-    def _look_up(self, table: sqlite3.Connection, source: Source) -> Known | None:
-        if isinstance(source, bytes):
-            return Known(hashlib.sha256(source).digest(), None)
-        row = table.execute("SELECT size, time, key, fault FROM images WHERE path = ?", (str(source),)).fetchone()
-        try:
-            stat = Path(source).stat()
-        except (OSError, ValueError):
-            return None
-        return Known(*row[2:]) if row is not None and row[:2] == (stat.st_size, stat.st_mtime_ns) else None
-
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            table = sqlite3.connect(self._path, timeout=60)
-            try:
-                with table:
-                    yield table
-            finally:
-                table.close()
-        except (OSError, sqlite3.Error) as error:
-            raise StorageError(
-                f"the table of image files cannot be used ({error})",
-                where=str(self._path),
-                cure="Free some space, or delete the file: it is made again.",
-            ) from error
 
 
 class FeatureStore:
@@ -136,6 +67,8 @@ class FeatureStore:
         self._index: dict[Key, tuple[str, int]] = {}
         self._shards: dict[str, Any] = {}  # by name; None until it is mapped
         self._keys: dict[str, Key] = {}  # of the images that will be asked for
+        self.faults: dict[str, str] = {}
+        """What is wrong with images that `fill` could not use, by their names."""
         self._refresh()
 
     def __len__(self) -> int:
@@ -144,6 +77,12 @@ class FeatureStore:
     def __getstate__(self) -> dict[str, Any]:
         # A worker process maps the files itself, and encodes nothing.
         return {**self.__dict__, "_encoder": None, "_shards": dict.fromkeys(self._shards)}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image's features: [N,Dv]."""
+        name = next(iter(self._shards))
+        return tuple(self._open(name).get_shape()[1:])
 
     def missing(self, sources: Sequence[Source]) -> list[Source]:
         """The images that were not encoded yet, nor found to be faulty."""
@@ -154,27 +93,31 @@ class FeatureStore:
         """The features [N,Dv] of an image that `fill` was given; a copy of what is mapped from the disk.
 
         Raises:
-            KeyError: it has none.
+            ImageError: the image cannot be used.
         """
+        if fault := self.faults.get(source_name(source)):
+            raise ImageError(fault)
         name, row = self._index[
             hashlib.sha256(source).digest() if isinstance(source, bytes) else self._keys[source_name(source)]
         ]
+        features: torch.Tensor = self._open(name)[row : row + 1][0]
+        return features
+
+    def _open(self, name: str) -> Any:
         if self._shards[name] is None:
-            self._shards[name] = safe_open(self.folder / name, framework="pt").get_slice("features")  # type: ignore[no-untyped-call]
-        return self._shards[name][row : row + 1][0]
+            file: Any = safe_open(self.folder / name, framework="pt")
+            self._shards[name] = file.get_slice("features")
+        return self._shards[name]
 
     def fill(
         self, sources: Sequence[Source], *, decoders: int | None = None, on_progress: Progress | None = None
-    ) -> dict[str, str]:
+    ) -> None:
         """Encodes what is missing; the same images in the same order give the same shards, however often it is stopped.
 
         Args:
             sources: the images, each once.
             decoders: threads that decode; None is one a core.
             on_progress: called with (images done, images in all).
-
-        Returns:
-            What is wrong with images that cannot be used, by their names.
 
         Raises:
             StorageError: the disk is full; what was written is whole.
@@ -193,13 +136,11 @@ class FeatureStore:
                 passed += 1
                 if passed >= len(chunks):
                     time.sleep(0.2)
-        faults = {}
         for source, known in zip(sources, self._table.look_up(sources), strict=True):
             if known is None or known.fault:
-                faults[source_name(source)] = known.fault if known and known.fault else self._why_not(source)
+                self.faults[source_name(source)] = known.fault if known and known.fault else self._why_not(source)
             elif not isinstance(source, bytes):
                 self._keys[source_name(source)] = known.key
-        return faults
 
     def _fill_chunk(self, chunk: Sequence[Source], pool: ThreadPoolExecutor) -> bool:
         """False if another process has the chunk."""
@@ -319,11 +260,6 @@ class _Image:
     features: torch.Tensor | None = None
 
 
-def source_name(source: Source) -> str:
-    """What an image is called: its path, or for bytes their SHA-256."""
-    return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else str(source)
-
-
 def in_best_format(encoder: VisionEncoder, images: Sequence[Source], folder: Path | None = None) -> VisionEncoder:
     """The encoder in the number format that is the fastest on this machine; measured once, then read from a file.
 
@@ -351,6 +287,28 @@ def in_best_format(encoder: VisionEncoder, images: Sequence[Source], folder: Pat
     per_image = {name: round(value / len(pixels), 5) for name, value in seconds.items()}
     write_file(path, json.dumps({"format": best, "seconds_per_image": per_image, "least_cosine": similar}, indent=1))
     return candidates[best]
+
+
+def seconds_per_image(encoder: VisionEncoder, images: Sequence[Source], *, batch_size: int, decoders: int) -> float:
+    """How long images take from the file to their features.
+
+    Args:
+        encoder: in the number format to measure.
+        images: some that can be used.
+        batch_size: images that go through the tower at once.
+        decoders: threads that decode while the tower works; 0 decodes in between, as a training step does.
+    """
+
+    def pixels(source: Source) -> torch.Tensor:
+        return encoder.pixels([open_image(source)])
+
+    encoder.features(pixels(images[0]))
+    started = time.perf_counter()
+    with ThreadPoolExecutor(decoders or 1) as pool:
+        opened = pool.map(pixels, images) if decoders else map(pixels, images)
+        while batch := list(itertools.islice(opened, batch_size)):
+            encoder.features(torch.cat(batch)).cpu()
+    return (time.perf_counter() - started) / len(images)
 
 
 def _some_pixels(encoder: VisionEncoder, images: Sequence[Source]) -> torch.Tensor | None:

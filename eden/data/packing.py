@@ -19,11 +19,13 @@ import torch.utils.data
 from ..errors import DataError
 from .dataset import ConversationDataset
 
+Lengths = Sequence[int] | np.ndarray[Any, Any]
+
 WINDOW = 16_384
 """Samples packed together. Within it they are sorted by length; the smaller, the more a row depends on the seed."""
 
 
-def pack(lengths: Sequence[int], row_length: int, seed: int = 0) -> list[list[int]]:
+def pack(lengths: Lengths, row_length: int, seed: int = 0) -> list[list[int]]:
     """Fills rows by best fit: each sample, the longest first, goes into the row with the least room that is enough.
 
     Args:
@@ -52,9 +54,9 @@ def pack(lengths: Sequence[int], row_length: int, seed: int = 0) -> list[list[in
     return [rows[index] for index in rng.permutation(len(rows))]
 
 
-def efficiency(rows: Sequence[Sequence[int]], lengths: Sequence[int], row_length: int) -> float:
+def efficiency(rows: Sequence[Sequence[int]], lengths: Lengths, row_length: int) -> float:
     """The share of the rows' places that hold a token."""
-    return sum(lengths[index] for row in rows for index in row) / (len(rows) * row_length) if rows else 1.0
+    return sum(int(lengths[index]) for row in rows for index in row) / (len(rows) * row_length) if rows else 1.0
 
 
 def _best_fit(indices: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any], row_length: int) -> list[list[int]]:
