@@ -178,7 +178,7 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
         if labels is not None:
             kwargs.setdefault("use_cache", False)  # a loss needs none, and with one, packed samples see each other
         # What the loss alone takes; everything else is the language model's.
-        loss_kwargs = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
+        supervised = kwargs.pop("num_items_in_batch", None)
         kwargs.pop("return_dict", None)  # the output is always a dict-like object that also unpacks as a tuple
         outputs = self.model(
             input_ids=input_ids,
@@ -193,7 +193,12 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # [B,T,V]
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **loss_kwargs)
+            if supervised is None:
+                supervised = (labels[:, 1:] != -100).sum()
+            # A batch may have none, if its images turned out damaged: that is a loss of 0, not 0/0.
+            supervised = torch.as_tensor(supervised).clamp(min=1)
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits, labels, vocab_size=vocab_size, num_items_in_batch=supervised)
         return MultimodalPhiOutput(
             loss=loss,
             logits=logits,
