@@ -273,24 +273,25 @@ def _row(record: Record | RecordError) -> tuple[Any, ...]:
 
 
 def _counts(sample_id: str, messages: Sequence[Message]) -> tuple[Any, ...]:
-    images: list[Any] = []
-    audio: list[Any] = []
-    characters = answers = 0
-    content = hashlib.blake2b(digest_size=8)
-    for message in messages:
-        answers += message.role == "assistant"
-        for part in message.content:
-            if isinstance(part, Text):
-                characters += len(part.text)
-                content.update(part.text.encode())
-                continue
-            content.update(part.source if isinstance(part.source, bytes) else str(part.source).encode())
-            (images if isinstance(part, Image) else audio).append(part.source)
-        content.update(b"\0")
-    number = int.from_bytes(content.digest(), signed=True)
-    names = [[name for name in found if isinstance(name, str)] for found in (images, audio)]
-    kind = kind_of(sample_id, messages)
-    return len(messages), answers, characters, *names, len(images), len(audio), kind, number
+    parts = [part for message in messages for part in message.content]
+    texts = [part.text for part in parts if isinstance(part, Text)]
+    images = [part.source for part in parts if isinstance(part, Image)]
+    audio = [part.source for part in parts if isinstance(part, Audio)]
+    names = [[name for name in sources if isinstance(name, str)] for sources in (images, audio)]
+    content = hashlib.blake2b("\0".join([*texts, *names[0], *names[1]]).encode("utf-8", "replace"), digest_size=8)
+    for source in images:
+        if isinstance(source, bytes):
+            content.update(source)
+    return (
+        len(messages),
+        [message.role for message in messages].count("assistant"),
+        sum(map(len, texts)),
+        *names,
+        len(images),
+        len(audio),
+        kind_of(sample_id, messages),
+        int.from_bytes(content.digest(), signed=True),
+    )
 
 
 def media_of(sample: Sample) -> list[Image | Audio]:
