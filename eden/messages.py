@@ -128,7 +128,7 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
 
 
 def _is_empty(message: Message) -> bool:
-    for part in message.content:  # a loop, for data sets have a million turns
+    for part in message.content:  # noqa: SIM110 - a loop, for data sets have a million turns
         if not isinstance(part, Text) or (part.text and not part.text.isspace()):
             return False
     return True
