@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 FORMAT = "1"
 """Part of every identity: change it when records are read or counted differently."""
-BATCH = 4096
-"""Rows written at once."""
+BATCH, BATCH_BYTES = 4096, 16 * 2**20
+"""Rows written at once, and what they may hold: a row may have images in it."""
 KINDS = ("conversation", "detail", "reasoning", "short answer")
 """What samples are like, after LLaVA-Instruct's three kinds; `kind_of` says which is which."""
 SHORT_ANSWER = 200
@@ -213,12 +213,13 @@ def _write(data: DataFile, path: Path, on_progress: Progress | None) -> None:
 
 
 def _batches(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    batch = []
+    batch, size = [], 0
     for row in rows:
         batch.append(row)
-        if len(batch) == BATCH:
+        size += len(row[_RECORD] or "") + sum(map(len, row[_EMBEDDED]))
+        if len(batch) == BATCH or size > BATCH_BYTES:
             yield batch
-            batch = []
+            batch, size = [], 0
     if batch:
         yield batch
 
@@ -249,6 +250,8 @@ def _schema() -> pa.Schema:
     )
 
 
+_RECORD, _EMBEDDED = 2, 3
+"""Where a row holds the text of its record, and the images in it."""
 _NO_FAULT, _NO_COUNTS = (None, None, None), (0, 0, 0, (), (), 0, 0, -1, 0)
 _NAMES_ONLY = Media()
 
