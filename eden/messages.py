@@ -105,8 +105,7 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
             cure = "User and assistant must alternate, the user first."
             raise MessageError(why, where=where, cure=cure, kind="turn_order")
         # A model may have said nothing in an earlier turn; only as a training target is an empty answer a fault.
-        empty = not any(not isinstance(part, Text) or part.text.strip() for part in message.content)
-        if empty and (answered or message.role != "assistant"):
+        if _is_empty(message) and (answered or message.role != "assistant"):
             kind = "answer" if message.role == "assistant" else "message"
             raise MessageError(
                 f"the {message.role}'s {kind} is empty",
@@ -114,7 +113,7 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
                 cure="Fill it or drop the sample.",
                 kind=f"empty_{kind}",
             )
-        if message.role == "assistant" and any(not isinstance(part, Text) for part in message.content):
+        if message.role == "assistant" and not all(type(part) is Text for part in message.content):
             raise MessageError(
                 "an assistant's turn holds an image or audio",
                 where=where,
@@ -126,6 +125,13 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
     if messages[-1].role != last:
         what = f"the last turn is the {messages[-1].role}'s"
         raise MessageError(what, cure=f"It must be the {last}'s.", kind="turn_order")
+
+
+def _is_empty(message: Message) -> bool:
+    for part in message.content:  # noqa: SIM110 - a loop, for data sets have a million turns
+        if not isinstance(part, Text) or (part.text and not part.text.isspace()):
+            return False
+    return True
 
 
 def hear(message: Message, transcribe: Callable[[AudioSource], str]) -> Message:

@@ -99,11 +99,24 @@ def data_page(report: Mapping[str, Any]) -> str:
     """A checked data set (`eden.data.validate.Report.to_dict`)."""
     facts = {"records": report["samples"], "faulty": report["faulty"], **report["counts"]}
     blocks = [_facts(facts)]
-    if report["faults"]:
+    if readable := sum(report["kinds"].values()):
+        shares = [(f"{kind}: {number:,}", number / readable) for kind, number in report["kinds"].items()]
+        blocks.append({"kind": "bars", "title": "Kinds of samples", "rows": shares})
+        for name, caption in {"turns": "samples by number of turns", "characters": "samples by length of text"}.items():
+            svg = Markup(_bars_svg(report["histograms"][name], f"{name} a sample"))
+            blocks.append({"kind": "plot", "title": name.capitalize(), "caption": caption, "svg": svg})
+    if report["repeated"]:
+        rows = [[pair["where"], pair["same_as"]] for pair in report["repeated"]]
+        left = report["counts"]["repeated_samples"] - len(rows)
+        title = "Repeated samples" + (f" (the first {len(rows)}; {left:,} more)" if left else "")
+        blocks.append({"kind": "table", "title": title, "columns": ["sample", "same images and text as"], "rows": rows})
+    if report["faulty"]:
         kinds = [[kind.replace("_", " "), f"{number:,}"] for kind, number in report["faults_by_kind"].items()]
         blocks.append({"kind": "table", "title": "Faults by kind", "columns": ["kind", "number"], "rows": kinds})
         rows = [[fault["where"], fault["message"], fault["cure"]] for fault in report["faults"]]
-        blocks.append({"kind": "table", "title": "Faults", "columns": ["where", "what", "cure"], "rows": rows})
+        left = report["unnamed_faults"]
+        title = "Faults" + (f" (the first {len(rows):,}; {left:,} more)" if left else "")
+        blocks.append({"kind": "table", "title": title, "columns": ["where", "what", "cure"], "rows": rows})
     else:
         blocks.append({"kind": "text", "html": "No faults."})
     return _page("Data set", blocks, lead=str(report["path"]))
@@ -221,6 +234,29 @@ def _svg(series: Mapping[str, Sequence[tuple[float, float]]], height: int) -> st
         x = left + 130 * (index - 1)
         out.append(f'<rect x="{x}" y="6" width="14" height="4" rx="2" fill="{colour}"/>')
         out.append(f'<text x="{x + 20}" y="12">{name}</text>')
+    return "".join(out) + "</svg>"
+
+
+def _bars_svg(bars: Sequence[Mapping[str, int]], label: str, height: int = 220) -> str:
+    """A histogram in SVG: `from`, `to` and `samples` of each bar; the bars stand side by side, whatever their width."""
+    width, left, right, top, bottom = 720, 64, 16, 12, 28
+    ticks = _ticks(0.0, float(max(bar["samples"] for bar in bars)))
+    across, up = (width - left - right) / len(bars), (height - top - bottom) / ticks[-1]
+    out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">']
+    for tick in ticks:
+        y = height - bottom - tick * up
+        out.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
+        out.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:,.6g}</text>')
+    labelled = max(1, round(len(bars) / 10))
+    for index, bar in enumerate(bars):
+        x, tall = left + index * across, bar["samples"] * up
+        span = f"{bar['from']:,}" if bar["from"] == bar["to"] else f"{bar['from']:,} to {bar['to']:,}"
+        out.append(
+            f'<rect x="{x + 1:.1f}" y="{height - bottom - tall:.1f}" width="{max(across - 2, 1):.1f}" '
+            f'height="{tall:.1f}" fill="var(--series-1)"><title>{span}: {bar["samples"]:,}</title></rect>'
+        )
+        if index % labelled == 0:
+            out.append(f'<text x="{x + across / 2:.1f}" y="{height - 8}" text-anchor="middle">{bar["from"]:,}</text>')
     return "".join(out) + "</svg>"
 
 

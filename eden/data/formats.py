@@ -128,20 +128,19 @@ def parse(record: Record, media: Media) -> tuple[Message, ...]:
         RecordError: what is wrong with it, without its place.
     """
     messages = _messages(record, media)
-    for message in messages:
-        text = message.text
-        if "<|" in text and (found := CONTROL_TOKEN.search(text)):
-            raise RecordError(
-                "control_token",
-                f"the text contains the control token {found.group()}",
-                cure="Remove it; the chat template writes the control tokens.",
-            )
-        if not text.isascii() and (lone := re.search("[\ud800-\udfff]", text)):
-            raise RecordError(
-                "bad_text",
-                f"the text contains half a character, \\u{ord(lone.group()):x}",
-                cure="Write whole characters; the text was cut inside one.",
-            )
+    text = "\n".join([part.text for message in messages for part in message.content if isinstance(part, Text)])
+    if "<|" in text and (found := CONTROL_TOKEN.search(text)):
+        raise RecordError(
+            "control_token",
+            f"the text contains the control token {found.group()}",
+            cure="Remove it; the chat template writes the control tokens.",
+        )
+    if not text.isascii() and (lone := re.search("[\ud800-\udfff]", text)):
+        raise RecordError(
+            "bad_text",
+            f"the text contains half a character, \\u{ord(lone.group()):x}",
+            cure="Write whole characters; the text was cut inside one.",
+        )
     return messages
 
 
@@ -205,8 +204,9 @@ def _from_llava(value: Mapping[str, Any], sources: _Sources) -> tuple[Message, .
 
 def _check_places(texts: list[str], sources: _Sources) -> None:
     """As many placeholders as files."""
+    text = "\n".join(texts)
     for placeholder, found in sources.items():
-        wanted = sum(text.count(placeholder) for text in texts)
+        wanted = text.count(placeholder)
         if wanted != len(found):
             key, noun = ("image", "image") if placeholder == "<image>" else ("audio", "recording")
             raise RecordError(

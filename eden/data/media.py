@@ -50,7 +50,7 @@ def media_faults(store: RecordStore, look: Look, on_progress: Progress | None = 
     faults = [
         *_of_names(store, "image_names", lambda names: _image_errors(store, names, look, on_progress)),
         *_of_names(store, "audio_names", lambda names: _audio_errors(store, names, on_progress)),
-        *_of_embedded(store, look),
+        *_of_embedded(store, look, on_progress),
     ]
     return sorted(faults, key=lambda fault: fault.row)  # stable: those of a record stay in reading order
 
@@ -126,17 +126,31 @@ def _pool(decoded: int) -> AbstractContextManager[Executor]:
     return processes()
 
 
-def _of_embedded(store: RecordStore, look: Look) -> Iterator[MediaFault]:
+def _of_embedded(store: RecordStore, look: Look, on_progress: Progress | None) -> Iterator[MediaFault]:
     """Faults of the images and recordings that stand in the records themselves."""
     named = [store.table[f"{kind}_names"].combine_chunks().value_lengths() for kind in ("image", "audio")]
     embedded = store.numbers("images") + store.numbers("recordings") - sum(lengths.to_numpy() for lengths in named)
-    for row in np.flatnonzero(embedded):
-        for part in media_of(store.sample(int(row))):
+    rows = np.flatnonzero(embedded).tolist()
+    if not rows:
+        return
+    chunks = [rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
+    with _pool(len(rows) if look == "decoded" else 0) as pool:
+        for done, faults in enumerate(pool.map(partial(_check_rows, store, look), chunks), 1):
+            yield from faults
+            if on_progress is not None:
+                on_progress(min(done * _AT_ONCE, len(rows)), len(rows))
+
+
+def _check_rows(store: RecordStore, look: Look, rows: Sequence[int]) -> list[MediaFault]:
+    faults = []
+    for row in rows:
+        for part in media_of(store.sample(row)):
             if not isinstance(part.source, bytes):
                 continue
             error = _hear(part.source) if isinstance(part, Audio) else _look_at(part, look)
             if error is not None:
-                yield MediaFault(int(row), *error)
+                faults.append(MediaFault(row, *error))
+    return faults
 
 
 def _look_at(part: Image, look: Look) -> Error | None:

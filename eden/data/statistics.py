@@ -57,7 +57,7 @@ def histogram(numbers: np.ndarray[Any, Any]) -> Histogram:
     """Bars of one round width; the last takes all that lies far out, so that one giant leaves the others readable."""
     if len(numbers) == 0:
         return []
-    usual = max(1, int(np.quantile(numbers, 0.999)))
+    usual = max(1, int(np.quantile(numbers, 0.999, method="higher")))
     width = next(w for power in range(19) for w in (10**power, 2 * 10**power, 5 * 10**power) if usual // w < BARS)
     bars = np.minimum(numbers // width, usual // width)
     counts = np.bincount(bars)

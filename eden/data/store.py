@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 FORMAT = "1"
 """Part of every identity: change it when records are read or counted differently."""
-BATCH = 4096
-"""Rows written at once."""
+BATCH, BATCH_BYTES = 4096, 16 * 2**20
+"""Rows written at once, and what they may hold: a row may have images in it."""
 KINDS = ("conversation", "detail", "reasoning", "short answer")
 """What samples are like, after LLaVA-Instruct's three kinds; `kind_of` says which is which."""
 SHORT_ANSWER = 200
@@ -249,12 +249,13 @@ def _write(data: DataFile, path: Path, on_progress: Progress | None) -> None:
 
 
 def _batches(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    batch = []
+    batch, size = [], 0
     for row in rows:
         batch.append(row)
-        if len(batch) == BATCH:
+        size += len(row[_RECORD] or "") + sum(map(len, row[_EMBEDDED]))
+        if len(batch) == BATCH or size > BATCH_BYTES:
             yield batch
-            batch = []
+            batch, size = [], 0
     if batch:
         yield batch
 
@@ -285,6 +286,8 @@ def _schema() -> pa.Schema:
     )
 
 
+_RECORD, _EMBEDDED = 2, 3
+"""Where a row holds the text of its record, and the images in it."""
 _NO_FAULT, _NO_COUNTS = (None, None, None), (0, 0, 0, (), (), 0, 0, -1, 0)
 _NAMES_ONLY = Media()
 
@@ -309,24 +312,25 @@ def _row(record: Record | RecordError) -> tuple[Any, ...]:
 
 
 def _counts(sample_id: str, messages: Sequence[Message]) -> tuple[Any, ...]:
-    images: list[Any] = []
-    audio: list[Any] = []
-    characters = answers = 0
-    content = hashlib.blake2b(digest_size=8)
-    for message in messages:
-        answers += message.role == "assistant"
-        for part in message.content:
-            if isinstance(part, Text):
-                characters += len(part.text)
-                content.update(part.text.encode())
-                continue
-            content.update(part.source if isinstance(part.source, bytes) else str(part.source).encode())
-            (images if isinstance(part, Image) else audio).append(part.source)
-        content.update(b"\0")
-    number = int.from_bytes(content.digest(), signed=True)
-    names = [[name for name in found if isinstance(name, str)] for found in (images, audio)]
-    kind = kind_of(sample_id, messages)
-    return len(messages), answers, characters, *names, len(images), len(audio), kind, number
+    parts = [part for message in messages for part in message.content]
+    texts = [part.text for part in parts if isinstance(part, Text)]
+    images = [part.source for part in parts if isinstance(part, Image)]
+    audio = [part.source for part in parts if isinstance(part, Audio)]
+    names = [[name for name in sources if isinstance(name, str)] for sources in (images, audio)]
+    content = hashlib.blake2b("\0".join([*texts, *names[0], *names[1]]).encode("utf-8", "replace"), digest_size=8)
+    for source in images:
+        if isinstance(source, bytes):
+            content.update(source)
+    return (
+        len(messages),
+        [message.role for message in messages].count("assistant"),
+        sum(map(len, texts)),
+        *names,
+        len(images),
+        len(audio),
+        kind_of(sample_id, messages),
+        int.from_bytes(content.digest(), signed=True),
+    )
 
 
 def media_of(sample: Sample) -> list[Image | Audio]:

@@ -13,7 +13,7 @@ def answer_loss(
     hidden_states: torch.Tensor,
     head: torch.Tensor,
     labels: torch.Tensor,
-    num_items_in_batch: torch.Tensor | int | None = None,
+    num_items_in_batch: torch.Tensor | int,
 ) -> torch.Tensor:
     """The cross-entropy of the next token, as transformers' `ForCausalLMLoss` gives it on all logits.
 
@@ -21,7 +21,7 @@ def answer_loss(
         hidden_states: of the last layer [B,T,D].
         head: the head's weights [V,D]. They get no gradient: Eden trains no head.
         labels: [B,T], -100 where no loss is taken.
-        num_items_in_batch: what the sum is divided by; None is the number of supervised positions.
+        num_items_in_batch: what the sum is divided by: the supervised positions of a whole step.
 
     Returns:
         The loss in fp32, with a gradient for `hidden_states`.
@@ -34,7 +34,7 @@ def answer_loss(
     targets = labels[:, 1:].to(hidden_states.device)
     supervised = targets != IGNORE_INDEX
     total: torch.Tensor = _SummedCrossEntropy.apply(hidden_states[:, :-1][supervised], head, targets[supervised])
-    return total / (supervised.sum() if num_items_in_batch is None else num_items_in_batch)
+    return total / num_items_in_batch
 
 
 class _SummedCrossEntropy(torch.autograd.Function):

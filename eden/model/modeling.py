@@ -21,7 +21,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 
 from .attention import PACKED_SDPA
 from .configuration import MultimodalPhiConfig
-from .loss import answer_loss
+from .loss import IGNORE_INDEX, answer_loss
 from .projection import ProjectionBlock
 
 
@@ -217,7 +217,7 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
         if labels is not None:
             kwargs.setdefault("use_cache", False)  # a loss needs none, and with one, packed samples see each other
         # What the loss alone takes; everything else is the language model's.
-        loss_kwargs = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
+        supervised = kwargs.pop("num_items_in_batch", None)
         kwargs.pop("return_dict", None)  # the output is always a dict-like object that also unpacks as a tuple
         outputs = self.model(
             input_ids=input_ids,
@@ -230,13 +230,19 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
             **kwargs,
         )
         states = outputs.last_hidden_state
+        if labels is not None:
+            if supervised is None:
+                supervised = (labels[:, 1:] != IGNORE_INDEX).sum()
+            # A batch may have none, if its images turned out damaged: that is a loss of 0, not 0/0.
+            supervised = torch.as_tensor(supervised).clamp(min=1)
+        loss = logits = None
         if return_logits:
             logits = self.lm_head(slice_logits_to_keep(states, logits_to_keep))  # [B,T,V]
-            loss = None
             if labels is not None:
-                loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **loss_kwargs)
+                vocab_size = self.config.text_config.vocab_size
+                loss = self.loss_function(logits, labels, vocab_size=vocab_size, num_items_in_batch=supervised)
         elif labels is not None:
-            logits, loss = None, answer_loss(states, self.lm_head.weight, labels, **loss_kwargs)
+            loss = answer_loss(states, self.lm_head.weight, labels, supervised)
         else:
             raise ValueError("without labels there is nothing to return but logits")
         return MultimodalPhiOutput(
