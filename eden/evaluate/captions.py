@@ -77,18 +77,19 @@ APART = (("can", "not"), ("gon", "na"), ("wan", "na"), ("got", "ta"), ("lem", "m
 """Words that the Penn Treebank cuts in two."""
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 """Brackets stay, by name: the official list of what goes has these names in capitals."""
-ABBREVIATIONS = "mr mrs ms dr st ave vs jr sr etc prof inc co corp ltd blvd rd no"
+ABBREVIATIONS = "mr mrs ms dr st ave vs jr sr etc prof inc co corp ltd blvd rd"
 TOKEN = re.compile(
     rf"""
       n't | '(?:s|m|d|ll|re|ve)\b            # what is left of a contraction
     | '\d0s | '[nt]'?(?!\w)                  # '90s, rock 'n' roll
     | (?:[a-z]\.)+[a-z]\b\.? | [a-z]\.(?=[a-z]\.)   # u.s., p.m.
-    | (?:{"|".join(ABBREVIATIONS.split())})\.(?=\s+\S)
+    | (?:{"|".join(ABBREVIATIONS.split())})\. | no\.(?=\ *\d)
     | \d+:\d+ | \d+(?:[.,/]\d+)*(?:[-\w]*\w)?   # 5:30, 3.50, 1,000, 1/2, 8x10
     | @\w+ | <\w+>                          # names and tags
-    | [^\W\d_](?:[\w&]|[-./_](?=\w)|'(?=clock))*   # half-eaten, black/white
+    | y'(?=all)
+    | [^\W\d_](?:[^\W_]|[-./_](?=[^\W_])|'(?=clock))*   # half-eaten, black/white
     | \w+
-    | [()\[\]{{}}] | [%$\#&*@+=<>|~^]        # signs that stay
+    | [()\[\]{{}}] | [%$\#&*@+=<>|~^/_] | [!?]{{2,}}   # signs that stay
     """,
     re.VERBOSE,
 )
@@ -102,7 +103,7 @@ def tokenize(caption: str) -> list[str]:
     signs . , : ; ? ! - and quotes go.
     """
     text = caption.lower()
-    for curly in "’‘`´":
+    for curly in "’‘":
         text = text.replace(curly, "'")
     text = re.sub(r"(\w)n't\b", r"\1 n't", text)
     text = re.sub(r"(\w)('(?:s|m|d|ll|re|ve)\b)", r"\1 \2", text)

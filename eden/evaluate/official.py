@@ -267,10 +267,10 @@ def _wrong_kind(name: str, path: Path, content: Any) -> DataError:
 def _describe(content: Any) -> str:
     """What a parsed file is, in a few words."""
     if isinstance(content, dict):
-        if len(content) > 12:
+        if content and all(isinstance(value, dict) for value in content.values()):
             return f"an object of {len(content):,} entries, the first with {_keys(next(iter(content.values())))}"
         inner = [f"`{key}` of {_keys(value[0])}" for key, value in content.items() if isinstance(value, list) and value]
-        return f"an object with {', '.join(inner or map(str, content)) or 'nothing'}"
+        return f"an object with {', '.join(inner or [*map(str, content)][:8]) or 'nothing'}"
     if isinstance(content, list):
         return f"a list of {_keys(content[0])}" if content else "an empty list"
     return f"a {type(content).__name__}"
