@@ -28,6 +28,7 @@ def evaluate(
     images: Annotated[Path | None, typer.Option(help="The folder of the file's images.")] = None,
     audio: Annotated[Path | None, typer.Option(help="The folder of a data file's recordings.")] = None,
     split: Annotated[str | None, typer.Option(help="ScienceQA's split; test unless given.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="Words that tell how to answer, not the usual ones.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many questions a group.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Questions asked at once.", min=1)] = 64,
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.", min=1)] = 96,
@@ -50,13 +51,15 @@ def evaluate(
     from ..evaluate import compare, evaluate as run_evaluation, open_task, read_earlier
 
     _check_voice(spoken, noise_db, questions)
-    opened = open_task(
-        task, questions=questions, annotations=annotations, images=images, audio=audio, split=split, limit=limit
-    )
+    files = {"questions": questions, "annotations": annotations, "images": images, "audio": audio}
+    opened = open_task(task, **files, split=split, instruction=instruction, limit=limit)
     earlier = read_earlier(against, opened) if against is not None else None
     assistant = load_assistant(model, four_bit)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "spoken": spoken, "noise_db": noise_db}
+    options["instruction"] = instruction
     options |= {name: str(folder.resolve()) for name, folder in (("images", images), ("audio", audio)) if folder}
+    if spoken:
+        options["ears"] = assistant.checkpoint.config.speech_model
     kept = _keep(out, assistant, opened, options)
     hearing = None
     if spoken:

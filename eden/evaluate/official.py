@@ -21,7 +21,7 @@ from .captions import cider
 from .measures import Measure
 from .questions import Marking, Question, Task, one_by_one, votes
 
-# How models are asked. These words came with LLaVA-1.5 and most published numbers were made with them.
+# How models are asked, unless told otherwise. The words are LLaVA-1.5's; most published numbers were made with them.
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 CAPTION = "Provide a one-sentence caption for the provided image."
@@ -29,12 +29,26 @@ CAPTION = "Provide a one-sentence caption for the provided image."
 
 @dataclass(frozen=True)
 class Files:
-    """What the user gave: the official files and the folder of their images."""
+    """What the user gave.
+
+    Attributes:
+        questions: the official file.
+        annotations: VQAv2's second file.
+        images: the folder of the images.
+        split: of ScienceQA; None is test.
+        instruction: the words that say how to answer; None is the benchmark's usual.
+    """
 
     questions: Path
     annotations: Path | None
     images: Path
     split: str | None
+    instruction: str | None
+
+    def ask(self, question: str, usual: str, image: Path) -> tuple[Message, ...]:
+        """The question with the words that say how to answer on a line of their own."""
+        instruction = usual if self.instruction is None else self.instruction
+        return (Message.user("\n".join(filter(None, (question, instruction))), [image]),)
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,8 @@ def open_benchmark(name: str, files: Files, limit: int | None) -> Task:
     """
     benchmark = BENCHMARKS[name]
     content = read_json(files.questions)
+    if benchmark.fits([content]):
+        content = [content]  # JSON lines of one line
     if not benchmark.fits(content):
         raise _wrong_kind(name, files.questions, content)
     questions = list(itertools.islice(_guarded(benchmark.read(content, files), files.questions), limit))
@@ -109,11 +125,10 @@ def _pope(records: Any, files: Files) -> Iterator[Question]:
     for record in records:
         if record["label"] not in ("yes", "no"):
             raise ValueError(f"the label {record['label']!r} is neither yes nor no")
-        yield _question(
-            record["question_id"],
-            resolve_image(record["image"], files.images),
-            record["text"],
-            SHORT,
+        yield Question(
+            id=str(record["question_id"]),
+            messages=files.ask(record["text"], SHORT, resolve_image(record["image"], files.images)),
+            text=record["text"],
             expected=record["label"],
             kind=record.get("category", "all"),
             reference=record["label"],
@@ -138,11 +153,10 @@ def _vqav2(content: Any, files: Files) -> Iterator[Question]:
         annotation = known[record["question_id"]]
         answers = [given["answer"] for given in annotation["answers"]]
         name = f"COCO_{content.get('data_subtype', 'val2014')}_{record['image_id']:012d}.jpg"
-        yield _question(
-            record["question_id"],
-            resolve_image(name, files.images),
-            record["question"],
-            SHORT,
+        yield Question(
+            id=str(record["question_id"]),
+            messages=files.ask(record["question"], SHORT, resolve_image(name, files.images)),
+            text=record["question"],
             expected=votes(answers),
             kind=annotation.get("answer_type", "all"),
             reference=marking.vqa_references(answers),
@@ -153,11 +167,10 @@ def _gqa(content: Any, files: Files) -> Iterator[Question]:
     for number, record in content.items():
         if not record.get("isBalanced", True):
             continue  # the official accuracy counts the balanced questions only
-        yield _question(
-            number,
-            resolve_image(f"{record['imageId']}.jpg", files.images),
-            record["question"],
-            SHORT,
+        yield Question(
+            id=number,
+            messages=files.ask(record["question"], SHORT, resolve_image(f"{record['imageId']}.jpg", files.images)),
+            text=record["question"],
             expected=record["answer"],
             kind=record.get("types", {}).get("structural", "all"),
             reference=record["answer"],
@@ -166,11 +179,10 @@ def _gqa(content: Any, files: Files) -> Iterator[Question]:
 
 def _textvqa(content: Any, files: Files) -> Iterator[Question]:
     for record in content["data"]:
-        yield _question(
-            record["question_id"],
-            resolve_image(f"{record['image_id']}.jpg", files.images),
-            record["question"],
-            SHORT,
+        yield Question(
+            id=str(record["question_id"]),
+            messages=files.ask(record["question"], SHORT, resolve_image(f"{record['image_id']}.jpg", files.images)),
+            text=record["question"],
             expected=votes(record["answers"]),
             kind="all",
             reference=tuple(map(marking.textvqa_plain, record["answers"])),
@@ -195,11 +207,10 @@ def _scienceqa(problems: Any, files: Files) -> Iterator[Question]:
         text = f"Context: {record.get('hint') or 'N/A'}\nQuestion: {record['question']}\nOptions: {letters}"
         folders = (files.images / record["split"], files.images)
         places = [folder / number / record["image"] for folder in folders]
-        yield _question(
-            number,
-            next((place for place in places if place.exists()), places[0]),
-            text,
-            LETTER,
+        yield Question(
+            id=number,
+            messages=files.ask(text, LETTER, next((place for place in places if place.exists()), places[0])),
+            text=text,
             expected=f"{marking.LETTERS[record['answer']]}. {options[record['answer']]}",
             kind=record.get("subject", "all"),
             reference=(record["answer"], options),
@@ -213,21 +224,14 @@ def _captions(content: Any, files: Files) -> Iterator[Question]:
     for record in content["images"]:
         if record["id"] not in captions:
             continue
-        yield _question(
-            record["id"],
-            resolve_image(record["file_name"], files.images),
-            CAPTION,
+        yield Question(
+            id=str(record["id"]),
+            messages=files.ask("", CAPTION, resolve_image(record["file_name"], files.images)),
+            text=record["file_name"],
             expected=" / ".join(caption.strip() for caption in captions[record["id"]]),
             kind="all",
             reference=tuple(captions[record["id"]]),
         )
-
-
-def _question(
-    number: Any, image: Path, text: str, how: str = "", *, expected: str, kind: str, reference: Any
-) -> Question:
-    message = Message.user(f"{text}\n{how}" if how else text, [image])
-    return Question(str(number), (message,), text, expected, kind, reference)
 
 
 def _guarded(questions: Iterator[Question], path: Path) -> Iterator[Question]:

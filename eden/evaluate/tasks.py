@@ -29,6 +29,7 @@ def open_task(
     images: str | Path | None = None,
     audio: str | Path | None = None,
     split: str | None = None,
+    instruction: str | None = None,
     limit: int | None = None,
 ) -> Task:
     """A task by name, or a data file in any format that `eden check` reads.
@@ -41,20 +42,24 @@ def open_task(
         images: the folder of the file's images; None is the file's own folder.
         audio: the same of a data file's recordings.
         split: of ScienceQA; None is test.
+        instruction: the words after a benchmark's question that say how to answer, or those that ask for a caption;
+            None is what is usual.
         limit: at most this many questions a group.
 
     Raises:
         DataError: a file is missing, faulty or of another kind.
         InputError: there is no such task, or an option is missing or not of this task.
     """
-    given = {"questions": questions, "annotations": annotations, "images": images, "audio": audio, "split": split}
+    given = {"questions": questions, "annotations": annotations, "images": images, "audio": audio}
+    given |= {"split": split, "instruction": instruction}
     _check_options(name, {option for option, value in given.items() if value is not None})
     if name == "world":
         return _world(limit)
     if name in BENCHMARKS and questions is not None:
         path = Path(questions)
+        answers = Path(annotations) if annotations is not None else None
         folder = Path(images) if images is not None else path.parent
-        return open_benchmark(name, Files(path, Path(annotations) if annotations else None, folder, split), limit)
+        return open_benchmark(name, Files(path, answers, folder, split, instruction), limit)
     return _data_file(name, images, audio, limit)
 
 
@@ -64,7 +69,7 @@ def _check_options(name: str, given: set[str]) -> None:
         benchmark = BENCHMARKS[name]
         if "questions" not in given:
             raise InputError(f"{name} needs its official file", cure=f"Give --questions FILE: {benchmark.file}.")
-        takes = {"questions", "images"} | benchmark.takes
+        takes = {"questions", "images", "instruction"} | benchmark.takes
     elif name == "world":
         takes = set()
     elif Path(name).exists():
