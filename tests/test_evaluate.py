@@ -243,6 +243,17 @@ def test_an_official_file_becomes_questions(name: str, official: Path) -> None:
     assert [part.source for part in first.messages[-1].images] == [official / image]
 
 
+def test_an_instruction_takes_the_place_of_the_usual_words(official: Path) -> None:
+    def words(name: str, file: str, instruction: str) -> str:
+        options = {"questions": official / file, "images": official / "val2014", "instruction": instruction}
+        (questions,) = open_task(name, **options).groups.values()
+        return questions[0].messages[-1].text
+
+    assert words("pope", "pope.json", "Say yes or no.") == "Is there a circle in the image?\nSay yes or no."
+    assert words("pope", "pope.json", "") == "Is there a circle in the image?"
+    assert words("captions", "captions.json", "Describe the picture.") == "Describe the picture."
+
+
 BEST = {
     "pope": ["Yes", "No, there is not.", "yes"],
     "vqav2": ["Blue.", "no"],

@@ -10,6 +10,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from .measures import Marks, Measure
 
@@ -67,6 +68,7 @@ def vqa_plain(answer: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
+@lru_cache(maxsize=2**16)  # the same few words millions of times
 def vqa_unpunctuated(text: str) -> str:
     """Each sign becomes a space, but nothing where it stands beside a space or where the text has a comma in a number.
 

@@ -147,15 +147,19 @@ def _vqav2(content: Any, files: Files) -> Iterator[Question]:
             cure=f"Expected {expected}, as in v2_mscoco_val2014_annotations.json.",
         )
     known = {record["question_id"]: record for record in annotations["annotations"]}
+    subset = content.get("data_subtype", "val2014")
+    places: dict[int, Path] = {}  # five questions to an image
     for record in content["questions"]:
         if record["question_id"] not in known:
             raise ValueError(f"question {record['question_id']} has no answers in {files.annotations}")
         annotation = known[record["question_id"]]
         answers = [given["answer"] for given in annotation["answers"]]
-        name = f"COCO_{content.get('data_subtype', 'val2014')}_{record['image_id']:012d}.jpg"
+        number = record["image_id"]
+        if number not in places:
+            places[number] = resolve_image(f"COCO_{subset}_{number:012d}.jpg", files.images)
         yield Question(
             id=str(record["question_id"]),
-            messages=files.ask(record["question"], SHORT, resolve_image(name, files.images)),
+            messages=files.ask(record["question"], SHORT, places[number]),
             text=record["question"],
             expected=votes(answers),
             kind=annotation.get("answer_type", "all"),
