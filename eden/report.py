@@ -26,13 +26,19 @@ Block = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prediction:
-    """A question with its reference answer and what a model said; `before` is None where there is no before."""
+    """A question with its reference answer and what a model said.
+
+    Attributes:
+        before: what it said before training; None where there is no before.
+        score: what the answer earned, 1 if it is right; None where that is known from comparing it with `expected`.
+    """
 
     image: PIL.Image.Image | None
     question: str
     expected: str
     before: str | None
     after: str
+    score: float | None = None
 
 
 class Token(Protocol):
@@ -122,19 +128,49 @@ def data_page(report: Mapping[str, Any]) -> str:
     return _page("Data set", blocks, lead=str(report["path"]))
 
 
-def evaluation_page(result: Mapping[str, Any], wrong: Sequence[Prediction]) -> str:
-    """An evaluation (`EvaluationResult.to_dict`), with pictures of questions that were answered wrong."""
-    groups = result["by_kind"]
-    facts = {group.replace("_", " "): f"{100 * result[group]:.1f} %" for group in groups}
+def evaluation_page(result: Mapping[str, Any], worst: Sequence[Prediction]) -> str:
+    """An evaluation (`EvaluationResult.to_dict`, with `against` if compared), and the worst answers with pictures."""
+    groups, intervals = result["by_kind"], result.get("intervals", {})
+    facts: dict[str, Any] = {}
+    for name in {**intervals, **groups}:
+        ends = (
+            f" [{_figure(name, intervals[name][0])}, {_figure(name, intervals[name][1])}]" if name in intervals else ""
+        )
+        facts[name.replace("_", " ")] = f"{_figure(name, result[name])}{_unit(name)}{ends}"
     facts |= {"questions": f"{result['n']:,}", "seconds": result["seconds"]}
     blocks = [_facts(facts)]
+    if intervals:
+        blocks.append({"kind": "text", "html": "In brackets: bootstrap intervals at 95 % over the questions."})
+    if against := result.get("against"):
+        blocks.append(_comparison(against))
     blocks += [
         {"kind": "bars", "title": f"{group.replace('_', ' ').capitalize()}, by kind of question", "rows": kinds.items()}
         for group, kinds in groups.items()
+        if _unit(group)
     ]
-    if wrong:
-        blocks.append(_predictions("Answered wrong", wrong))
+    if worst:
+        blocks.append(_predictions("The worst answers", worst))
     return _page(f"{result['model']} on {result['task']}", blocks)
+
+
+def _unit(measure: str) -> str:
+    """Every measure is a share, but for CIDEr, which goes to 10."""
+    return "" if measure.startswith("cider") else " %"
+
+
+def _figure(measure: str, value: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f}" if _unit(measure) else f"{value:{sign}.3f}"
+
+
+def _comparison(against: Mapping[str, Any]) -> Block:
+    rows = []
+    for name, of in against["differences"].items():
+        low, high = (_figure(name, end, "+") for end in of["interval"])
+        rows.append(
+            [name.replace("_", " "), _figure(name, of["difference"], "+"), f"{low} to {high}", f"{of['shared']:,}"]
+        )
+    columns = ["measure", "difference", "95 % interval, paired", "questions shared"]
+    return {"kind": "table", "title": f"Against {against['model']}", "columns": columns, "rows": rows}
 
 
 def write_page(path: str | Path, html: str) -> Path:
@@ -167,21 +203,23 @@ def _predictions(title: str, predictions: Sequence[Prediction]) -> Block:
     compare = any(prediction.before is not None for prediction in predictions)
     rows = []
     for prediction in predictions:
-        answers = [prediction.before or "", prediction.after] if compare else [prediction.after]
+        texts = [prediction.before or "", prediction.after] if compare else [prediction.after]
+        answers = [(text, text.strip() == prediction.expected.strip()) for text in texts]
+        if prediction.score is not None:
+            right = prediction.score >= 1
+            answers = [*((text, right) for text in texts), (f"{prediction.score:.2f}", right)]
         rows.append(
             {
                 "image": _data_url(prediction.image) if prediction.image else None,
                 "question": prediction.question,
                 "expected": prediction.expected,
-                "answers": [(text, text.strip() == prediction.expected.strip()) for text in answers],
+                "answers": answers,
             }
         )
-    return {
-        "kind": "predictions",
-        "title": title,
-        "columns": ["Before", "After"] if compare else ["Answer"],
-        "rows": rows,
-    }
+    columns = ["Before", "After"] if compare else ["Answer"]
+    if any(prediction.score is not None for prediction in predictions):
+        columns.append("Score")
+    return {"kind": "predictions", "title": title, "columns": columns, "rows": rows}
 
 
 def _data_url(image: PIL.Image.Image) -> str:

@@ -48,10 +48,13 @@ F4  prefill generation
 F4  engine
 F4  assistant
 F4  prepare transcribe seeing
+F4  evaluate.measures
+F4  evaluate.questions evaluate.marking evaluate.captions
+F4  evaluate.official
 F4  evaluate.tasks
-F4  evaluate.spoken
+F4  evaluate.spoken evaluate.predictions
 F4  evaluate.run
-F4  evaluate.report
+F4  evaluate.compare evaluate.report
 F4  evaluate
 F4  tiny.build tiny.build_whisper
 F4  trainer
@@ -72,7 +75,7 @@ F5  serve.page
 F5  serve.server
 F5  serve
 F5  cli.shared
-F5  cli.talk cli.data cli.work cli.serve cli.ship
+F5  cli.talk cli.data cli.work cli.judge cli.serve cli.ship
 F5  cli.main
 F5  cli
 F5  __main__
