@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from transformers import set_seed
 
-from . import checkpoint as checkpoints
+from . import checkpoint as checkpoints, ranks
 from .assistant import Assistant
 from .checkpoint import Checkpoint
 from .console import progress
@@ -52,7 +52,7 @@ class TrainingResult:
 
 
 def train(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> TrainingResult:
-    """Runs a recipe from data to artifact.
+    """Runs a recipe from data to artifact; in several processes, all of them call it and the main one writes.
 
     Args:
         recipe: what to train, on what, and how.
@@ -69,21 +69,29 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     arguments = recipe.training_arguments()
     resume_from = starting_point(arguments, resume, console)
     set_seed(arguments.seed)
-    train_samples, eval_samples, skipped = read_data(recipe, console)
+    with ranks.main_first():  # what is heard and counted is kept, and found by the others
+        train_samples, eval_samples, skipped = read_data(recipe, console)
     with console.status(f"loading {recipe.model.base or recipe.model.language}"):
         checkpoint = checkpoints.load_for_training(recipe)
     train_set, eval_set = _encode(recipe, checkpoint, train_samples, eval_samples, skipped, console)
     _print_parameters(checkpoint, console)
     shown = _pick_samples(eval_set)
     before = _answers(checkpoint, shown)
-    log = EdenTrainer(checkpoint, arguments, train_set, eval_set, console).run(resume_from)
-    after = _answers(checkpoint, shown)
-    facts = _facts(recipe, checkpoint, train_set, eval_set, log, time.monotonic() - started)
-    predictions = [_prediction(*row) for row in zip(shown, before, after, strict=True)]
-    with console.status("saving the artifact"):
-        folder = Path(arguments.output_dir)
-        report = _write_artifact(folder, recipe, checkpoint, log, facts, predictions, skipped)
-    return TrainingResult(folder, report, log, skipped)
+    trainer = EdenTrainer(checkpoint, arguments, train_set, eval_set, console)
+    log = trainer.run(resume_from)
+    weights = trainer.gathered() if trainer.is_sharded else None
+    folder = Path(arguments.output_dir)
+    if ranks.is_main():
+        if weights is not None:
+            del trainer  # its shards make room for the whole model
+            checkpoint = checkpoints.load_for_training(recipe, weights)
+        after = _answers(checkpoint, shown)
+        facts = _facts(recipe, checkpoint, train_set, eval_set, log, time.monotonic() - started)
+        predictions = [_prediction(*row) for row in zip(shown, before, after, strict=True)]
+        with console.status("saving the artifact"):
+            _write_artifact(folder, recipe, checkpoint, log, facts, predictions, skipped)
+    ranks.wait()
+    return TrainingResult(folder, folder / "report.html", log, skipped)
 
 
 def _encode(
@@ -121,7 +129,7 @@ def _print_parameters(checkpoint: Checkpoint, console: Console) -> None:
 
 def _pick_samples(eval_set: ConversationDataset | None) -> list[Sample]:
     """Evenly spread held-out samples, shown in the report with the model's answers before and after."""
-    if eval_set is None:
+    if eval_set is None or not ranks.is_main():
         return []
     return eval_set.samples[:: max(1, len(eval_set) // PREDICTIONS)][:PREDICTIONS]
 
@@ -193,7 +201,7 @@ def _write_artifact(
     facts: dict[str, str | int | float],
     predictions: list[Prediction],
     skipped: list[str],
-) -> Path:
+) -> None:
     checkpoints.save(checkpoint, folder)
     recipe.save(folder / "recipe.yaml")
     write_file(folder / "README.md", model_card(folder.name, facts, recipe.to_yaml()))
@@ -206,4 +214,3 @@ def _write_artifact(
         skipped=skipped,
     )
     write_page(folder / "report.html", page)
-    return folder / "report.html"

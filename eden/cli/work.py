@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
+from ..ranks import is_main, leave
 from .shared import FourBit, Json, err, load_assistant, print_json
 
 
@@ -42,6 +43,9 @@ def train(
     from ..train import train as run_training
 
     result = run_training(loaded, resume=resume, console=err)
+    leave()
+    if not is_main():
+        return
     if as_json:
         final = {name: row[name] for row in result.log for name in ("train_loss", "eval_loss") if name in row}
         print_json({"artifact": str(result.artifact), "report": str(result.report), "skipped": result.skipped, **final})
