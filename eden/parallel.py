@@ -60,11 +60,14 @@ class ParallelTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: torch.utils.data.Dataset[Any] | None = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        # Trainer would read every example, and so decode every image, to learn what the data set knows.
-        args = self.args
-        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        seed = args.seed if args.data_seed is None else args.data_seed
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return _ByLength(rows, self.train_dataset.lengths, seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_eval_sampler(eval_dataset)
+        return _ByLength(self.args.eval_batch_size * self.args.world_size, eval_dataset.lengths, seed=0)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch on this process's device; one without images takes part with none, in the shape of none.
@@ -125,7 +128,10 @@ def wants_shards(arguments: TrainingArguments) -> bool:
 
 
 class _ByLength(LengthGroupedSampler):
-    """Rows of like length together, in an order that depends on seed and epoch alone: so in every process the same."""
+    """Rows of like length together, in an order that depends on seed and epoch alone: so in every process the same.
+
+    The lengths are what the data set knows; Trainer would read every example, and so decode every image, to learn them.
+    """
 
     def __init__(self, rows: int, lengths: Sequence[int], seed: int):
         super().__init__(rows, lengths=list(lengths))

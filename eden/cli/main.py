@@ -86,4 +86,5 @@ def _quiet_libraries() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*autograd kernel was not registered")  # of bitsandbytes on a CPU
+    warnings.filterwarnings("ignore", message=".*returned a view tensor")  # of FSDP; nothing changes one in place
     warnings.filterwarnings("ignore", module="peft")
