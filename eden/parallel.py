@@ -155,6 +155,17 @@ class _Apart(TrainerCallback):
         """Each process drops out other values; one mask for all would be a coarser dropout."""
         torch.manual_seed(args.seed + args.process_index)
 
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """A resumed run goes on in its own epoch's order: the loader that skips what is done keeps to the first's."""
+        train_dataloader.set_epoch(int(state.epoch or 0))
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:

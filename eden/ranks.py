@@ -26,14 +26,19 @@ GRACE = 5.0
 """Seconds in which a launcher ends the other processes once one has failed; torchrun takes a fraction of one."""
 
 
-def number() -> int:
-    """Which of the processes this is; the main one is 0."""
-    return int(os.environ.get("RANK", 0))
+def count() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def several() -> bool:
     """True if this is one of several processes."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return count() > 1
+
+
+def number() -> int:
+    """Which of the processes this is; the main one is 0."""
+    return int(os.environ.get("RANK", 0)) if several() else 0
 
 
 def is_main() -> bool:

@@ -188,6 +188,8 @@ def _facts(
         "minutes, all in all": round(seconds / 60, 1),
         "device": str(checkpoint.core.device),
     }
+    if ranks.several():
+        facts["processes"] = ranks.count()
     if losses:
         facts["evaluation loss"] = round(float(losses[-1]), 4)
     return facts
