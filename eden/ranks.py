@@ -14,6 +14,8 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .errors import RunError
+
 if TYPE_CHECKING:
     import torch
 
@@ -39,6 +41,21 @@ def several() -> bool:
 def number() -> int:
     """Which of the processes this is; the main one is 0."""
     return int(os.environ.get("RANK", 0)) if several() else 0
+
+
+def check_launch() -> None:
+    """Sees that a launcher has started what it was asked for.
+
+    Raises:
+        RunError: `accelerate launch --cpu --num_processes 2` starts one process, unless it is given MPI's hosts.
+    """
+    asked_for_several = os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ
+    by_mpi = any(name in os.environ for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"))
+    if asked_for_several and "WORLD_SIZE" not in os.environ and not by_mpi:
+        raise RunError(
+            "accelerate launch --cpu has started one process where several were asked for",
+            cure="Write --multi_gpu in place of --cpu, which starts them on a machine without a GPU, too.",
+        )
 
 
 def is_main() -> bool:

@@ -63,9 +63,11 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         DataError, CheckpointError, RecipeError: what the recipe names is missing or wrong; nothing was written.
         StorageError: the disk is full; the last whole checkpoint is kept.
         Interrupted: Ctrl-C; a checkpoint was written and the message says how to go on.
+        RunError: the launcher has started fewer processes than it was asked for, or the loss became NaN.
     """
     console = console or Console(stderr=True)
     started = time.monotonic()
+    ranks.check_launch()
     arguments = recipe.training_arguments()
     resume_from = starting_point(arguments, resume, console)
     set_seed(arguments.seed)

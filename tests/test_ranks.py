@@ -203,6 +203,15 @@ def test_a_bad_recipe_ends_all_processes_with_one_line(exact: list[str], tmp_pat
     assert "exitcode  : 2" in result.stderr
 
 
+def test_a_launcher_that_starts_too_few_processes_is_named(exact: list[str], tmp_path: Path) -> None:
+    launcher = [str(BIN / "accelerate"), "launch", "--cpu", "--num_processes=2", "-m"]
+    result = run(launcher, *exact, f"training.output_dir={tmp_path / 'run'}")
+    assert result.returncode != 0
+    (line,) = errors_of(result.stderr)
+    assert "one process" in line and "--multi_gpu" in line
+    assert not (tmp_path / "run").exists()
+
+
 def started(launcher: list[str], *arguments: str, out: Path) -> subprocess.Popen[str]:
     """A run whose first step is logged."""
     process = subprocess.Popen([*launcher, "eden", *arguments], stderr=subprocess.PIPE, text=True)
