@@ -55,7 +55,9 @@ class LoadOptions:
 
     @property
     def torch_device(self) -> torch.device:
-        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device is not None or not torch.cuda.is_available():
+            return torch.device(self.device or "cpu")
+        return torch.device("cuda", torch.cuda.current_device())  # of several processes, each has a GPU of its own
 
     def torch_dtype(self, text_config: PreTrainedConfig) -> torch.dtype:
         if self.dtype is not None:

@@ -24,6 +24,7 @@ from .model.attention import PACKED_SDPA
 from .recipe import LoraSection, ModelSection, Recipe
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel  # PEFT takes seconds to import; a model without adapters does not wait for it
 
 
@@ -161,8 +162,12 @@ def speech_model_of_run(section: ModelSection) -> str:
     return speech_model(section.base, revision=section.base_revision)
 
 
-def load_for_training(recipe: Recipe) -> Checkpoint:
+def load_for_training(recipe: Recipe, weights: Mapping[str, torch.Tensor] | None = None) -> Checkpoint:
     """The recipe's model with its adapters: the projector always trains, LoRA if the recipe has it, nothing else.
+
+    Args:
+        recipe: of the run.
+        weights: of the adapters, by PEFT's names; None starts them afresh.
 
     Raises:
         CheckpointError: a model of the recipe is missing or does not fit.
@@ -181,6 +186,10 @@ def load_for_training(recipe: Recipe) -> Checkpoint:
         checkpoint.core.model.language_model.set_attn_implementation(PACKED_SDPA)
     adapted = add_adapters(checkpoint.core, recipe.lora)
     adapted.peft_config["default"].base_model_name_or_path = checkpoint.base
+    if weights is not None:
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(adapted, dict(weights))
     return Checkpoint(adapted, checkpoint.processor, checkpoint.name, checkpoint.base)
 
 

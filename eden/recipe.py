@@ -165,6 +165,7 @@ class Recipe(_Section):
         for key, what, cure in _impossible(self.model_copy(update={"training": training})):
             raise self._places.refusal(key, what, cure)
         hints, fields = get_type_hints(TrainingArguments), TrainingArguments.__dataclass_fields__
+        hints["fsdp"] = bool | None  # as its documentation says; the annotation still is that of an older way
         for name, value in training.items():
             if fault := _argument_fault(value, hints[name], fields[name].metadata.get("choices")):
                 raise self._places.refusal(f"training.{name}", f"transformers refuses training.{name}", fault)

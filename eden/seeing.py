@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from . import ranks
 from .console import progress
 from .data.features import FeatureStore, in_best_format, seconds_per_image
 from .data.image_table import Source
@@ -40,21 +41,16 @@ def open_features(
     Raises:
         StorageError: the cache cannot be written.
     """
-    choice = recipe.data.features
-    kept = Path(recipe.training["output_dir"]) / CHOICE
-    if choice == "auto" and kept.exists():
-        choice = "cached" if kept.read_text().strip() == "cached" else "live"
-    if choice == "live" or not images:
+    if recipe.data.features == "live" or not images:
         return None
     with console.status("measuring the vision tower"):
-        best = in_best_format(encoder, images)
+        with ranks.main_first():
+            best = in_best_format(encoder, images)
         store = FeatureStore(best)
-        if choice == "auto":
-            choice = "cached" if _pays(recipe, encoder, best, store, images, reads, console) else "live"
-            write_file(kept, f"{choice}\n")
+        choice = ranks.from_main(lambda: _choice(recipe, encoder, best, store, images, reads, console))
     if choice == "live":
         return None
-    fill(store, images, console)
+    fill(store, images, console)  # all processes together
     return store
 
 
@@ -96,6 +92,24 @@ def fill(store: FeatureStore, images: Sequence[Source], console: Console, decode
     with progress(console) as bar:
         task = bar.add_task("encoding images", total=len(images))
         store.fill(images, decoders=decoders, on_progress=lambda done, _: bar.update(task, completed=done))
+
+
+def _choice(
+    recipe: Recipe,
+    encoder: VisionEncoder,
+    best: VisionEncoder,
+    store: FeatureStore,
+    images: Sequence[Source],
+    reads: float,
+    console: Console,
+) -> str:
+    if recipe.data.features != "auto":
+        return recipe.data.features
+    kept = Path(recipe.training["output_dir"]) / CHOICE
+    if not kept.exists():
+        pays = _pays(recipe, encoder, best, store, images, reads, console)
+        write_file(kept, "cached\n" if pays else "live\n")
+    return kept.read_text(encoding="utf-8").strip()
 
 
 def _pays(

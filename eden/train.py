@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from transformers import TrainingArguments, set_seed
 
-from . import checkpoint as checkpoints
+from . import checkpoint as checkpoints, ranks
 from .assistant import Assistant
 from .checkpoint import Checkpoint
 from .console import progress
@@ -56,7 +56,7 @@ class TrainingResult:
 
 
 def train(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> TrainingResult:
-    """Runs a recipe from data to artifact.
+    """Runs a recipe from data to artifact; in several processes, all of them call it and the main one writes.
 
     Args:
         recipe: what to train, on what, and how.
@@ -67,13 +67,16 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         DataError, CheckpointError, RecipeError: what the recipe names is missing or wrong; nothing was written.
         StorageError: the disk is full; the last whole checkpoint is kept.
         Interrupted: Ctrl-C; a checkpoint was written and the message says how to go on.
+        RunError: the launcher has started fewer processes than it was asked for, or the loss became NaN.
     """
     console = console or Console(stderr=True)
     started = time.monotonic()
+    ranks.check_launch()
     arguments = recipe.training_arguments()
     resume_from = starting_point(arguments, resume, console)
     set_seed(arguments.seed)
-    train_samples, eval_samples, skipped = read_data(recipe, console)
+    with ranks.main_first():  # what is heard and counted is kept, and found by the others
+        train_samples, eval_samples, skipped = read_data(recipe, console)
     with console.status(f"loading {recipe.model.base or recipe.model.language}"):
         checkpoint = checkpoints.load_for_training(recipe)
     train_set, eval_set = _encode(recipe, checkpoint, train_samples, eval_samples, skipped, console)
@@ -81,18 +84,26 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     shown = _pick_samples(eval_set)
     before = _answers(checkpoint, shown)
     rows = _pack(recipe, train_set, console)
-    _use_features(recipe, checkpoint, arguments, rows, [train_set, *([eval_set] if eval_set else [])], console)
-    log = EdenTrainer(checkpoint, arguments, rows, eval_set, console).run(resume_from)
-    after = _answers(checkpoint, shown)
-    for error in [*train_set.damaged(), *(eval_set.damaged() if eval_set else [])]:
+    datasets = [train_set, *([eval_set] if eval_set else [])]
+    _use_features(recipe, checkpoint, arguments, rows, datasets, console)
+    trainer = EdenTrainer(checkpoint, arguments, rows, eval_set, console)
+    log = trainer.run(resume_from)
+    weights = trainer.gathered() if trainer.is_sharded else None
+    for error in [error for dataset in datasets for error in dataset.damaged(ranks.summed(dataset.damage.int()))]:
         console.print(f"left out of the loss: {error}", highlight=False)
         skipped.append(str(error))
-    facts = _facts(recipe, checkpoint, train_set, eval_set, log, time.monotonic() - started)
-    predictions = [_prediction(*row) for row in zip(shown, before, after, strict=True)]
-    with console.status("saving the artifact"):
-        folder = Path(arguments.output_dir)
-        report = _write_artifact(folder, recipe, checkpoint, log, facts, predictions, skipped)
-    return TrainingResult(folder, report, log, skipped)
+    folder = Path(arguments.output_dir)
+    if ranks.is_main():
+        if weights is not None:
+            del trainer  # its shards make room for the whole model
+            checkpoint = checkpoints.load_for_training(recipe, weights)
+        after = _answers(checkpoint, shown)
+        facts = _facts(recipe, checkpoint, train_set, eval_set, log, time.monotonic() - started)
+        predictions = [_prediction(*row) for row in zip(shown, before, after, strict=True)]
+        with console.status("saving the artifact"):
+            _write_artifact(folder, recipe, checkpoint, log, facts, predictions, skipped)
+    ranks.wait()
+    return TrainingResult(folder, folder / "report.html", log, skipped)
 
 
 def _encode(
@@ -167,7 +178,7 @@ def _print_parameters(checkpoint: Checkpoint, console: Console) -> None:
 
 def _pick_samples(eval_set: ConversationDataset | None) -> list[Sample]:
     """Evenly spread held-out samples, shown in the report with the model's answers before and after."""
-    if eval_set is None:
+    if eval_set is None or not ranks.is_main():
         return []
     spread = range(0, len(eval_set), max(1, len(eval_set) // PREDICTIONS))
     return [eval_set.samples[index] for index in spread[:PREDICTIONS] if eval_set.is_whole(index)]
@@ -227,6 +238,8 @@ def _facts(
         "minutes, all in all": round(seconds / 60, 1),
         "device": str(checkpoint.core.device),
     }
+    if ranks.several():
+        facts["processes"] = ranks.count()
     if losses:
         facts["evaluation loss"] = round(float(losses[-1]), 4)
     return facts
@@ -240,7 +253,7 @@ def _write_artifact(
     facts: dict[str, str | int | float],
     predictions: list[Prediction],
     skipped: list[str],
-) -> Path:
+) -> None:
     checkpoints.save(checkpoint, folder)
     recipe.save(folder / "recipe.yaml")
     write_file(folder / "README.md", model_card(folder.name, facts, recipe.to_yaml()))
@@ -253,4 +266,3 @@ def _write_artifact(
         skipped=skipped,
     )
     write_page(folder / "report.html", page)
-    return folder / "report.html"

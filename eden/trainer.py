@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from safetensors import SafetensorError
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from . import ranks
 from .checkpoint import Checkpoint
 from .console import progress
 from .data.collate import collate, collate_flat
@@ -27,6 +27,7 @@ from .data.packing import PackedDataset
 from .errors import Interrupted, RecipeError, RunError, StorageError
 from .files import write_file
 from .model.attention import PACKED_SDPA
+from .parallel import ParallelTrainer, wants_shards
 
 HOW_TO_GO_ON = "Go on with the same command and --resume."
 FULL_DISK_BYTES = 2**20
@@ -50,7 +51,7 @@ class Collator:
         return collate_flat(examples) if self.flat else collate(examples, self.pad_token_id)
 
 
-class EdenTrainer(Trainer):
+class EdenTrainer(ParallelTrainer):
     """Trainer over a `Checkpoint` and `ConversationDataset`s.
 
     Args:
@@ -95,6 +96,7 @@ class EdenTrainer(Trainer):
                 self.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
             except KeyboardInterrupt:
                 raise Interrupted("training stopped at once", where=folder, cure=HOW_TO_GO_ON) from None
+        ranks.wait()  # for the last checkpoint
         if self.state.global_step < self.state.max_steps:
             raise Interrupted(
                 f"training stopped at step {self.state.global_step} of {self.state.max_steps}, checkpoint written",
@@ -104,16 +106,6 @@ class EdenTrainer(Trainer):
         if any(row.get("loss") != row.get("loss") for row in self.state.log_history):
             raise RunError("the loss became NaN", where=folder, cure="Lower training.learning_rate.")
         return list(self.state.log_history)
-
-    def _get_train_sampler(self, train_dataset: torch.utils.data.Dataset[Any] | None = None) -> Any:
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        # Trainer would read every example, and so decode every image, to learn what the data set knows.
-        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(rows, lengths=self.train_dataset.lengths)
-
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return super().compute_loss(model, {**inputs, "return_logits": False}, *args, **kwargs)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -138,11 +130,16 @@ def takes_flat_rows(checkpoint: Checkpoint) -> bool:
 
 
 def starting_point(arguments: TrainingArguments, resume: bool, console: Console) -> Path | None:
-    """The checkpoint to go on from, or None for a new run.
+    """The checkpoint to go on from, or None for a new run; the main process looks for all of them.
 
     Raises:
-        RecipeError: a new run would overwrite an old one, or there is nothing to resume.
+        RecipeError: a new run would overwrite an old one, there is nothing to resume, or the checkpoint was written
+            with FSDP and the run is to go on without, or the other way round.
     """
+    return ranks.from_main(lambda: _starting_point(arguments, resume, console))
+
+
+def _starting_point(arguments: TrainingArguments, resume: bool, console: Console) -> Path | None:
     folder = Path(arguments.output_dir)
     found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
     whole = [path for path in found if _is_whole(path)]
@@ -159,8 +156,15 @@ def starting_point(arguments: TrainingArguments, resume: bool, console: Console)
     for path in set(found) - set(whole):
         console.print(f"removing {path}: it was cut off while being written")
         shutil.rmtree(path)
-    console.print(f"resuming from {whole[-1]}")
-    return whole[-1]
+    last = whole[-1]
+    if (sharded := any(last.glob("pytorch_model_fsdp*"))) != wants_shards(arguments):
+        raise RecipeError(
+            f"the checkpoint was written {'with' if sharded else 'without'} FSDP",
+            where=str(last),
+            cure=f"Resume it {'with' if sharded else 'without'} FSDP.",
+        )
+    console.print(f"resuming from {last}")
+    return last
 
 
 def _is_whole(path: Path) -> bool:
@@ -176,6 +180,8 @@ class _Log(TrainerCallback):
     """Keeps `training.jsonl` equal to the run's log, also after a resume."""
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         rows = "".join(json.dumps(row) + "\n" for row in state.log_history)
         write_file(Path(str(args.output_dir)) / "training.jsonl", rows)
 
@@ -212,7 +218,8 @@ class _Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         self.bar.update(self.task, completed=state.global_step, total=state.max_steps)
-        if self.interrupted and state.global_step < state.max_steps:
+        # Ctrl-C may reach one process after a step and another before it; they stop after the same.
+        if ranks.any_says(self.interrupted) and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
         return control
 

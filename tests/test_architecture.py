@@ -14,7 +14,7 @@ PACKAGE = Path(eden.__file__).parent
 # Each line is a floor; a module may import what stands above it in this list, on its own floor or a higher line.
 FLOORS = """
 F0  errors
-F0  files machine
+F0  files machine ranks
 F0  messages console sampling
 F0  strict_yaml
 F0  recipe
@@ -57,6 +57,7 @@ F4  evaluate.run
 F4  evaluate.compare evaluate.report
 F4  evaluate
 F4  tiny.build tiny.build_whisper
+F4  parallel
 F4  trainer
 F4  train
 F4  demo

@@ -11,9 +11,11 @@ from typing import Annotated
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import typer
+from rich.console import Console
 
 from .. import __version__
-from ..errors import EdenError
+from ..errors import EdenError, Interrupted
+from ..ranks import is_main, let_the_cause_speak, number
 from .data import cache, check, xray
 from .judge import evaluate
 from .serve import serve
@@ -49,17 +51,29 @@ for verb in (demo, ask, chat, transcribe, check, xray, cache, train, evaluate, s
 def main() -> None:
     """The `eden` command. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     _quiet_libraries()
-    debug = "--debug" in sys.argv
     try:
         app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
     except EdenError as error:
-        if debug:
-            traceback.print_exc()
-        err.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+        _say(error, "--debug" in sys.argv)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(130)
+    except Exception:
+        let_the_cause_speak()
+        raise
+
+
+def _say(error: EdenError, debug: bool) -> None:
+    place = ""
+    if not is_main():
+        if isinstance(error, Interrupted):  # all of them were, and the main one says so
+            return let_the_cause_speak(1.0)
+        let_the_cause_speak()
+        place = f"in process {number()}: "
+    if debug:
+        traceback.print_exc()
+    return Console(stderr=True).print(f"[bold red]error[/] {place}{error}", highlight=False, soft_wrap=True)
 
 
 def _quiet_libraries() -> None:
@@ -73,4 +87,5 @@ def _quiet_libraries() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*autograd kernel was not registered")  # of bitsandbytes on a CPU
+    warnings.filterwarnings("ignore", message=".*returned a view tensor")  # of FSDP; nothing changes one in place
     warnings.filterwarnings("ignore", module="peft")

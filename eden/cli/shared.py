@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ..ranks import is_main
+
 if TYPE_CHECKING:
     from ..assistant import Assistant
     from ..speech import Transcript
 
-err = Console(stderr=True)
+err = Console(stderr=True, quiet=not is_main())
+"""Where messages go; of several processes the main one speaks for all."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Model = Annotated[str, typer.Option("-m", "--model", help="A folder, a hub id, or eden-tiny.")]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..ranks import is_main, leave
 from .shared import Json, err, print_json
 
 
@@ -40,6 +41,9 @@ def train(
     from ..train import train as run_training
 
     result = run_training(loaded, resume=resume, console=err)
+    leave()
+    if not is_main():
+        return
     if as_json:
         final = {name: row[name] for row in result.log for name in ("train_loss", "eval_loss") if name in row}
         print_json({"artifact": str(result.artifact), "report": str(result.report), "skipped": result.skipped, **final})

@@ -64,7 +64,7 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.samples = samples.take(np.flatnonzero(fits))
         self._features: FeatureStore | None = None
         # In memory that the processes of a data loader share: they find the damage, this one reports it.
-        self._damaged = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
+        self.damage = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -79,7 +79,7 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
             except ImageError as error:  # it was there when the run began
                 if self._on_error == "fail":
                     raise _damage(sample, error) from error
-                self._damaged[index] = True
+                self.damage[index] = True
                 example["labels"] = np.full_like(labels, IGNORE_INDEX)
                 example |= self._no_images(len(sources))
         return example
@@ -119,12 +119,16 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def is_whole(self, index: int) -> bool:
         """Whether the sample's images can be opened; with `on_error="fail"`, one that cannot is a DataError."""
         self[index]
-        return not bool(self._damaged[index])
+        return not bool(self.damage[index])
 
-    def damaged(self) -> list[DataError]:
-        """Samples that were left out of the loss in mid-run because an image could not be opened."""
+    def damaged(self, damage: torch.Tensor | None = None) -> list[DataError]:
+        """Samples that were left out of the loss in mid-run because an image could not be opened.
+
+        Args:
+            damage: which they are, as all processes of a run together know; None is as this one does.
+        """
         found = []
-        for index in torch.nonzero(self._damaged).flatten().tolist():
+        for index in torch.nonzero(self.damage if damage is None else damage).flatten().tolist():
             sample = self.samples[index]
             for image in _images_of(sample):
                 try:

@@ -1,0 +1,280 @@
+"""Training in several processes, started by the launchers that users start it with, on CPUs through gloo."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_image
+from safetensors.torch import load_file
+from test_train import COLOURS, losses
+
+import eden
+
+BIN = Path(sys.executable).parent
+ACCELERATE = [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0", "-m"]
+TORCHRUN = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=2", "-m"]
+TIMEOUT = 100
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_each() -> Any:
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield
+    os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-four samples, and five held out, which two processes with two rows each cannot share out evenly.
+
+    By length, batches of four are four with pictures, four times; then two with and two without, so that one process
+    has none; then four without.
+    """
+    folder = tmp_path_factory.mktemp("data")
+
+    def record(index: int, with_picture: bool) -> dict[str, Any]:
+        colour = COLOURS[index % len(COLOURS)]
+        make_image(colour).save(folder / f"{colour}.png")
+        question = "<image>\nwhich colour does this picture have" if with_picture else "say it"
+        turns = [("human", question), ("gpt", colour * (1 + index % 3))]
+        return {
+            "id": f"{index:02d}",
+            "conversations": [{"from": who, "value": words} for who, words in turns],
+        } | ({"image": f"{colour}.png"} if with_picture else {})
+
+    (folder / "train.json").write_text(json.dumps([record(index, index % 4 != 3) for index in range(24)]))
+    (folder / "held_out.json").write_text(json.dumps([record(index, index != 1) for index in range(5)]))
+    return folder / "train.json"
+
+
+@pytest.fixture(scope="module")
+def exact(data: Path, backbones: tuple[Path, Path]) -> list[str]:
+    """The seed's recipe without what differs from run to run: fp32, no dropout. Two epochs of six steps."""
+    return [
+        "train",
+        "phi3.5-mini",
+        f"model.vision={backbones[0]}",
+        f"model.language={backbones[1]}",
+        "model.dtype=float32",
+        "quantization=null",
+        "lora.lora_dropout=0.0",
+        f"data.path={data}",
+        f"data.eval_path={data.with_name('held_out.json')}",
+        "data.eval_fraction=null",
+        "data.images=null",
+        "training.bf16=false",
+        "training.activation_checkpointing=false",
+        "training.activation_checkpointing_kwargs=null",
+        "training.train_sampling_strategy=group_by_length",
+        "training.learning_rate=1e-3",
+        "training.weight_decay=0.1",
+        "training.max_steps=12",
+        "training.logging_steps=1",
+        "training.eval_steps=4",
+        "training.save_steps=8",
+    ]
+
+
+def batches_of(rows: int) -> list[str]:
+    return [f"training.per_device_train_batch_size={rows}", f"training.per_device_eval_batch_size={rows}"]
+
+
+def run(launcher: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*launcher, "eden", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return finished(process)
+
+
+def finished(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """What a run leaves; one that hangs is ended by its launcher, which would leave its processes behind if killed."""
+    try:
+        stdout, stderr = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        pytest.fail(f"hangs:\n{process.communicate()[1]}")
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+@pytest.fixture(scope="module")
+def alone(exact: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in one process, with batches of four."""
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    result = run([sys.executable, "-m"], *exact, *batches_of(4), f"training.output_dir={out}")
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def sharded(exact: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in two processes that hold half the weights each, with batches of two."""
+    out = tmp_path_factory.mktemp("runs") / "sharded"
+    result = run(TORCHRUN, *exact, *batches_of(2), "training.fsdp=true", f"training.output_dir={out}")
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def assert_same_run(out: Path, alone: Path) -> None:
+    """The same losses, the same folder, the same weights."""
+    expected, found = losses(alone), losses(out)
+    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    assert [row[2] for row in found] == pytest.approx([row[2] for row in expected], abs=2e-5)
+    assert {path.name for path in out.iterdir()} == {path.name for path in alone.iterdir()}
+    weights, others = load_file(alone / "adapter_model.safetensors"), load_file(out / "adapter_model.safetensors")
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, atol=1e-4, rtol=0, msg=name)
+
+
+def test_two_processes_give_the_losses_of_one_and_the_main_one_speaks(
+    exact: list[str], alone: Path, tmp_path: Path
+) -> None:
+    result = run(ACCELERATE, *exact, *batches_of(2), f"training.output_dir={tmp_path / 'two'}", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["artifact"] == str(tmp_path / "two")
+    assert len(re.findall(r"step +12 of 12 +loss", result.stderr)) == 1
+    assert result.stderr.count("vision_tower") == 1
+    assert_same_run(tmp_path / "two", alone)
+
+
+def test_two_processes_with_half_the_weights_each_give_the_losses_of_one(sharded: Path, alone: Path) -> None:
+    assert (sharded / "checkpoint-8" / "pytorch_model_fsdp.bin").exists()
+    assert_same_run(sharded, alone)
+    assert isinstance(eden.load(str(sharded)).ask("say it", max_new_tokens=4), str)
+
+
+def half_done(out: Path, folder: Path) -> Path:
+    """A copy of a run as it was at its checkpoint."""
+    shutil.copytree(out / "checkpoint-8", folder / "checkpoint-8")
+    return folder
+
+
+def test_a_run_of_one_process_goes_on_in_two(exact: list[str], alone: Path, tmp_path: Path) -> None:
+    out = half_done(alone, tmp_path / "run")
+    result = run(TORCHRUN, *exact, *batches_of(2), f"training.output_dir={out}", "--resume")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("resuming from") == 1
+    assert_same_run(out, alone)
+
+
+def test_a_sharded_run_goes_on_sharded(exact: list[str], sharded: Path, alone: Path, tmp_path: Path) -> None:
+    out = half_done(sharded, tmp_path / "run")
+    arguments = [*exact, *batches_of(2), f"training.output_dir={out}", "--resume"]
+    refused = run([sys.executable, "-m"], *arguments)
+    assert refused.returncode == 2
+    assert "with FSDP" in refused.stderr and "Traceback" not in refused.stderr
+    result = run(TORCHRUN, *arguments, "training.fsdp=true")
+    assert result.returncode == 0, result.stderr
+    assert_same_run(out, alone)
+
+
+def errors_of(stderr: str) -> list[str]:
+    """What Eden itself says; the launchers add reports of their own."""
+    return [line for line in stderr.splitlines() if line.startswith("error ")]
+
+
+def test_a_bad_sample_ends_all_processes_with_one_line(exact: list[str], data: Path, tmp_path: Path) -> None:
+    records = json.loads(data.read_text())
+    records[3] = {"id": "bad", "image": "gone.png", "conversations": records[0]["conversations"]}
+    bad = data.with_name("bad.json")
+    bad.write_text(json.dumps(records))
+    result = run(TORCHRUN, *exact, *batches_of(2), f"data.path={bad}", f"training.output_dir={tmp_path / 'run'}")
+    assert result.returncode != 0
+    (line,) = errors_of(result.stderr)
+    assert "record 4 (id bad)" in line and "gone.png" in line
+    assert "exitcode  : 2" in result.stderr  # as torchrun reports it
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_recipe_ends_all_processes_with_one_line(exact: list[str], tmp_path: Path) -> None:
+    result = run(TORCHRUN, *exact, f"training.output_dir={tmp_path / 'run'}", "lora.rank=8")
+    assert result.returncode != 0
+    (line,) = errors_of(result.stderr)
+    assert "unknown key lora.rank" in line
+    assert "exitcode  : 2" in result.stderr
+
+
+def test_a_launcher_that_starts_too_few_processes_is_named(exact: list[str], tmp_path: Path) -> None:
+    launcher = [str(BIN / "accelerate"), "launch", "--cpu", "--num_processes=2", "-m"]
+    result = run(launcher, *exact, f"training.output_dir={tmp_path / 'run'}")
+    assert result.returncode != 0
+    (line,) = errors_of(result.stderr)
+    assert "one process" in line and "--multi_gpu" in line
+    assert not (tmp_path / "run").exists()
+
+
+def started(launcher: list[str], *arguments: str, out: Path) -> subprocess.Popen[str]:
+    """A run whose first step is logged."""
+    process = subprocess.Popen([*launcher, "eden", *arguments], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + TIMEOUT
+    while not (out / "training.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    return process
+
+
+def test_a_failure_in_one_process_ends_the_other(exact: list[str], data: Path, tmp_path: Path) -> None:
+    """A picture that only the second process reads is gone in the middle of the run."""
+    records = json.loads(data.read_text())
+    others = [record for record in records if "image" not in record]
+    (tmp_path / "data").mkdir()
+    make_image("red").save(tmp_path / "data" / "last.png")
+    last = {"id": "last", "image": "last.png", "conversations": records[0]["conversations"]}
+    (tmp_path / "data" / "train.json").write_text(json.dumps([*others[:3], last]))
+    out = tmp_path / "run"
+    process = started(
+        TORCHRUN,
+        *exact,
+        *batches_of(2),
+        f"data.path={tmp_path / 'data' / 'train.json'}",
+        "training.train_sampling_strategy=sequential",
+        "training.max_steps=100000",
+        "training.eval_strategy=no",
+        "training.eval_steps=null",
+        "training.save_strategy=no",
+        f"training.output_dir={out}",
+        out=out,
+    )
+    (tmp_path / "data" / "last.png").unlink()
+    result = finished(process)
+    assert result.returncode != 0
+    (line,) = errors_of(result.stderr)
+    assert "in process 1" in line and "last.png" in line
+
+
+def test_ctrl_c_saves_one_checkpoint_of_both_processes_in_4_bits(
+    data: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The seed's recipe as it is: 4 bits, bfloat16, gradient checkpointing."""
+    out = tmp_path / "run"
+    process = started(
+        TORCHRUN,
+        "train",
+        "phi3.5-mini",
+        f"model.vision={backbones[0]}",
+        f"model.language={backbones[1]}",
+        f"data.path={data}",
+        "data.images=null",
+        "training.max_steps=2000",
+        "training.logging_steps=1",
+        "training.save_strategy=no",
+        f"training.output_dir={out}",
+        out=out,
+    )
+    process.send_signal(signal.SIGINT)  # torchrun hands it to its processes
+    result = finished(process)
+    assert result.returncode != 0
+    (line,) = errors_of(result.stderr)
+    assert "checkpoint written" in line and "--resume" in line
+    (folder,) = out.glob("checkpoint-*")
+    assert {"trainer_state.json", "rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in folder.iterdir()}
+    assert all(value == value for _, _, value in losses(out))
