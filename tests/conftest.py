@@ -1,7 +1,9 @@
 """Small real parts: a character-level tokenizer with Phi-3.5's layout, CLIP and Phi-3 of a few thousand weights."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -118,3 +120,25 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     Phi3ForCausalLM(text_config()).save_pretrained(phi)
     make_tokenizer().save_pretrained(phi)
     return clip, phi
+
+
+COLOURS = ["red", "lime", "blue", "white", "black", "yellow", "cyan", "magenta"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty-two questions about the colour of a picture, one in four without a picture."""
+    folder = tmp_path_factory.mktemp("data")
+    records = []
+    for index in range(32):
+        colour = COLOURS[index % len(COLOURS)]
+        make_image(colour).save(folder / f"{colour}.png")
+        with_picture = index % 4 != 3
+        question = "<image>\nwhich colour" if with_picture else f"say {colour}"
+        record: dict[str, Any] = {
+            "id": f"{index:02d}",
+            "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": colour}],
+        }
+        records.append(record | ({"image": f"{colour}.png"} if with_picture else {}))
+    (folder / "train.json").write_text(json.dumps(records))
+    return folder / "train.json"

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_image
+from conftest import COLOURS, make_image
 from safetensors.torch import load_file
-from test_train import COLOURS, losses
+from test_train import losses
 
 import eden
 

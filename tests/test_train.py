@@ -15,27 +15,6 @@ from conftest import make_image
 import eden
 from eden.recipe import load_recipe
 
-COLOURS = ["red", "lime", "blue", "white", "black", "yellow", "cyan", "magenta"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty-two questions about the colour of a picture, one in four without a picture."""
-    folder = tmp_path_factory.mktemp("data")
-    records = []
-    for index in range(32):
-        colour = COLOURS[index % len(COLOURS)]
-        make_image(colour).save(folder / f"{colour}.png")
-        with_picture = index % 4 != 3
-        question = "<image>\nwhich colour" if with_picture else f"say {colour}"
-        record: dict[str, Any] = {
-            "id": f"{index:02d}",
-            "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": colour}],
-        }
-        records.append(record | ({"image": f"{colour}.png"} if with_picture else {}))
-    (folder / "train.json").write_text(json.dumps(records))
-    return folder / "train.json"
-
 
 def overrides(data: Path, backbones: tuple[Path, Path], out: Path, **training: Any) -> list[str]:
     """The seed's recipe, pointed at small backbones."""
