@@ -20,6 +20,7 @@ from .backbones import LoadOptions, assemble, readable
 from .errors import CheckpointError, first_line
 from .files import EDEN_TINY, EDEN_TINY_FOLDER
 from .model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
+from .model.attention import PACKED_SDPA
 from .recipe import LoraSection, ModelSection, Recipe
 
 if TYPE_CHECKING:
@@ -181,6 +182,8 @@ def load_for_training(recipe: Recipe, weights: Mapping[str, torch.Tensor] | None
         if checkpoint.is_adapter:
             checkpoint = _fold_projector(checkpoint)
     checkpoint.config.speech_model = speech_model_of_run(section)
+    if section.attn_implementation is None and checkpoint.config.text_config._attn_implementation == "sdpa":
+        checkpoint.core.model.language_model.set_attn_implementation(PACKED_SDPA)
     adapted = add_adapters(checkpoint.core, recipe.lora)
     adapted.peft_config["default"].base_model_name_or_path = checkpoint.base
     if weights is not None:

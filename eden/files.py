@@ -37,20 +37,32 @@ def write_file(path: str | Path, data: str | bytes) -> Path:
     Raises:
         StorageError: the disk is full or the place is not writable; what stood at `path` is untouched.
     """
-    path = Path(path)
     payload = data.encode("utf-8") if isinstance(data, str) else data
+    with new_file(path) as beside:
+        beside.write_bytes(payload)
+    return Path(path)
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside `path` to be filled; it takes the place of `path` when the block ends well.
+
+    Raises:
+        StorageError: the disk is full or the place is not writable; what stood at `path` is untouched.
+    """
+    path = Path(path)
     with _storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        beside = Path(name)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(payload)
-            Path(beside).chmod(0o644)  # mkstemp's 0600 would keep a server's user from reading it
-            Path(beside).replace(path)
+            yield beside
+            beside.chmod(0o644)  # mkstemp's 0600 would keep a server's user from reading it
+            beside.replace(path)
         except BaseException:
-            Path(beside).unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
             raise
-    return path
 
 
 @contextmanager

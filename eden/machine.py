@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
@@ -19,6 +26,44 @@ def in_a_thread(work: Callable[[], Result]) -> Result:
     """
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result()
+
+
+@contextmanager
+def processes(begin: Callable[..., None] | None = None, *arguments: Any) -> Iterator[Executor]:
+    """Other processes to compute in, one a core; they end with this one, however it ends.
+
+    On Linux they are forks, which have everything imported and no copy of what `arguments` hold. They may use neither
+    CUDA nor OpenMP.
+
+    Args:
+        begin: called once in each process.
+        *arguments: what it is called with.
+    """
+    start = "fork" if sys.platform == "linux" else "spawn"
+    context = multiprocessing.get_context(start)
+    pool = ProcessPoolExecutor(cores(), context, _begin, (os.getpid(), begin, arguments))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _begin(parent: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    if begin is not None:
+        begin(*arguments)
 
 
 def peak_memory_mib() -> float:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
+_ROLES = get_args(Role)
 MediaSource: TypeAlias = "str | Path | bytes | PIL.Image.Image"
 AudioSource: TypeAlias = "str | Path | bytes | np.ndarray"
 
@@ -94,7 +95,7 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
     expected: Role = "user"
     for index, message in enumerate(messages):
         where = f"turn {index + 1}"
-        if message.role not in get_args(Role):
+        if message.role not in _ROLES:
             raise MessageError(f"unknown role {message.role!r}", where=where, cure="Use system, user or assistant.")
         if message.role == "system" and index == 0:
             continue
@@ -104,8 +105,7 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
             cure = "User and assistant must alternate, the user first."
             raise MessageError(why, where=where, cure=cure, kind="turn_order")
         # A model may have said nothing in an earlier turn; only as a training target is an empty answer a fault.
-        empty = not any(not isinstance(part, Text) or part.text.strip() for part in message.content)
-        if empty and (answered or message.role != "assistant"):
+        if _is_empty(message) and (answered or message.role != "assistant"):
             kind = "answer" if message.role == "assistant" else "message"
             raise MessageError(
                 f"the {message.role}'s {kind} is empty",
@@ -113,7 +113,7 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
                 cure="Fill it or drop the sample.",
                 kind=f"empty_{kind}",
             )
-        if message.role == "assistant" and any(not isinstance(part, Text) for part in message.content):
+        if message.role == "assistant" and not all(type(part) is Text for part in message.content):
             raise MessageError(
                 "an assistant's turn holds an image or audio",
                 where=where,
@@ -125,6 +125,13 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
     if messages[-1].role != last:
         what = f"the last turn is the {messages[-1].role}'s"
         raise MessageError(what, cure=f"It must be the {last}'s.", kind="turn_order")
+
+
+def _is_empty(message: Message) -> bool:
+    for part in message.content:  # noqa: SIM110 - a loop, for data sets have a million turns
+        if not isinstance(part, Text) or (part.text and not part.text.isspace()):
+            return False
+    return True
 
 
 def hear(message: Message, transcribe: Callable[[AudioSource], str]) -> Message:

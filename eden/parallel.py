@@ -82,6 +82,9 @@ class ParallelTrainer(Trainer):
             inputs["image_features"] = torch.zeros(shape, device=inputs["input_ids"].device)
         return inputs
 
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(model, {**inputs, "return_logits": False}, *args, **kwargs)
+
     def evaluation_loop(
         self,
         dataloader: torch.utils.data.DataLoader[Any],
@@ -99,21 +102,28 @@ class ParallelTrainer(Trainer):
         sums = torch.zeros(2, dtype=torch.float64)  # loss, tokens
         for batch in dataloader:
             inputs = self._prepare_inputs(batch)
-            self._without_repeated(inputs["labels"])
+            self._without_repeated(**inputs)
             tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()
             with torch.no_grad():
-                loss = self.model(**inputs, num_items_in_batch=torch.ones_like(tokens)).loss  # the sum
+                loss = self.model(
+                    **inputs, num_items_in_batch=torch.ones_like(tokens), return_logits=False
+                ).loss  # the sum
             sums += torch.stack((loss.double(), tokens.double())).cpu()
         loss, tokens = ranks.summed(sums)
         metrics = {f"{metric_key_prefix}_loss": float(loss / tokens)}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(self.eval_dataset))
 
-    def _without_repeated(self, labels: torch.Tensor) -> None:
+    def _without_repeated(
+        self, labels: torch.Tensor, sample_lengths: Sequence[int] | None = None, **_: torch.Tensor
+    ) -> None:
         """Takes the labels [B,T] of samples that only fill up the last batch of an evaluation."""
         state = self.accelerator.gradient_state
         if state.end_of_dataloader and state.remainder > 0:
-            own = state.remainder - self.args.process_index * self.args.eval_batch_size
-            labels[max(own, 0) :] = IGNORE_INDEX
+            own = max(state.remainder - self.args.process_index * self.args.eval_batch_size, 0)
+            if sample_lengths is None:
+                labels[own:] = IGNORE_INDEX
+            else:
+                labels[:, sum(sample_lengths[:own]) :] = IGNORE_INDEX
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

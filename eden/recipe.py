@@ -90,17 +90,41 @@ class LoraSection(_Section):
     target_modules: list[str] = Field(["o_proj", "qkv_proj", "gate_up_proj"], min_length=1, description="linear layers")
 
 
+class SourceSection(_Section):
+    """One data set of a mix."""
+
+    path: str = Field(description="a data set, as `eden check` takes it")
+    images: str | None = Field(None, description="folder of the images; null is the data file's own")
+    audio: str | None = Field(None, description="folder of the recordings; null is the data file's own")
+    weight: float = Field(1.0, gt=0, description="samples drawn from it in an epoch, relative to the other weights")
+
+
 class DataSection(_Section):
     """What to learn from. Relative paths are relative to the working directory, not to the recipe."""
 
-    path: str = Field(description="a LLaVA JSON or JSONL file, or a messages JSONL file")
+    path: str | None = Field(None, description="a data set, as `eden check` takes it")
     images: str | None = Field(None, description="folder of the images; null is the data file's own")
     audio: str | None = Field(None, description="folder of the recordings; null is the data file's own")
+    sources: list[SourceSection] | None = Field(None, min_length=1, description="several data sets in place of `path`")
     eval_path: str | None = Field(None, description="a file of held-out samples")
     eval_fraction: float = Field(0.02, ge=0, lt=1, description="share of the samples held out without an eval_path")
     split_seed: int = Field(0, description="chooses which samples are held out without an eval_path")
     max_length: int = Field(4096, gt=0, description="tokens of the longest sample allowed; nothing is cut off")
+    features: Literal["live", "cached", "auto"] = Field(
+        "live", description="images go through the tower in each step, or once into a cache, or whichever is faster"
+    )
+    row_length: int | None = Field(
+        None, gt=0, description="tokens of a row that samples are packed into; null packs none"
+    )
     on_error: Literal["fail", "skip"] = Field("fail", description="at a bad sample: stop, or leave it out and list it")
+
+    @property
+    def all_sources(self) -> list[SourceSection]:
+        """What there is to train on, `path` as a single source."""
+        if self.sources is not None:
+            return self.sources
+        assert self.path is not None
+        return [SourceSection(path=self.path, images=self.images, audio=self.audio)]
 
 
 class Recipe(_Section):
@@ -222,7 +246,11 @@ def _idle(recipe: Recipe) -> dict[tuple[str, str], str]:
         if recipe.model.vision_feature == "pooled":
             reasons["model", "vision_feature_layer"] = "it needs model.vision_feature: patches"
     if recipe.data.eval_path is not None:
-        reasons["data", "eval_fraction"] = reasons["data", "split_seed"] = "data.eval_path is all that is held out"
+        reasons["data", "eval_fraction"] = "data.eval_path is all that is held out"
+        if recipe.data.sources is None:
+            reasons["data", "split_seed"] = "data.eval_path is all that is held out"
+    elif recipe.data.sources is not None:
+        reasons["data", "images"] = reasons["data", "audio"] = "each of data.sources names its own"
     return reasons
 
 
@@ -237,10 +265,14 @@ def _impossible(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
         yield "model.base", f"model.base excludes {' and '.join(backbones)}: it is a complete model", cure
     if not model.base and not (model.vision and model.language):
         yield "model", "nothing to start from", "Give model.base, or both model.vision and model.language."
+    yield from _impossible_sources(data)
     for key, why in idle:
         yield key, f"{key} says nothing here: {why}", f"Remove it; as an override: {key}=null."
     if recipe.quantization is not None and not recipe.quantization.load_in_4bit:
         yield "quantization.load_in_4bit", "a quantization section without 4 bits", "Write quantization: null."
+    if data.row_length is not None and training.get("train_sampling_strategy") == "group_by_length":
+        cure = "Remove either; a batch then holds per_device_train_batch_size rows."
+        yield "data.row_length", "packed rows are of one length, and train_sampling_strategy would group them", cure
     names = _argument_names()
     for name in training:
         if name not in names:
@@ -260,6 +292,17 @@ def _impossible(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     if training.get("eval_strategy", "no") != "no" and not data.eval_path and not data.eval_fraction:
         cure = "Give data.eval_path, a data.eval_fraction above 0, or training.eval_strategy=no."
         yield "training.eval_strategy", "training.eval_strategy needs held-out samples, and there are none", cure
+
+
+def _impossible_sources(data: DataSection) -> Iterator[tuple[str, str, str]]:
+    if data.path is None and data.sources is None:
+        yield "data.path", "data.path is missing", "Add data.path."
+    if data.path is not None and data.sources is not None:
+        cure = "Remove either; as an override: data.path=null or data.sources=null."
+        yield "data.sources", "data.sources excludes data.path: it names all data sets", cure
+    paths = [source.path for source in data.sources or []]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        yield "data.sources", f"data.sources names {twice[0]} twice", "Name it once, with a greater weight."
 
 
 @cache
@@ -327,6 +370,8 @@ def _refusal(error: ValidationError, places: Places) -> RecipeError:
     if kind == "extra_forbidden":
         sections = {"quantization": QuantizationSection, "lora": LoraSection, "data": DataSection}
         section: Any = Recipe if len(key) == 1 else sections.get(str(key[0]), ModelSection)
+        if key[:2] == ("data", "sources"):
+            section = SourceSection
         return places.refusal(key, f"unknown key {name}", _did_you_mean(str(key[-1]), section.model_fields))
     if kind == "missing":
         return places.refusal(key, f"{name} is missing", f"Add {name}.")

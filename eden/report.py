@@ -26,13 +26,19 @@ Block = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prediction:
-    """A question with its reference answer and what a model said; `before` is None where there is no before."""
+    """A question with its reference answer and what a model said.
+
+    Attributes:
+        before: what it said before training; None where there is no before.
+        score: what the answer earned, 1 if it is right; None where that is known from comparing it with `expected`.
+    """
 
     image: PIL.Image.Image | None
     question: str
     expected: str
     before: str | None
     after: str
+    score: float | None = None
 
 
 class Token(Protocol):
@@ -99,29 +105,72 @@ def data_page(report: Mapping[str, Any]) -> str:
     """A checked data set (`eden.data.validate.Report.to_dict`)."""
     facts = {"records": report["samples"], "faulty": report["faulty"], **report["counts"]}
     blocks = [_facts(facts)]
-    if report["faults"]:
+    if readable := sum(report["kinds"].values()):
+        shares = [(f"{kind}: {number:,}", number / readable) for kind, number in report["kinds"].items()]
+        blocks.append({"kind": "bars", "title": "Kinds of samples", "rows": shares})
+        for name, caption in {"turns": "samples by number of turns", "characters": "samples by length of text"}.items():
+            svg = Markup(_bars_svg(report["histograms"][name], f"{name} a sample"))
+            blocks.append({"kind": "plot", "title": name.capitalize(), "caption": caption, "svg": svg})
+    if report["repeated"]:
+        rows = [[pair["where"], pair["same_as"]] for pair in report["repeated"]]
+        left = report["counts"]["repeated_samples"] - len(rows)
+        title = "Repeated samples" + (f" (the first {len(rows)}; {left:,} more)" if left else "")
+        blocks.append({"kind": "table", "title": title, "columns": ["sample", "same images and text as"], "rows": rows})
+    if report["faulty"]:
         kinds = [[kind.replace("_", " "), f"{number:,}"] for kind, number in report["faults_by_kind"].items()]
         blocks.append({"kind": "table", "title": "Faults by kind", "columns": ["kind", "number"], "rows": kinds})
         rows = [[fault["where"], fault["message"], fault["cure"]] for fault in report["faults"]]
-        blocks.append({"kind": "table", "title": "Faults", "columns": ["where", "what", "cure"], "rows": rows})
+        left = report["unnamed_faults"]
+        title = "Faults" + (f" (the first {len(rows):,}; {left:,} more)" if left else "")
+        blocks.append({"kind": "table", "title": title, "columns": ["where", "what", "cure"], "rows": rows})
     else:
         blocks.append({"kind": "text", "html": "No faults."})
     return _page("Data set", blocks, lead=str(report["path"]))
 
 
-def evaluation_page(result: Mapping[str, Any], wrong: Sequence[Prediction]) -> str:
-    """An evaluation (`EvaluationResult.to_dict`), with pictures of questions that were answered wrong."""
-    groups = result["by_kind"]
-    facts = {group.replace("_", " "): f"{100 * result[group]:.1f} %" for group in groups}
+def evaluation_page(result: Mapping[str, Any], worst: Sequence[Prediction]) -> str:
+    """An evaluation (`EvaluationResult.to_dict`, with `against` if compared), and the worst answers with pictures."""
+    groups, intervals = result["by_kind"], result.get("intervals", {})
+    facts: dict[str, Any] = {}
+    for name in {**intervals, **groups}:
+        ends = (
+            f" [{_figure(name, intervals[name][0])}, {_figure(name, intervals[name][1])}]" if name in intervals else ""
+        )
+        facts[name.replace("_", " ")] = f"{_figure(name, result[name])}{_unit(name)}{ends}"
     facts |= {"questions": f"{result['n']:,}", "seconds": result["seconds"]}
     blocks = [_facts(facts)]
+    if intervals:
+        blocks.append({"kind": "text", "html": "In brackets: bootstrap intervals at 95 % over the questions."})
+    if against := result.get("against"):
+        blocks.append(_comparison(against))
     blocks += [
         {"kind": "bars", "title": f"{group.replace('_', ' ').capitalize()}, by kind of question", "rows": kinds.items()}
         for group, kinds in groups.items()
+        if _unit(group)
     ]
-    if wrong:
-        blocks.append(_predictions("Answered wrong", wrong))
+    if worst:
+        blocks.append(_predictions("The worst answers", worst))
     return _page(f"{result['model']} on {result['task']}", blocks)
+
+
+def _unit(measure: str) -> str:
+    """Every measure is a share, but for CIDEr, which goes to 10."""
+    return "" if measure.startswith("cider") else " %"
+
+
+def _figure(measure: str, value: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f}" if _unit(measure) else f"{value:{sign}.3f}"
+
+
+def _comparison(against: Mapping[str, Any]) -> Block:
+    rows = []
+    for name, of in against["differences"].items():
+        low, high = (_figure(name, end, "+") for end in of["interval"])
+        rows.append(
+            [name.replace("_", " "), _figure(name, of["difference"], "+"), f"{low} to {high}", f"{of['shared']:,}"]
+        )
+    columns = ["measure", "difference", "95 % interval, paired", "questions shared"]
+    return {"kind": "table", "title": f"Against {against['model']}", "columns": columns, "rows": rows}
 
 
 def write_page(path: str | Path, html: str) -> Path:
@@ -154,21 +203,23 @@ def _predictions(title: str, predictions: Sequence[Prediction]) -> Block:
     compare = any(prediction.before is not None for prediction in predictions)
     rows = []
     for prediction in predictions:
-        answers = [prediction.before or "", prediction.after] if compare else [prediction.after]
+        texts = [prediction.before or "", prediction.after] if compare else [prediction.after]
+        answers = [(text, text.strip() == prediction.expected.strip()) for text in texts]
+        if prediction.score is not None:
+            right = prediction.score >= 1
+            answers = [*((text, right) for text in texts), (f"{prediction.score:.2f}", right)]
         rows.append(
             {
                 "image": _data_url(prediction.image) if prediction.image else None,
                 "question": prediction.question,
                 "expected": prediction.expected,
-                "answers": [(text, text.strip() == prediction.expected.strip()) for text in answers],
+                "answers": answers,
             }
         )
-    return {
-        "kind": "predictions",
-        "title": title,
-        "columns": ["Before", "After"] if compare else ["Answer"],
-        "rows": rows,
-    }
+    columns = ["Before", "After"] if compare else ["Answer"]
+    if any(prediction.score is not None for prediction in predictions):
+        columns.append("Score")
+    return {"kind": "predictions", "title": title, "columns": columns, "rows": rows}
 
 
 def _data_url(image: PIL.Image.Image) -> str:
@@ -221,6 +272,29 @@ def _svg(series: Mapping[str, Sequence[tuple[float, float]]], height: int) -> st
         x = left + 130 * (index - 1)
         out.append(f'<rect x="{x}" y="6" width="14" height="4" rx="2" fill="{colour}"/>')
         out.append(f'<text x="{x + 20}" y="12">{name}</text>')
+    return "".join(out) + "</svg>"
+
+
+def _bars_svg(bars: Sequence[Mapping[str, int]], label: str, height: int = 220) -> str:
+    """A histogram in SVG: `from`, `to` and `samples` of each bar; the bars stand side by side, whatever their width."""
+    width, left, right, top, bottom = 720, 64, 16, 12, 28
+    ticks = _ticks(0.0, float(max(bar["samples"] for bar in bars)))
+    across, up = (width - left - right) / len(bars), (height - top - bottom) / ticks[-1]
+    out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">']
+    for tick in ticks:
+        y = height - bottom - tick * up
+        out.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
+        out.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:,.6g}</text>')
+    labelled = max(1, round(len(bars) / 10))
+    for index, bar in enumerate(bars):
+        x, tall = left + index * across, bar["samples"] * up
+        span = f"{bar['from']:,}" if bar["from"] == bar["to"] else f"{bar['from']:,} to {bar['to']:,}"
+        out.append(
+            f'<rect x="{x + 1:.1f}" y="{height - bottom - tall:.1f}" width="{max(across - 2, 1):.1f}" '
+            f'height="{tall:.1f}" fill="var(--series-1)"><title>{span}: {bar["samples"]:,}</title></rect>'
+        )
+        if index % labelled == 0:
+            out.append(f'<text x="{x + across / 2:.1f}" y="{height - 8}" text-anchor="middle">{bar["from"]:,}</text>')
     return "".join(out) + "</svg>"
 
 

@@ -9,6 +9,8 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .model.attention import PACKED_SDPA
+
 COLUMN_STEP = 64
 """Room for this many tokens is made at a time."""
 
@@ -90,12 +92,12 @@ class SlotCache(Cache):
         ends = self.columns.unsqueeze(1)
         visible = places <= ends  # [B, width]
         implementation = self._config._attn_implementation
-        if implementation not in ("sdpa", "eager"):
+        if implementation not in ("sdpa", "eager", PACKED_SDPA):
             return visible  # flash kernels cut the rows out by this mask, and know the window themselves
         if (window := getattr(self._config, "sliding_window", None)) is not None:
             visible &= places > ends - window
         visible = visible[:, None, None]  # [B, 1, 1, width]
-        if implementation == "sdpa":
+        if implementation != "eager":
             return visible
         return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
             ~visible, torch.finfo(dtype).min

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from . import checkpoint as checkpoints, ranks
 from .assistant import Assistant
@@ -21,14 +21,18 @@ from .checkpoint import Checkpoint
 from .console import progress
 from .data.dataset import ConversationDataset
 from .data.formats import Sample
+from .data.packing import PackedDataset
+from .data.store import Samples
 from .files import write_file
 from .messages import Message
 from .model_card import model_card
 from .prepare import read_data
 from .recipe import Recipe
 from .report import Prediction, training_page, write_page
+from .seeing import open_features
 from .trainer import EdenTrainer, starting_point
 from .vision import open_image
+from .vision_encoder import VisionEncoder
 
 PREDICTIONS = 8
 """Held-out samples that are answered before and after training, for the report."""
@@ -79,9 +83,15 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     _print_parameters(checkpoint, console)
     shown = _pick_samples(eval_set)
     before = _answers(checkpoint, shown)
-    trainer = EdenTrainer(checkpoint, arguments, train_set, eval_set, console)
+    rows = _pack(recipe, train_set, console)
+    datasets = [train_set, *([eval_set] if eval_set else [])]
+    _use_features(recipe, checkpoint, arguments, rows, datasets, console)
+    trainer = EdenTrainer(checkpoint, arguments, rows, eval_set, console)
     log = trainer.run(resume_from)
     weights = trainer.gathered() if trainer.is_sharded else None
+    for error in [error for dataset in datasets for error in dataset.damaged(ranks.summed(dataset.damage.int()))]:
+        console.print(f"left out of the loss: {error}", highlight=False)
+        skipped.append(str(error))
     folder = Path(arguments.output_dir)
     if ranks.is_main():
         if weights is not None:
@@ -99,12 +109,12 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
 def _encode(
     recipe: Recipe,
     checkpoint: Checkpoint,
-    train_samples: list[Sample],
-    eval_samples: list[Sample],
+    train_samples: Samples,
+    eval_samples: Samples,
     skipped: list[str],
     console: Console,
 ) -> tuple[ConversationDataset, ConversationDataset | None]:
-    def encode(name: str, samples: list[Sample]) -> ConversationDataset:
+    def encode(name: str, samples: Samples) -> ConversationDataset:
         with progress(console) as bar:
             task = bar.add_task(f"encoding {name} samples", total=len(samples))
             dataset = ConversationDataset(
@@ -112,7 +122,7 @@ def _encode(
                 checkpoint.processor,
                 max_length=recipe.data.max_length,
                 on_error=recipe.data.on_error,
-                on_progress=lambda done, total: bar.update(task, completed=done),
+                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         skipped.extend(str(error) for error in dataset.skipped)
         return dataset
@@ -121,6 +131,43 @@ def _encode(
     for line in skipped:
         console.print(f"skipped {line}", highlight=False)
     return train_set, eval_set if len(eval_set) else None
+
+
+def _pack(recipe: Recipe, train_set: ConversationDataset, console: Console) -> ConversationDataset | PackedDataset:
+    if recipe.data.row_length is None:
+        return train_set
+    packed = PackedDataset(train_set, recipe.data.row_length, seed=recipe.data.split_seed)
+    console.print(
+        f"{len(train_set):,} samples in {len(packed):,} rows of {recipe.data.row_length:,} tokens, "
+        f"{packed.efficiency:.1%} full",
+        highlight=False,
+    )
+    return packed
+
+
+def _use_features(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    arguments: TrainingArguments,
+    rows: ConversationDataset | PackedDataset,
+    datasets: Sequence[ConversationDataset],
+    console: Console,
+) -> None:
+    if recipe.data.features == "live":
+        return
+    images = {name: image for dataset in datasets for name, image in dataset.samples.images().items()}
+    rows_a_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    epochs = rows_a_step * arguments.max_steps / len(rows) if arguments.max_steps > 0 else arguments.num_train_epochs
+    features = open_features(
+        recipe,
+        VisionEncoder.of(checkpoint),
+        list(images.values()),
+        epochs * datasets[0].samples.number_of_images,
+        console,
+    )
+    for dataset in datasets:
+        if features is not None:
+            dataset.use_features(features)
 
 
 def _print_parameters(checkpoint: Checkpoint, console: Console) -> None:
@@ -133,7 +180,8 @@ def _pick_samples(eval_set: ConversationDataset | None) -> list[Sample]:
     """Evenly spread held-out samples, shown in the report with the model's answers before and after."""
     if eval_set is None or not ranks.is_main():
         return []
-    return eval_set.samples[:: max(1, len(eval_set) // PREDICTIONS)][:PREDICTIONS]
+    spread = range(0, len(eval_set), max(1, len(eval_set) // PREDICTIONS))
+    return [eval_set.samples[index] for index in spread[:PREDICTIONS] if eval_set.is_whole(index)]
 
 
 def _question(sample: Sample) -> list[Message]:

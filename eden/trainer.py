@@ -21,10 +21,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from . import ranks
 from .checkpoint import Checkpoint
 from .console import progress
-from .data.collate import collate
+from .data.collate import collate, collate_flat
 from .data.dataset import ConversationDataset
+from .data.packing import PackedDataset
 from .errors import Interrupted, RecipeError, RunError, StorageError
 from .files import write_file
+from .model.attention import PACKED_SDPA
 from .parallel import ParallelTrainer, wants_shards
 
 HOW_TO_GO_ON = "Go on with the same command and --resume."
@@ -34,12 +36,19 @@ FULL_DISK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Collator:
-    """Examples to a right-padded batch; a class, so that worker processes can receive it."""
+    """Examples, or packed rows of them, to a batch; a class, so that worker processes can receive it.
+
+    Attributes:
+        pad_token_id: of the tokenizer.
+        flat: one row without padding, for attention that takes samples as they are; else right-padded rows.
+    """
 
     pad_token_id: int
+    flat: bool
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return collate(examples, self.pad_token_id)
+    def __call__(self, items: Sequence[dict[str, Any] | list[dict[str, Any]]]) -> dict[str, Any]:
+        examples = [example for item in items for example in (item if isinstance(item, list) else [item])]
+        return collate_flat(examples) if self.flat else collate(examples, self.pad_token_id)
 
 
 class EdenTrainer(ParallelTrainer):
@@ -57,7 +66,7 @@ class EdenTrainer(ParallelTrainer):
         self,
         checkpoint: Checkpoint,
         arguments: TrainingArguments,
-        train_set: ConversationDataset,
+        train_set: ConversationDataset | PackedDataset,
         eval_set: ConversationDataset | None,
         console: Console,
     ):
@@ -67,7 +76,7 @@ class EdenTrainer(ParallelTrainer):
             args=arguments,
             train_dataset=train_set,
             eval_dataset=eval_set,
-            data_collator=Collator(checkpoint.processor.tokenizer.pad_token_id),
+            data_collator=Collator(checkpoint.processor.tokenizer.pad_token_id, takes_flat_rows(checkpoint)),
             processing_class=checkpoint.processor,
             callbacks=[_Log(), self.progress],
         )
@@ -112,6 +121,12 @@ class EdenTrainer(ParallelTrainer):
                     cure=f"Free some space. {HOW_TO_GO_ON}",
                 ) from error
             raise
+
+
+def takes_flat_rows(checkpoint: Checkpoint) -> bool:
+    """True if the attention costs no more for samples that stand in one row than for each alone."""
+    implementation = str(checkpoint.config.text_config._attn_implementation)
+    return implementation == PACKED_SDPA or implementation.startswith("flash_attention")
 
 
 def starting_point(arguments: TrainingArguments, resume: bool, console: Console) -> Path | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,10 @@ MAX_SCANS = 100
 """Of a progressive JPEG: each visits every pixel again, and one that changes none takes a few bytes. Usual are 10."""
 MAX_HEADER_READS, MAX_READS = 5_000, 1_000_000
 """Pieces that Pillow may read a file in, up to its pixels and in all."""
+
+_SNIFFED = 16
+_SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM|RIFF....WEBP", re.DOTALL)
+"""How files of `FORMATS` begin."""
 
 
 def open_image(
@@ -60,6 +66,24 @@ def check_image(source: MediaSource, *, max_bytes: int = MAX_BYTES, max_pixels: 
         return image.size
 
 
+def sniff_image(source: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> None:
+    """Looks at a file's size and first bytes only: fast enough for a hundred thousand files.
+
+    Raises:
+        ImageError: missing, empty, too large, or none of Eden's formats; damage further in is not seen.
+    """
+    where = _name(source)
+    if isinstance(source, bytes):
+        size, start = len(source), source[:_SNIFFED]
+    else:
+        with _reading(where), open(source, "rb", buffering=0) as file:  # noqa: PTH123 - half the time of Path's
+            size, start = os.fstat(file.fileno()).st_size, file.read(_SNIFFED)
+    if size > max_bytes:
+        raise _too_many_bytes(size, max_bytes, where)
+    if not _SIGNATURES.match(start):
+        raise _not_an_image(where)
+
+
 @contextmanager
 def _opened(
     source: str | Path | bytes, max_bytes: int, max_pixels: int, where: str | None
@@ -84,9 +108,7 @@ def _opened(
     except PIL.Image.DecompressionBombError:  # Pillow's own limit, met before the size can be read
         raise _too_many_pixels("far too many", max_pixels, where) from None
     except PIL.UnidentifiedImageError:
-        raise ImageError(
-            "not an image Eden can read", where=where, cure=f"Use one of {', '.join(FORMATS)}.", kind="not_an_image"
-        ) from None
+        raise _not_an_image(where) from None
     except Exception as error:  # Pillow's decoders raise many kinds on broken input
         raise ImageError(
             f"the image is damaged ({first_line(error)})",
@@ -131,10 +153,17 @@ def _name(source: str | Path | bytes) -> str:
 
 
 def _read(path: Path, max_bytes: int, where: str) -> bytes:
-    try:
+    with _reading(where):
         if (size := path.stat().st_size) > max_bytes:
             raise _too_many_bytes(size, max_bytes, where)
         return path.read_bytes()
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """What the operating system refuses is an ImageError."""
+    try:
+        yield
     except FileNotFoundError:
         raise ImageError("no such image file", where=where, cure="Check the path.", kind="missing_image") from None
     except (OSError, ValueError) as error:
@@ -157,6 +186,11 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         image = image.convert("RGBA")
         return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _not_an_image(where: str) -> ImageError:
+    cure = f"Use one of {', '.join(FORMATS)}."
+    return ImageError("not an image Eden can read", where=where, cure=cure, kind="not_an_image")
 
 
 def _too_many_pixels(found: str, limit: int, where: str) -> ImageError:

@@ -21,12 +21,20 @@ F0  recipe
 F1  vision audio
 F1  speech
 F2  model.projection model.configuration
+F2  model.attention model.loss
 F2  model.modeling model.processing
 F2  model
 F2  backbones
 F2  checkpoint
-F3  data data.formats data.collate
-F3  data.validate data.dataset data.transcripts
+F2  vision_encoder
+F3  data data.collate data.json_stream data.folders data.cache data.parquet data.image_table
+F3  data.records
+F3  data.formats
+F3  data.store
+F3  data.media data.statistics
+F3  data.validate data.tokens data.transcripts data.features
+F3  data.dataset
+F3  data.packing
 F3  tiny tiny.world tiny.smalltalk tiny.tokenizer tiny.voice
 F3  tiny.questions
 F3  tiny.optimize
@@ -39,11 +47,14 @@ F4  slots decoding
 F4  prefill generation
 F4  engine
 F4  assistant
-F4  prepare transcribe
+F4  prepare transcribe seeing
+F4  evaluate.measures
+F4  evaluate.questions evaluate.marking evaluate.captions
+F4  evaluate.official
 F4  evaluate.tasks
-F4  evaluate.spoken
+F4  evaluate.spoken evaluate.predictions
 F4  evaluate.run
-F4  evaluate.report
+F4  evaluate.compare evaluate.report
 F4  evaluate
 F4  tiny.build tiny.build_whisper
 F4  parallel
@@ -65,7 +76,7 @@ F5  serve.page
 F5  serve.server
 F5  serve
 F5  cli.shared
-F5  cli.talk cli.data cli.work cli.serve cli.ship
+F5  cli.talk cli.data cli.work cli.judge cli.serve cli.ship
 F5  cli.main
 F5  cli
 F5  __main__

@@ -13,6 +13,7 @@ import eden
 from eden.audio import SAMPLE_RATE, to_wav
 from eden.tiny.dataset import write_dataset
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 VERBS = ["ask", "cache", "chat", "check", "demo", "evaluate", "export", "push", "train", "transcribe", "xray"]
 
 
@@ -156,6 +157,12 @@ BAD = {
     "no such recipe": (["train", "gone"], "no such recipe"),
     "a wrong key": (["train", "digits", "training.max_step=1"], "Did you mean max_steps?"),
     "no such task": (["evaluate", "eden-tiny", "gone"], "no task and no file"),
+    "a task without its file": (["evaluate", "eden-tiny", "vqav2"], "needs its official file"),
+    "a task file of another kind": (
+        ["evaluate", "eden-tiny", "pope", "--questions", EXAMPLES / "shapes.json"],
+        "not a file of pope: found a list of id, image, conversations",
+    ),
+    "nothing to compare with": (["evaluate", "eden-tiny", "world", "--limit", "1", "--against", "x"], "no result here"),
     "no such export": (["export", "eden-tiny", "x", "--to", "tape"], "cannot export to 'tape'"),
 }
 

@@ -167,7 +167,7 @@ FAULTS = {
 def test_every_fault_is_named_counted_and_skippable(folder: Path, kind: str) -> None:
     good = llava("<image>q", "a", image="red.png", id="good")
     path = write(folder, good, FAULTS[kind])
-    report, samples = check(path)
+    report, samples = check(path, look="decoded")
     (fault,) = report.faults
     assert (fault.kind, fault.sample_id) == (kind, "7")
     assert fault.where == f"{path} record 2 (id 7)"
@@ -192,16 +192,23 @@ def test_an_empty_image_file_is_a_fault(folder: Path) -> None:
     assert report.faults[0].kind == "not_an_image"
 
 
-def test_headers_alone_find_all_but_damage_inside(folder: Path) -> None:
-    records = [llava("<image>q", "a", image=name) for name in ("gone.png", "text.png", "bomb.png", "red.png")]
-    report, good = check(write(folder, *records), decode=False)
-    assert [fault.kind for fault in report.faults] == ["missing_image", "not_an_image", "image_too_large"]
-    assert len(good) == 1
+def test_the_closer_one_looks_the_more_is_found(folder: Path) -> None:
+    names = ("gone.png", "text.png", "empty.png", "cut.png", "bomb.png", "red.png")
+    path = write(folder, *[llava("<image>q", "a", image=name, id=name) for name in names])
+    found: dict[str, list[str]] = {}
+    for look in ("listed", "opened", "decoded"):
+        report, good = check(path, look=look)
+        found[look] = [fault.kind for fault in report.faults]
+        assert len(good) == len(names) - len(report.faults) == len(names) - report.faulty
+        assert good[len(good) - 1].id == "red.png"
+    assert found["listed"] == ["missing_image"]
+    assert found["opened"] == [*found["listed"], "not_an_image", "not_an_image"]
+    assert found["decoded"] == [*found["opened"], "damaged_image", "image_too_large"]
 
 
 def test_a_shared_broken_image_is_a_fault_of_each_sample(folder: Path) -> None:
     path = write(folder, *[llava("<image>q", "a", image="cut.png", id=str(n)) for n in range(3)])
-    report, _ = check(path)
+    report, _ = check(path, look="decoded")
     assert [fault.sample_id for fault in report.faults] == ["0", "1", "2"]
 
 
@@ -220,6 +227,7 @@ def test_counts(folder: Path) -> None:
         "text_only_samples": 1,
         "samples_with_several_images": 1,
         "repeated_ids": 1,
+        "repeated_samples": 0,
     }
 
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from ..errors import InputError
+from ..errors import DataError, InputError
 from .shared import Json, Model, err, print_json
+
+if TYPE_CHECKING:
+    from ..data.validate import Report
 
 
 def check(
-    data: Annotated[Path, typer.Argument(help="LLaVA JSON or JSONL, or messages JSONL.")],
+    data: Annotated[str, typer.Argument(help="A data set: JSON, JSONL, COCO captions, image folder, Parquet.")],
     images: Annotated[
         Path | None, typer.Option(help="The folder of the images; the data file's own if not given.")
     ] = None,
     audio: Annotated[
         Path | None, typer.Option(help="The folder of the recordings; the data file's own if not given.")
     ] = None,
-    decode: Annotated[bool, typer.Option(help="Decode every image in full, not only its header.")] = True,
+    decode: Annotated[bool, typer.Option(help="Decode every image in full, not only its first bytes.")] = False,
+    faults: Annotated[int, typer.Option(min=0, help="How many faults to name; all are counted.")] = 1000,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page, too.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -34,8 +38,9 @@ def check(
             data,
             images,
             audio,
-            decode=decode,
-            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            look="decoded" if decode else "opened",
+            named=faults,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total or None),
         )
     if html is not None:
         from ..report import data_page, write_page
@@ -44,17 +49,25 @@ def check(
     if as_json:
         print_json(report.to_dict())
     else:
-        for fault in report.faults:
-            print(f"{fault.where}: {fault.message}. {fault.cure}")
-        print(f"{report.samples:,} samples, {report.faulty:,} faulty" + ("" if report.faulty else ": all good"))
-        for name, count in report.counts.items():
-            print(f"  {name.replace('_', ' ')}: {count:,}")
+        _print_report(report)
     if not report.ok:
         raise typer.Exit(InputError.exit_code)
 
 
+def _print_report(report: Report) -> None:
+    for fault in report.faults:
+        print(f"{fault.where}: {fault.message}. {fault.cure}")
+    if report.unnamed:
+        print(f"... and {report.unnamed:,} more faults (--faults {len(report.faults) + report.unnamed} names them all)")
+    print(f"{report.samples:,} samples, {report.faulty:,} faulty" + ("" if report.faulty else ": all good"))
+    groups = {"": report.counts, "kind, ": report.kinds, "fault, ": report.faults_by_kind}
+    for group, counts in groups.items():
+        for name, count in counts.items():
+            print(f"  {group}{name.replace('_', ' ')}: {count:,}")
+
+
 def xray(
-    data: Annotated[Path, typer.Argument(help="LLaVA JSON or JSONL, or messages JSONL.")],
+    data: Annotated[str, typer.Argument(help="A data set, as `eden check` takes it.")],
     model: Model = "eden-tiny",
     n: Annotated[int, typer.Option("-n", help="How many samples.")] = 5,
     images: Annotated[Path | None, typer.Option(help="The folder of the images.")] = None,
@@ -92,18 +105,29 @@ def xray(
 def cache(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes, as key.name=value.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that encode images.", min=1)] = 1,
     as_json: Json = False,
 ) -> None:
-    """Compute once what a run needs of its data: the transcripts of its recordings. Goes on where it was stopped."""
+    """Compute once what a run needs of its data: transcripts, image features. Goes on where it was stopped."""
     from ..recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     from ..prepare import read_data
 
     trained, held_out, skipped = read_data(loaded, err)
+    images = list({**trained.images(), **held_out.images()}.values()) if loaded.data.features != "live" else []
+    if images:
+        from ..seeing import cache_features
+
+        faults = cache_features(loaded, images, err, workers).faults.values()
+        if faults and loaded.data.on_error == "fail":
+            more = f" ({len(faults) - 1:,} more)" if len(faults) > 1 else ""
+            raise DataError(f"{next(iter(faults))}{more}", cure="data.on_error=skip leaves faulty samples out.")
+        skipped += faults
     for line in skipped:
         err.print(f"skipped {line}", highlight=False)
+    number = len(trained) + len(held_out)
     if as_json:
-        print_json({"samples": len(trained) + len(held_out), "skipped": skipped})
+        print_json({"samples": number, "images": len(images), "skipped": skipped})
     else:
-        print(f"{len(trained) + len(held_out):,} samples ready, {len(skipped):,} skipped")
+        print(f"{number:,} samples and {len(images):,} images ready, {len(skipped):,} skipped")

@@ -17,11 +17,12 @@ from .. import __version__
 from ..errors import EdenError, Interrupted
 from ..ranks import is_main, let_the_cause_speak, number
 from .data import cache, check, xray
+from .judge import evaluate
 from .serve import serve
 from .shared import err
 from .ship import export, push
 from .talk import ask, chat, transcribe
-from .work import demo, evaluate, train
+from .work import demo, train
 
 app = typer.Typer(
     name="eden",

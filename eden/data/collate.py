@@ -1,4 +1,4 @@
-"""Examples become a batch. The only place of the package that pads."""
+"""Examples become a batch: padded to rows of one width, or one after the other in a single row."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def collate(
         side: `right` to train, `left` to generate (the answer must follow the prompt without a gap).
 
     Returns:
-        `input_ids`, `attention_mask` and, if the examples have them, `labels` [B,T]; `pixel_values` [I,3,H,W] if any
-        example has images.
+        `input_ids`, `attention_mask` and, if the examples have them, `labels` [B,T]; `pixel_values` [I,3,H,W] or
+        `image_features` [I,N,Dv] if any example has images.
     """
     width = max(len(example["input_ids"]) for example in examples)  # T
 
@@ -39,6 +39,32 @@ def collate(
     }
     if "labels" in examples[0]:
         batch["labels"] = padded([example["labels"] for example in examples], IGNORE_INDEX)
-    if pixels := [example["pixel_values"] for example in examples if "pixel_values" in example]:
-        batch["pixel_values"] = torch.cat(pixels)
-    return batch
+    return batch | _images(examples)
+
+
+def collate_flat(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Examples with labels in one row, without padding; the model keeps them apart by their lengths.
+
+    Args:
+        examples: of `MultimodalPhiProcessor.encode`.
+
+    Returns:
+        `input_ids` and `labels` [1,T]; `sample_lengths`, which sum up to T; the images as from `collate`.
+    """
+    lengths = [len(example["input_ids"]) for example in examples]
+    joined = {
+        name: torch.cat([torch.as_tensor(example[name], dtype=torch.long) for example in examples]).unsqueeze(0)
+        for name in ("input_ids", "labels")
+    }
+    # A sample's first token is nothing that the sample before it could know.
+    joined["labels"][0, [sum(lengths[:index]) for index in range(len(lengths))]] = IGNORE_INDEX
+    return {**joined, "sample_lengths": lengths, **_images(examples)}
+
+
+def _images(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """The images of all examples, in reading order, as pixels or as features."""
+    found = {}
+    for name in ("pixel_values", "image_features"):
+        if images := [example[name] for example in examples if name in example]:
+            found[name] = torch.cat(images)
+    return found

@@ -1,31 +1,44 @@
-"""Samples as training examples: ids and labels are made once, before the first step; pixels when a batch needs them."""
+"""Samples as training examples: ids and labels are made once, before the first step; an image when a batch needs it.
+
+An image comes as pixels, or, once the data set was given a cache of them, as the features that the tower made of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import PIL.Image
+import torch
 import torch.utils.data
 
 from ..errors import DataError, ImageError
-from ..messages import to_chat
 from ..model.processing import IGNORE_INDEX, MultimodalPhiProcessor
 from ..vision import open_image
+from .features import FeatureStore
 from .formats import Sample
+from .image_table import Source, source_name
+from .store import Progress, SampleList, Samples
+from .tokens import TokenTable
+
+_GREY = PIL.Image.new("RGB", (64, 64), (128, 128, 128))
 
 
 class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Examples of `MultimodalPhiProcessor.encode`, without padding.
 
     Args:
-        samples: checked samples (`eden.data.validate.load_samples`).
+        samples: checked samples (`eden.data.validate.load_samples`); their tokens are kept in Eden's cache.
         processor: of the model in training.
         max_length: the longest example allowed, in tokens; nothing is ever cut off silently.
-        on_error: `fail` at the first sample that does not fit, or `skip` it and list it in `skipped`.
+        on_error: `fail` at the first sample that does not fit, or `skip` it and list it in `skipped`. An image that
+            turns out damaged in mid-run is an error of its sample, or is left out of the loss and listed in `damaged`.
+        on_progress: called as samples are encoded.
 
     Raises:
         DataError: a sample is longer than `max_length` or has no supervised token; the message names it.
+        StorageError: the cache is not writable.
     """
 
     def __init__(
@@ -35,62 +48,129 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         *,
         max_length: int,
         on_error: Literal["fail", "skip"] = "fail",
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: Progress | None = None,
     ):
         self.processor = processor
-        self.samples: list[Sample] = []
         self.skipped: list[DataError] = []
-        self._ids: list[np.ndarray[Any, np.dtype[np.int32]]] = []
-        self._labels: list[np.ndarray[Any, np.dtype[np.int32]]] = []
-        for done, sample in enumerate(samples, 1):
-            example = processor.encode(to_chat(sample.messages))
-            error = _fault(sample, example, max_length)
-            if error is None:
-                self.samples.append(sample)
-                self._ids.append(np.asarray(example["input_ids"], dtype=np.int32))
-                self._labels.append(np.asarray(example["labels"], dtype=np.int32))
-            elif on_error == "fail":
+        self._on_error = on_error
+        samples = samples if isinstance(samples, Samples) else Samples.of(SampleList(samples))
+        self._tokens = [TokenTable(store, processor, on_progress) for store in samples.stores]
+        fits = np.ones(len(samples), dtype=bool)
+        for index, error in self._faults(samples, max_length):
+            if on_error == "fail":
                 raise error
-            else:
-                self.skipped.append(error)
-            if on_progress is not None:
-                on_progress(done, len(samples))
+            self.skipped.append(error)
+            fits[index] = False
+        self.samples = samples.take(np.flatnonzero(fits))
+        self._features: FeatureStore | None = None
+        # In memory that the processes of a data loader share: they find the damage, this one reports it.
+        self.damage = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
-        example: dict[str, Any] = {"input_ids": self._ids[index], "labels": self._labels[index]}
-        sources = [image.source for message in sample.messages for image in message.images]
-        if sources:
+        ids, labels = self._tokens[self.samples.source[index]][int(self.samples.row[index])]
+        example: dict[str, Any] = {"input_ids": ids, "labels": labels}
+        if sources := _images_of(sample):
             try:
-                images = [open_image(source) for source in sources]
-            except ImageError as error:  # it was fine when the run began
-                raise DataError(f"{error.where}: {error.what}", where=sample.where, cure=error.cure) from error
-            example["pixel_values"] = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+                example |= self._images(sources)
+            except ImageError as error:  # it was there when the run began
+                if self._on_error == "fail":
+                    raise _damage(sample, error) from error
+                self.damage[index] = True
+                example["labels"] = np.full_like(labels, IGNORE_INDEX)
+                example |= self._no_images(len(sources))
         return example
 
+    def use_features(self, features: FeatureStore) -> None:
+        """Takes images as features from now on.
+
+        Args:
+            features: filled with those of `image_sources`.
+
+        Raises:
+            DataError: an image cannot be used, and `on_error` is `fail`; the message names its sample.
+        """
+        self._features = features
+        if features.faults and self._on_error == "fail":
+            for sample in self.samples:
+                for image in _images_of(sample):
+                    if fault := features.faults.get(source_name(image)):
+                        raise DataError(fault, where=sample.where)
+
+    def _images(self, sources: Sequence[Source]) -> dict[str, torch.Tensor]:
+        """The images of one sample: `image_features` [I,N,Dv] or `pixel_values` [I,3,H,W]."""
+        if self._features is not None:
+            return {"image_features": torch.stack([self._features.features(source) for source in sources])}
+        return {"pixel_values": self._pixels([open_image(source) for source in sources])}
+
+    def _no_images(self, number: int) -> dict[str, torch.Tensor]:
+        """What stands for the images of a sample that is left out of the loss."""
+        if self._features is not None:
+            return {"image_features": torch.zeros(number, *self._features.shape)}
+        return {"pixel_values": self._pixels([_GREY] * number)}
+
+    def _pixels(self, images: Sequence[PIL.Image.Image]) -> torch.Tensor:
+        pixels: torch.Tensor = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        return pixels
+
+    def is_whole(self, index: int) -> bool:
+        """Whether the sample's images can be opened; with `on_error="fail"`, one that cannot is a DataError."""
+        self[index]
+        return not bool(self.damage[index])
+
+    def damaged(self, damage: torch.Tensor | None = None) -> list[DataError]:
+        """Samples that were left out of the loss in mid-run because an image could not be opened.
+
+        Args:
+            damage: which they are, as all processes of a run together know; None is as this one does.
+        """
+        found = []
+        for index in torch.nonzero(self.damage if damage is None else damage).flatten().tolist():
+            sample = self.samples[index]
+            for image in _images_of(sample):
+                try:
+                    open_image(image)
+                except ImageError as error:
+                    found.append(_damage(sample, error))
+        return found
+
     @property
-    def lengths(self) -> list[int]:
+    def lengths(self) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Tokens of each example."""
-        return [len(ids) for ids in self._ids]
+        return self._of_rows(self.samples, "lengths")
 
     @property
     def supervised_tokens(self) -> int:
-        return sum(int((labels != IGNORE_INDEX).sum()) for labels in self._labels)
+        return int(self._of_rows(self.samples, "supervised").sum())
+
+    def _of_rows(self, samples: Samples, column: str) -> np.ndarray[Any, np.dtype[np.int32]]:
+        numbers = np.zeros(len(samples), dtype=np.int32)
+        for source, tokens in enumerate(self._tokens):
+            chosen = samples.source == source
+            numbers[chosen] = getattr(tokens, column)[samples.row[chosen]]
+        return numbers
+
+    def _faults(self, samples: Samples, max_length: int) -> Iterator[tuple[int, DataError]]:
+        """The samples that cannot be trained on, in order, and why."""
+        lengths, supervised = self._of_rows(samples, "lengths"), self._of_rows(samples, "supervised")
+        for index in np.flatnonzero((lengths > max_length) | (supervised == 0)):
+            sample, row = samples[int(index)], int(samples.row[index])
+            what, cure = "the sample has no supervised token", "Give it an answer, or drop it."
+            if fault := self._tokens[samples.source[index]].faults.get(row):
+                what, cure = fault, "Remove it; the chat template writes the control tokens."
+            elif lengths[index] > max_length:
+                what = f"the sample has {lengths[index]:,} tokens, data.max_length is {max_length:,}"
+                cure = "Shorten it, raise data.max_length, or set data.on_error=skip."
+            yield int(index), DataError(what, where=sample.where, cure=cure)
 
 
-def _fault(sample: Sample, example: dict[str, Any], max_length: int) -> DataError | None:
-    length = len(example["input_ids"])
-    if length > max_length:
-        return DataError(
-            f"the sample has {length:,} tokens, data.max_length is {max_length:,}",
-            where=sample.where,
-            cure="Shorten it, raise data.max_length, or set data.on_error=skip.",
-        )
-    if all(label == IGNORE_INDEX for label in example["labels"]):
-        return DataError(
-            "the sample has no supervised token", where=sample.where, cure="Give it an answer, or drop it."
-        )
-    return None
+def _images_of(sample: Sample) -> list[Source]:
+    return [image.source for message in sample.messages for image in message.images]  # type: ignore[misc]
+
+
+def _damage(sample: Sample, error: ImageError) -> DataError:
+    what = f"{error.where}: {error.what}" if error.where else error.what
+    return DataError(what, where=sample.where, cure=error.cure, kind=error.kind)

@@ -1,18 +1,19 @@
-"""Data files become `Sample`s: LLaVA JSON or JSONL, and messages (OpenAI's content parts) JSON or JSONL.
+"""Records become `Sample`s: the formats people have their data in, as one conversation type.
 
     {"id": "7", "image": "7.png", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, ...]}
     {"id": "7", "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "7.png"}}, ...]}]}
+    {"images": ["7.png"], "texts": [{"user": "What is it?", "assistant": "A cat."}]}
+    {"file_name": "7.png", "question": "What is it?", "answer": "A cat."}
+    {"file_name": "7.png", "text": "A cat on a mat."}
 
 A question may be spoken: `"audio": "7.wav"` with `<audio>` in the text, or a part `{"type": "input_audio", ...}`.
-
-The format is known by content: a file that begins with `[` is one JSON list, any other is JSON lines.
+`messages` may come with `images`, too: they stand where the text says `<image>`, else before the first question.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,20 +22,17 @@ from typing import Any
 
 from ..errors import DataError
 from ..messages import Audio, Image, Message, Part, Role, Text
+from .folders import Folder, resolve_image
+from .records import DataFile, Record, RecordError, caption_request, open_data
+
+__all__ = ["Media", "RecordError", "Sample", "parse", "read_samples", "resolve_image"]
 
 PLACEHOLDERS: dict[str, type[Image] | type[Audio]] = {"<image>": Image, "<audio>": Audio}
 """LLaVA's, and Eden's of the same kind; the record names the files under `image` and `audio`."""
 LLAVA_ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 LLAVA_ROLES["system"] = "system"
+OPENAI_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 CONTROL_TOKEN = re.compile(r"<\|(?:endoftext|user|assistant|system|end|image)\|>")
-
-
-class RecordError(DataError):
-    """A fault of one record; `sample_id` is the record's own id, if it could be read."""
-
-    def __init__(self, kind: str, what: str, *, cure: str, where: str | None = None, sample_id: str | None = None):
-        super().__init__(what, where=where, cure=cure, kind=kind)
-        self.sample_id = sample_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +51,32 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class _Folders:
-    """Where the files stand that records name."""
+class Media:
+    """Where the files stand that records name; without folders the names themselves stand for them."""
 
-    images: Path
-    audio: Path
+    images: Folder | None = None
+    audio: Path | None = None
+
+    def image(self, name: str) -> str | Path:
+        return name if self.images is None else self.images.image(name)
+
+    def recording(self, name: str) -> str | Path:
+        return name if self.audio is None else self.audio / name
+
+
+def open_with_media(
+    path: str | Path, images: str | Path | None = None, audio: str | Path | None = None
+) -> tuple[DataFile, Media]:
+    """A data file and the folders that its names are relative to; None is the file's own.
+
+    Raises:
+        DataError: the file or a folder is missing, or it is no data set.
+    """
+    for what, given in (("images", images), ("recordings", audio)):
+        if given is not None and not Path(given).is_dir():
+            raise DataError(f"no such folder of {what}", where=str(given), cure="Check the path.")
+    data = open_data(path)
+    return data, Media(Folder(images or data.folder), Path(audio or data.folder))
 
 
 def read_samples(
@@ -66,132 +85,143 @@ def read_samples(
     """Reads a data file in order. A faulty record comes as an error, in its place; the reader goes on.
 
     Args:
-        path: the data file.
+        path: the data file, a folder of images with metadata, or anything else `open_data` knows.
         images: the folder that image names are relative to; None is the data file's own.
         audio: the same of the recordings.
 
     Raises:
-        DataError: the file is missing, empty, or no JSON at all.
+        DataError: the file is missing, empty, or not valid.
     """
-    path = Path(path)
-    for what, given in (("images", images), ("recordings", audio)):
-        if given is not None and not Path(given).is_dir():
-            raise DataError(f"no such folder of {what}", where=str(given), cure="Check the path.")
-    folders = _Folders(Path(images or path.parent), Path(audio or path.parent))
-    number = 0
-    for where, record in _records(path):
-        number += 1
-        if isinstance(record, RecordError):
-            yield record
-            continue
-        sample_id = str(record["id"]) if isinstance(record, dict) and "id" in record else str(number)
-        where = f"{where} (id {sample_id})"
-        try:
-            yield Sample(sample_id, _messages(record, folders), where)
-        except RecordError as error:
-            yield RecordError(error.kind, error.what, cure=str(error.cure), where=where, sample_id=sample_id)
-    if number == 0:
-        raise DataError("the data set is empty", where=str(path), cure="Give a file with at least one record.")
+    data, media = open_with_media(path, images, audio)
+    empty = True
+    for record in data.read():
+        empty = False
+        yield record if isinstance(record, RecordError) else to_sample(data, record, media)
+    if empty:
+        raise empty_error(data)
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each record with the place it stands at; a line that is no JSON comes as a RecordError."""
+def empty_error(data: DataFile) -> DataError:
+    return DataError("the data set is empty", where=data.path, cure="Give a file with at least one record.")
+
+
+def to_sample(data: DataFile, record: Record, media: Media) -> Sample | RecordError:
+    """A record as a sample, or what is wrong with it."""
+    sample_id = id_of(record)
+    where = data.where(record.number, sample_id)
     try:
-        with path.open(encoding="utf-8") as file:
-            start = file.read(4096).lstrip("\ufeff \t\r\n")
-            file.seek(0)
-            if start.startswith("["):
-                yield from _json_list(path, file.read())
-            else:
-                yield from _json_lines(path, file)
-    except FileNotFoundError:
-        raise DataError("no such data file", where=str(path), cure="Check the path.") from None
-    except UnicodeDecodeError:
-        raise DataError("not a text file in UTF-8", where=str(path), cure="Give a JSON or JSONL file.") from None
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=str(path), cure="Check the path.") from None
+        return Sample(sample_id, parse(record, media), where)
+    except RecordError as error:
+        return RecordError(error.kind, error.what, cure=str(error.cure), where=where, sample_id=sample_id)
 
 
-def _json_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    try:
-        records = json.loads(text.lstrip("\ufeff"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        place = f" line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        what = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
-        raise DataError(
-            f"not valid JSON ({what})", where=f"{path}{place}", cure="The file may be cut off; copy it again."
-        ) from None
-    for number, record in enumerate(records, 1):
-        yield f"{path} record {number}", record
+def id_of(record: Record) -> str:
+    """The record's own id, or its number."""
+    value = record.value
+    return str(value["id"]) if isinstance(value, dict) and value.get("id") is not None else str(record.number)
 
 
-def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            yield where, json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            yield where, RecordError("bad_json", f"not valid JSON ({error})", where=where, cure="Correct the line.")
+def parse(record: Record, media: Media) -> tuple[Message, ...]:
+    """The turns of a record.
 
-
-def _messages(record: Any, folders: _Folders) -> tuple[Message, ...]:
-    if not isinstance(record, dict):
-        raise RecordError("bad_record", "the record is not an object", cure="Write one JSON object a record.")
-    if isinstance(record.get("conversations"), list):
-        messages = _from_llava(record, folders)
-    elif isinstance(record.get("messages"), list):
-        messages = tuple(_from_openai(turn, folders) for turn in record["messages"])
-    else:
+    Raises:
+        RecordError: what is wrong with it, without its place.
+    """
+    messages = _messages(record, media)
+    text = "\n".join([part.text for message in messages for part in message.content if isinstance(part, Text)])
+    if "<|" in text and (found := CONTROL_TOKEN.search(text)):
         raise RecordError(
-            "bad_record",
-            "the record has neither `conversations` nor `messages`",
-            cure="Use LLaVA's format or OpenAI's messages.",
+            "control_token",
+            f"the text contains the control token {found.group()}",
+            cure="Remove it; the chat template writes the control tokens.",
         )
-    for message in messages:
-        if found := CONTROL_TOKEN.search(message.text):
-            raise RecordError(
-                "control_token",
-                f"the text contains the control token {found.group()}",
-                cure="Remove it; the chat template writes the control tokens.",
-            )
+    if not text.isascii() and (lone := re.search("[\ud800-\udfff]", text)):
+        raise RecordError(
+            "bad_text",
+            f"the text contains half a character, \\u{ord(lone.group()):x}",
+            cure="Write whole characters; the text was cut inside one.",
+        )
     return messages
 
 
-def _from_llava(record: Mapping[str, Any], folders: _Folders) -> tuple[Message, ...]:
-    turns = record["conversations"]
+def _messages(record: Record, media: Media) -> tuple[Message, ...]:
+    value = record.value
+    if not isinstance(value, dict):
+        raise RecordError("bad_record", "the record is not an object", cure="Write one JSON object a record.")
+    if isinstance(value.get("conversations"), list):
+        return _from_llava(value, _sources(record, media))
+    if isinstance(value.get("messages"), list):
+        return _from_openai(value["messages"], value, _sources(record, media), media)
+    if isinstance(value.get("texts"), list):
+        return _from_openai(_from_pairs(value["texts"]), value, _sources(record, media), media)
+    if "file_name" in value:
+        return _from_metadata(record, media)
+    raise RecordError(
+        "bad_record",
+        "the record has neither `conversations` nor `messages`",
+        cure="Use LLaVA's format or OpenAI's messages.",
+    )
+
+
+_Sources = dict[str, list[Image | Audio]]
+
+
+def _sources(record: Record, media: Media) -> _Sources:
+    """The images and recordings a record names outside its turns, by placeholder, in order."""
+    value = record.value
+    images = value["image"] if value.get("image") is not None else value.get("images")
+    return {
+        "<image>": [Image(_embedded(name, record) or media.image(name)) for name in _names(images, "image")],
+        "<audio>": [Audio(media.recording(name)) for name in _names(value.get("audio"), "audio")],
+    }
+
+
+def _names(given: Any, key: str) -> list[Any]:
+    names = [] if given is None else given if isinstance(given, list) else [given]
+    for name in names:
+        if not (isinstance(name, str) and name) and not (key == "image" and isinstance(name, dict)):
+            raise RecordError("bad_record", f"`{key}` is neither a name nor a list of names", cure="Write file names.")
+    return names
+
+
+def _embedded(name: Any, record: Record) -> bytes | None:
+    """The image itself where the record came with it, as Parquet's do."""
+    if isinstance(name, str):
+        return None
+    index = name.get("embedded")
+    if not isinstance(index, int) or not 0 <= index < len(record.embedded):
+        raise RecordError("bad_record", "`image` is neither a name nor a list of names", cure="Write file names.")
+    return record.embedded[index]
+
+
+def _from_llava(value: Mapping[str, Any], sources: _Sources) -> tuple[Message, ...]:
+    turns = value["conversations"]
     if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
         raise RecordError("bad_record", "a turn lacks its text in `value`", cure="Write {from, value} turns.")
-    sources = {
-        "<image>": (resolve_image(name, folders.images) for name in _names(record, "image", "<image>")),
-        "<audio>": (folders.audio / name for name in _names(record, "audio", "<audio>")),
-    }
-    messages = []
-    for turn in turns:
-        parts: list[Part] = []
-        for piece in re.split("(<image>|<audio>)", turn["value"]):
-            kind = PLACEHOLDERS.get(piece)
-            parts.append(Text(piece) if kind is None else kind(next(sources[piece])))
-        messages.append(Message(_role(LLAVA_ROLES, turn.get("from")), _tidy(parts)))
-    return tuple(messages)
+    _check_places([turn["value"] for turn in turns], sources)
+    return tuple(Message(_role(LLAVA_ROLES, turn.get("from")), _with_media(turn["value"], sources)) for turn in turns)
 
 
-def _names(record: Mapping[str, Any], key: str, placeholder: str) -> list[str]:
-    """The files a LLaVA record names under a key, as many as there are placeholders in its text."""
-    given = record.get(key)
-    names = [] if given is None else given if isinstance(given, list) else [given]
-    if not all(isinstance(name, str) and name for name in names):
-        raise RecordError("bad_record", f"`{key}` is neither a name nor a list of names", cure="Write file names.")
-    wanted = sum(turn["value"].count(placeholder) for turn in record["conversations"])
-    if wanted != len(names):
-        noun = "image" if key == "image" else "recording"
-        raise RecordError(
-            f"{key}_count",
-            f"the text has {wanted} {placeholder} and the record {len(names)} {noun}{'s' * (len(names) != 1)}",
-            cure=f"Write one {placeholder} for each {noun}.",
-        )
-    return names
+def _check_places(texts: list[str], sources: _Sources) -> None:
+    """As many placeholders as files."""
+    text = "\n".join(texts)
+    for placeholder, found in sources.items():
+        wanted = text.count(placeholder)
+        if wanted != len(found):
+            key, noun = ("image", "image") if placeholder == "<image>" else ("audio", "recording")
+            raise RecordError(
+                f"{key}_count",
+                f"the text has {wanted} {placeholder} and the record {len(found)} {noun}{'s' * (len(found) != 1)}",
+                cure=f"Write one {placeholder} for each {noun}.",
+            )
+
+
+def _with_media(text: str, sources: _Sources) -> tuple[Part, ...]:
+    """A turn's text with each placeholder as the next file of its kind; they are used up."""
+    if "<image>" not in text and "<audio>" not in text:
+        return (Text(text),)
+    pieces = re.split("(<image>|<audio>)", text)
+    return _tidy([sources[piece].pop(0) if piece in PLACEHOLDERS else Text(piece) for piece in pieces])
 
 
 def _tidy(parts: list[Part]) -> tuple[Part, ...]:
@@ -211,19 +241,81 @@ def _tidy(parts: list[Part]) -> tuple[Part, ...]:
     return tuple(tidied)
 
 
-def _from_openai(turn: Any, folders: _Folders) -> Message:
-    if not isinstance(turn, dict):
-        raise RecordError("bad_record", "a turn is not an object", cure="Write {role, content} turns.")
-    role = _role({"system": "system", "user": "user", "assistant": "assistant"}, turn.get("role"))
-    content = turn.get("content")
+def _from_openai(turns: list[Any], value: Mapping[str, Any], sources: _Sources, media: Media) -> tuple[Message, ...]:
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise RecordError("bad_record", "a turn is not an object", cure="Write {role, content} turns.")
+        if not isinstance(turn.get("content"), str | list):
+            raise RecordError("bad_record", "a turn lacks its content", cure="Write a string or a list of parts.")
+    if value.get("images") is None and value.get("image") is None:
+        # Without files beside the turns, `<image>` in a text is a word like any other.
+        return tuple(Message(_role(OPENAI_ROLES, turn.get("role")), _content(turn, media)) for turn in turns)
+    return _with_images(turns, sources, media)
+
+
+def _with_images(turns: list[dict[str, Any]], sources: _Sources, media: Media) -> tuple[Message, ...]:
+    """Turns whose images stand beside them: at `<image>` or at image parts without a source, else before all."""
+    written = [_placeholders(turn["content"]) for turn in turns]
+    first = next((index for index, turn in enumerate(turns) if turn.get("role") == "user"), 0)
+    if turns and not any("<image>" in part for parts in written for part in parts if isinstance(part, str)):
+        written[first] = ["<image>"] * len(sources["<image>"]) + written[first]
+    _check_places([part for parts in written for part in parts if isinstance(part, str)], sources | {"<audio>": []})
+    messages = []
+    for turn, parts in zip(turns, written, strict=True):
+        content: list[Part] = []
+        for part in parts:
+            content += _with_media(part, sources) if isinstance(part, str) else [_part(part, media)]
+        messages.append(Message(_role(OPENAI_ROLES, turn.get("role")), _tidy(content)))
+    return tuple(messages)
+
+
+def _placeholders(content: str | list[Any]) -> list[Any]:
+    """A turn's content with its texts as strings, and image parts that name no file as `<image>`."""
     if isinstance(content, str):
-        return Message(role, (Text(content),))
-    if not isinstance(content, list):
-        raise RecordError("bad_record", "a turn lacks its content", cure="Write a string or a list of parts.")
-    return Message(role, tuple(_part(part, folders) for part in content))
+        return [content]
+    written: list[Any] = []
+    for part in content:
+        part = {key: item for key, item in part.items() if item is not None} if isinstance(part, dict) else part
+        if part == {"type": "image"}:
+            written.append("<image>")
+        elif isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+            written.append(part["text"])
+        else:
+            written.append(part)
+    return written
 
 
-def _part(part: Any, folders: _Folders) -> Part:
+def _from_pairs(pairs: list[Any]) -> list[Any]:
+    """The Cauldron's `texts`: a question and its answer in one object."""
+    if not all(isinstance(pair, dict) and {"user", "assistant"} <= pair.keys() for pair in pairs):
+        raise RecordError("bad_record", "`texts` holds no {user, assistant} pairs", cure="Write both in each of them.")
+    return [{"role": role, "content": pair[role]} for pair in pairs for role in ("user", "assistant")]
+
+
+def _from_metadata(record: Record, media: Media) -> tuple[Message, ...]:
+    """A row of an image folder's metadata, or a COCO caption."""
+    value = record.value
+    name, question, answer = value["file_name"], value.get("question"), value.get("answer")
+    if not isinstance(name, str) or not name:
+        raise RecordError("bad_record", "the record names no image", cure="Write its `file_name`.")
+    if question is None and answer is None:
+        answer = value.get("text")
+        question = caption_request(f"{name} {id_of(record)}")
+    if not isinstance(question, str) or not isinstance(answer, str):
+        raise RecordError(
+            "bad_record",
+            "the record has neither `question` and `answer` nor `text`",
+            cure="Write a question with its answer, or a caption as `text`.",
+        )
+    return Message("user", (Image(media.image(name)), Text(question))), Message("assistant", (Text(answer),))
+
+
+def _content(turn: dict[str, Any], media: Media) -> tuple[Part, ...]:
+    content = turn["content"]
+    return (Text(content),) if isinstance(content, str) else tuple(_part(part, media) for part in content)
+
+
+def _part(part: Any, media: Media) -> Part:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return Text(part["text"])
@@ -232,7 +324,7 @@ def _part(part: Any, folders: _Folders) -> Part:
         source = _source(part, ("image_url", "image", "url", "path"))
         if source.startswith("data:"):
             return Image(_decoded(source.partition(";base64,")[2], "image"))
-        return Image(resolve_image(_local(source, "image"), folders.images))
+        return Image(media.image(_local(source, "image")))
     if kind in ("audio", "input_audio"):
         # OpenAI's {"input_audio": {"data": ..., "format": ...}}, and transformers' {"audio": ...} and so on.
         given = part.get("input_audio")
@@ -241,7 +333,7 @@ def _part(part: Any, folders: _Folders) -> Part:
         source = _source(part, ("input_audio", "audio", "url", "path"))
         if source.startswith("data:"):
             return Audio(_decoded(source.partition(";base64,")[2], "audio"))
-        return Audio(folders.audio / _local(source, "audio"))
+        return Audio(media.recording(_local(source, "audio")))
     raise RecordError(
         "bad_record", f"a part of type {kind!r} is not known", cure="Use text, image_url and input_audio parts."
     )
@@ -278,20 +370,3 @@ def _role(roles: Mapping[str, Role], name: Any) -> Role:
     if name not in roles:
         raise RecordError("unknown_role", f"unknown speaker {name!r}", cure=f"Use one of {', '.join(roles)}.")
     return roles[name]
-
-
-def resolve_image(name: str, folder: Path) -> Path:
-    """The path of an image, also where a data set and COCO's folders disagree on its name.
-
-    LLaVA-Instruct says `000000033471.jpg` or `coco/train2017/000000033471.jpg`; the folders of COCO 2014 hold
-    `COCO_train2014_000000033471.jpg`. The name as given is returned where nothing is found: the check reports it.
-    """
-    path = folder / name
-    if path.exists():
-        return path
-    stem = Path(name).name
-    bare = re.sub(r"^COCO_(?:train|val)2014_", "", stem)
-    for other in (stem, bare, f"COCO_train2014_{bare}", f"COCO_val2014_{bare}"):
-        if (folder / other).exists():
-            return folder / other
-    return path

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..audio import audio_seconds
-from ..errors import AudioError, DataError, ImageError, MessageError
-from ..messages import Audio, Image, check_conversation
-from ..vision import check_image, open_image
-from .formats import RecordError, Sample, read_samples
+import numpy as np
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
+from ..errors import DataError
+from .media import Look, MediaFault, media_faults
+from .statistics import describe
+from .store import Progress, RecordStore, Samples, open_store
+
+NAMED_FAULTS = 1000
+"""Faults that a report names one by one, if nobody asks for more; all are counted."""
 
 
 @dataclass(frozen=True)
@@ -41,31 +40,38 @@ class Fault:
 
 @dataclass
 class Report:
-    """What a check found, faults in file order; `samples` counts all records, the faulty ones among them."""
+    """What a check found.
+
+    Attributes:
+        path: the data file.
+        samples: all records, the faulty ones among them.
+        faulty: records with at least one fault.
+        faults: the first of them, in file order.
+        faults_by_kind: all of them, counted.
+        counts, kinds, histograms, repeated: of `eden.data.statistics.describe`.
+    """
 
     path: str
     samples: int = 0
+    faulty: int = 0
     faults: list[Fault] = field(default_factory=list)
+    faults_by_kind: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def faulty(self) -> int:
-        """Records with at least one fault."""
-        return len({fault.where for fault in self.faults})
+    kinds: dict[str, int] = field(default_factory=dict)
+    histograms: dict[str, list[dict[str, int]]] = field(default_factory=dict)
+    repeated: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        return not self.faults
+        return not self.faulty
+
+    @property
+    def unnamed(self) -> int:
+        """Faults that are counted but not named."""
+        return sum(self.faults_by_kind.values()) - len(self.faults)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "path": self.path,
-            "samples": self.samples,
-            "faulty": self.faulty,
-            "counts": self.counts,
-            "faults_by_kind": dict(Counter(fault.kind for fault in self.faults)),
-            "faults": [vars(fault) for fault in self.faults],
-        }
+        return vars(self) | {"faults": [vars(fault) for fault in self.faults], "unnamed_faults": self.unnamed}
 
 
 def check(
@@ -73,52 +79,37 @@ def check(
     images: str | Path | None = None,
     audio: str | Path | None = None,
     *,
-    decode: bool = True,
+    look: Look = "opened",
+    named: int = NAMED_FAULTS,
     on_progress: Progress | None = None,
-) -> tuple[Report, list[Sample]]:
+) -> tuple[Report, Samples]:
     """Checks every record, every image and every recording of a data file.
 
     Args:
-        path: the data file.
+        path: the data file, a folder of images with metadata, Parquet, or a data set of the hub (`open_data`).
         images: the folder of its images; None is the file's own.
         audio: the folder of its recordings; None is the file's own.
-        decode: decode every image in full; otherwise only its header is read. Recordings are always decoded: their
-            headers tell too little.
-        on_progress: called as images and recordings are checked.
+        look: `listed` finds images that are missing, `opened` those that are none too, `decoded` damaged ones too.
+            Recordings are always decoded: their headers tell too little.
+        named: how many faults to name.
+        on_progress: called as records are read (out of 0), and as images and recordings are checked.
 
     Returns:
         The report, and the good samples in file order.
 
     Raises:
-        DataError: the file is missing, empty, or no JSON at all.
+        DataError: the file is missing, empty, or not valid.
+        StorageError: the cache, where the records are kept, is not writable.
     """
-    found: list[Sample | Fault] = []
-    for item in read_samples(path, images, audio):
-        if isinstance(item, RecordError):
-            found.append(Fault(str(item.where), item.sample_id, item.kind, item.what, str(item.cure)))
-            continue
-        try:
-            check_conversation(item.messages, answered=True)
-        except MessageError as error:
-            what = f"{error.where}: {error.what}" if error.where else error.what
-            found.append(Fault(item.where, item.id, error.kind, what, str(error.cure)))
-            continue
-        found.append(item)
-    read = [item for item in found if isinstance(item, Sample)]
-    broken = _check_media(read, decode, on_progress)
-    faults: list[Fault] = []
-    good: list[Sample] = []
-    for record in found:
-        if isinstance(record, Fault):
-            faults.append(record)
-        elif errors := [broken[key] for part in _media(record) if (key := _key(part)) in broken]:
-            faults += [
-                Fault(record.where, record.id, error.kind, f"{error.where}: {error.what}", str(error.cure))
-                for error in errors
-            ]
-        else:
-            good.append(record)
-    return Report(str(path), len(found), faults, _count(read, len(found))), good
+    store = open_store(path, images, audio, on_progress)
+    faulty = store.faulty()
+    of_media = media_faults(store, look, on_progress)
+    kinds = Counter(store.table["fault_kind"].combine_chunks().drop_null().to_pylist())
+    kinds.update(fault.kind for fault in of_media)
+    faults = [fault for fault, _ in zip(_in_order(store, faulty, of_media), range(named), strict=False)]
+    faulty[[fault.row for fault in of_media]] = True
+    report = Report(str(path), len(store), int(faulty.sum()), faults, dict(kinds.most_common()), **describe(store))
+    return report, Samples.of(store, np.flatnonzero(~faulty))
 
 
 def load_samples(
@@ -127,24 +118,27 @@ def load_samples(
     audio: str | Path | None = None,
     *,
     on_error: Literal["fail", "skip"] = "fail",
+    look: Look = "decoded",
     on_progress: Progress | None = None,
-) -> tuple[list[Sample], Report]:
+) -> tuple[Samples, Report]:
     """The good samples of a data file, for training and evaluation.
 
     Args:
-        path: the data file.
+        path: the data file, or what else `check` takes.
         images: the folder of its images; None is the file's own.
         audio: the folder of its recordings; None is the file's own.
         on_error: `fail` if any record is faulty, or `skip` those that are.
-        on_progress: called as images and recordings are checked.
+        look: how close to look at images, as `check` says.
+        on_progress: called as records are read, and as images and recordings are checked.
 
     Raises:
         DataError: a record is faulty and `on_error` is `fail`, no record is good, or the file cannot be read.
+        StorageError: the cache, where the records are kept, is not writable.
     """
-    report, samples = check(path, images, audio, on_progress=on_progress)
-    if report.faults and (on_error == "fail" or not samples):
-        first = report.faults[0]
-        more = f" ({len(report.faults) - 1} more faults)" if len(report.faults) > 1 else ""
+    report, samples = check(path, images, audio, look=look, on_progress=on_progress)
+    if report.faulty and (on_error == "fail" or not samples):
+        first, number = report.faults[0], sum(report.faults_by_kind.values())
+        more = f" ({number - 1:,} more faults)" if number > 1 else ""
         raise DataError(
             first.message + more,
             where=first.where,
@@ -153,55 +147,16 @@ def load_samples(
     return samples, report
 
 
-_Key = tuple[str, str | bytes]
-
-
-def _check_media(
-    samples: Sequence[Sample], decode: bool, on_progress: Progress | None
-) -> dict[_Key, ImageError | AudioError]:
-    """The images and recordings that cannot be used, by key; one that many samples name is checked once."""
-    unique = {_key(part): part for sample in samples for part in _media(sample)}
-
-    def attempt(part: Image | Audio) -> ImageError | AudioError | None:
-        try:
-            if isinstance(part, Audio):
-                audio_seconds(part.source)
-            elif decode:
-                open_image(part.source)
-            else:
-                check_image(part.source)
-        except (ImageError, AudioError) as error:
-            return error
-        return None
-
-    broken: dict[_Key, ImageError | AudioError] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and ffmpeg let other threads run while they decode
-        for done, (key, error) in enumerate(zip(unique, pool.map(attempt, unique.values()), strict=True), 1):
-            if error is not None:
-                broken[key] = error
-            if on_progress is not None:
-                on_progress(done, len(unique))
-    return broken
-
-
-def _media(sample: Sample) -> list[Image | Audio]:
-    return [part for message in sample.messages for part in message.content if isinstance(part, Image | Audio)]
-
-
-def _key(part: Image | Audio) -> _Key:
-    return type(part).__name__, part.source if isinstance(part.source, bytes) else str(part.source)
-
-
-def _count(samples: Sequence[Sample], records: int) -> dict[str, int]:
-    images = [sum(len(message.images) for message in sample.messages) for sample in samples]
-    audio = [sum(len(message.audio) for message in sample.messages) for sample in samples]
-    ids = Counter(sample.id for sample in samples)
-    return {
-        "turns": sum(len(sample.messages) for sample in samples),
-        "answers": sum(message.role == "assistant" for sample in samples for message in sample.messages),
-        "images": sum(images),
-        "recordings": sum(audio),
-        "text_only_samples": sum(not pictures and not spoken for pictures, spoken in zip(images, audio, strict=True)),
-        "samples_with_several_images": sum(number > 1 for number in images),
-        "repeated_ids": sum(number - 1 for number in ids.values()),
-    }
+def _in_order(
+    store: RecordStore, faulty: np.ndarray[Any, np.dtype[np.bool_]], of_media: list[MediaFault]
+) -> Iterator[Fault]:
+    """Faults in file order; made one by one, for there may be as many as records."""
+    rows = sorted([(int(row), -1) for row in np.flatnonzero(faulty)] + [(f.row, i) for i, f in enumerate(of_media)])
+    for row, index in rows:
+        if index < 0:
+            error = store.fault(row)
+            yield Fault(str(error.where), error.sample_id, error.kind, error.what, str(error.cure))
+        else:
+            fault = of_media[index]
+            sample_id = store.table["id"][row].as_py()
+            yield Fault(store.where(row), sample_id, fault.kind, f"{fault.where}: {fault.what}", fault.cure)

@@ -14,7 +14,7 @@ from ..errors import InputError, RunError
 from ..messages import Message, Text
 from ..speech import Transcriber
 from ..tiny.voice import add_noise, random_voice, speak
-from .tasks import Question, Task
+from .questions import Question, Task
 
 SPELLINGS = {"colour": "color", "colours": "colors", "grey": "gray"}
 """Spellings that sound alike, for the count of wrong words."""
@@ -74,7 +74,7 @@ def speak_task(
         groups[name] = typed
         if name == group:
             groups[f"{group}_spoken"] = spoken
-    return Task(task.name, groups), Hearing([question.kind for question in questions], said, heard)
+    return replace(task, groups=groups), Hearing([question.kind for question in questions], said, heard)
 
 
 def _speak_and_hear(

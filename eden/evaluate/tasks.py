@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import PIL.Image
@@ -16,66 +12,95 @@ from ..messages import Message
 from ..tiny import questions as world_questions
 from ..tiny.dataset import evaluation_set
 from ..tiny.world import Scene
+from . import marking
+from .measures import Marks, Measure
+from .official import ACCURACY, BENCHMARKS, Files, open_benchmark
+from .questions import Question, Task, one_by_one
 
 WORLD_SEED = 2026
 WORLD_QUESTIONS = {"accuracy": 2000, "accuracy_unseen_pairs": 500, "accuracy_blind": 500}
 
 
-@dataclass(frozen=True)
-class Question:
-    """One question of a task.
-
-    Attributes:
-        messages: the conversation up to the question.
-        expected: the reference answer, for people to read.
-        kind: what is asked about; results are also given by kind.
-        is_correct: judges an answer.
-    """
-
-    messages: tuple[Message, ...]
-    expected: str
-    kind: str
-    is_correct: Callable[[str], bool]
-
-
-@dataclass(frozen=True)
-class Task:
-    """Named groups of questions; each group's accuracy is reported under its name, the first is the task's own."""
-
-    name: str
-    groups: dict[str, Sequence[Question]]
-
-
 def open_task(
-    name: str, *, images: str | Path | None = None, audio: str | Path | None = None, limit: int | None = None
+    name: str,
+    *,
+    questions: str | Path | None = None,
+    annotations: str | Path | None = None,
+    images: str | Path | None = None,
+    audio: str | Path | None = None,
+    split: str | None = None,
+    instruction: str | None = None,
+    limit: int | None = None,
 ) -> Task:
-    """`world` (the coloured shapes eden-tiny knows) or a data file in any format that `eden check` reads.
+    """A task by name, or a data file in any format that `eden check` reads.
 
     Args:
-        name: the task's name or the file's path.
+        name: `world` (the coloured shapes eden-tiny knows), a benchmark (`pope`, `vqav2`, `gqa`, `textvqa`,
+            `scienceqa`, `captions`), or a data file's path.
+        questions: the benchmark's official file.
+        annotations: VQAv2's second file, the annotators' answers.
         images: the folder of the file's images; None is the file's own folder.
-        audio: the same of its recordings.
+        audio: the same of a data file's recordings.
+        split: of ScienceQA; None is test.
+        instruction: the words after a benchmark's question that say how to answer, or those that ask for a caption;
+            None is what is usual.
         limit: at most this many questions a group.
 
     Raises:
-        DataError: the file is missing or faulty.
-        InputError: there is no such task.
+        DataError: a file is missing, faulty or of another kind.
+        InputError: there is no such task, or an option is missing or not of this task.
     """
+    given = {"questions": questions, "annotations": annotations, "images": images, "audio": audio}
+    given |= {"split": split, "instruction": instruction}
+    _check_options(name, {option for option, value in given.items() if value is not None})
     if name == "world":
         return _world(limit)
-    if not Path(name).exists():
-        raise InputError(f"no task and no file named {name!r}", cure="Give `world` or the path of a data file.")
-    samples, _ = load_samples(name, images, audio)
+    if name in BENCHMARKS and questions is not None:
+        path = Path(questions)
+        answers = Path(annotations) if annotations is not None else None
+        folder = Path(images) if images is not None else path.parent
+        return open_benchmark(name, Files(path, answers, folder, split, instruction), limit)
+    return _data_file(name, images, audio, limit)
+
+
+def _check_options(name: str, given: set[str]) -> None:
+    """An option that would be ignored is refused."""
+    if name in BENCHMARKS:
+        benchmark = BENCHMARKS[name]
+        if "questions" not in given:
+            raise InputError(f"{name} needs its official file", cure=f"Give --questions FILE: {benchmark.file}.")
+        takes = {"questions", "images", "instruction"} | benchmark.takes
+    elif name == "world":
+        takes = set()
+    elif Path(name).exists():
+        takes = {"images", "audio"}
+    else:
+        raise InputError(
+            f"no task and no file named {name!r}",
+            cure=f"Give world, {', '.join(BENCHMARKS)} or the path of a data file.",
+        )
+    for option in sorted(given - takes):
+        raise InputError(f"--{option} is not for the task {name}", cure="Leave it out.")
+
+
+REPLY_MEASURES = {"accuracy": Measure(("right",)), "token_f1": Measure(("f1",))}
+
+
+def _data_file(path: str, images: str | Path | None, audio: str | Path | None, limit: int | None) -> Task:
+    """Each conversation's last answer is the reference; all before it is asked."""
+    samples, _ = load_samples(path, images, audio)
     questions = [
         Question(
+            id=sample.id,
             messages=sample.messages[:-1],
+            text=sample.messages[-2].text,
             expected=sample.messages[-1].text,
             kind="all",
-            is_correct=partial(exact_match, sample.messages[-1].text),
+            reference=sample.messages[-1].text,
         )
         for sample in samples[:limit]
     ]
-    return Task(Path(name).stem, {"accuracy": questions})
+    return Task(Path(path).stem, {"accuracy": questions}, one_by_one(marking.reply), REPLY_MEASURES)
 
 
 def _world(limit: int | None) -> Task:
@@ -88,32 +113,30 @@ def _world(limit: int | None) -> Task:
     unseen = evaluation_set(sizes["accuracy_unseen_pairs"], seed=WORLD_SEED, split="unseen_pairs")
     blind = test[: sizes["accuracy_blind"]]
     shuffled = [image for _, image, _ in blind[1:] + blind[:1]]
-    return Task(
-        "world",
-        {
-            "accuracy": [_world_question(*item) for item in test[: sizes["accuracy"]]],
-            "accuracy_unseen_pairs": [_world_question(*item) for item in unseen],
-            "accuracy_blind": [
-                _world_question(scene, image, question)
-                for (scene, _, question), image in zip(blind, shuffled, strict=True)
-            ],
-        },
-    )
+    asked = {
+        "accuracy": test[: sizes["accuracy"]],
+        "accuracy_unseen_pairs": unseen,
+        "accuracy_blind": [
+            (scene, image, question) for (scene, _, question), image in zip(blind, shuffled, strict=True)
+        ],
+    }
+    groups = {
+        group: [_world_question(str(number), *item) for number, item in enumerate(items, 1)]
+        for group, items in asked.items()
+    }
+    return Task("world", groups, one_by_one(_judge_world), ACCURACY)
 
 
-def _world_question(scene: Scene, image: PIL.Image.Image, question: world_questions.Question) -> Question:
+def _world_question(number: str, scene: Scene, image: PIL.Image.Image, question: world_questions.Question) -> Question:
     return Question(
+        id=number,
         messages=(Message.user(question.text, [image]),),
+        text=question.text,
         expected=question.answer,
         kind=question.kind,
-        is_correct=partial(world_questions.is_correct, question, scene),
+        reference=(question, scene),
     )
 
 
-def exact_match(expected: str, answer: str) -> bool:
-    """Equal but for case, outer punctuation and spacing."""
-    return _normalise(expected) == _normalise(answer)
-
-
-def _normalise(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip(" .!?\"'").casefold()
+def _judge_world(reference: tuple[world_questions.Question, Scene], answer: str) -> Marks:
+    return {"right": world_questions.is_correct(*reference, answer)}

@@ -8,6 +8,7 @@ D language model width, V vocabulary.
     input_ids [B,T] -------------------- token embeddings [B,T,D] -----------------+--> Phi-3 -> logits [B,T,V]
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,9 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
+from .attention import PACKED_SDPA
 from .configuration import MultimodalPhiConfig
+from .loss import IGNORE_INDEX, answer_loss
 from .projection import ProjectionBlock
 
 
@@ -27,6 +30,18 @@ class MultimodalPhiOutput(CausalLMOutputWithPast):
     """Causal language model output, plus `image_hidden_states`: the image embeddings [I,N,D] of this call, if any."""
 
     image_hidden_states: torch.FloatTensor | None = None
+
+
+def image_features(
+    tower: CLIPVisionModelWithProjection, pixel_values: torch.Tensor, feature: str, layer: int
+) -> torch.Tensor:
+    """Pixels [I,3,H,W] -> image features [I,N,Dv], without gradient: the tower is always frozen."""
+    pooled = feature == "pooled"
+    with torch.no_grad():
+        output = tower(pixel_values.to(tower.dtype), output_hidden_states=not pooled)
+    if pooled:
+        return output.image_embeds.unsqueeze(1)
+    return output.hidden_states[layer][:, 1:]  # the class token is dropped
 
 
 class MultimodalPhiPreTrainedModel(PreTrainedModel):
@@ -62,13 +77,10 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixels [I,3,H,W] -> image features [I,N,Dv], without gradient: the tower is always frozen."""
-        pooled = self.config.vision_feature == "pooled"
-        with torch.no_grad():
-            output = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=not pooled)
-        if pooled:
-            return output.image_embeds.unsqueeze(1)
-        return output.hidden_states[self.config.vision_feature_layer][:, 1:]  # the class token is dropped
+        """Pixels [I,3,H,W] -> image features [I,N,Dv]."""
+        return image_features(
+            self.vision_tower, pixel_values, self.config.vision_feature, self.config.vision_feature_layer
+        )
 
     def get_image_features(
         self,
@@ -106,6 +118,27 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
         image_embeds = image_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(mask.unsqueeze(-1), image_embeds)
 
+    def pack(self, sample_lengths: Sequence[int], inputs_embeds: torch.Tensor) -> dict[str, Any]:
+        """What keeps the samples of one row [1,T,D] apart, in the words of the attention that runs.
+
+        Raises:
+            ValueError: there is more than one row, or the samples do not fill it.
+        """
+        rows, width = inputs_embeds.shape[:2]
+        if rows != 1 or sum(sample_lengths) != width:
+            raise ValueError(f"samples of {sum(sample_lengths)} tokens in {rows} row(s) of {width}")
+        device, implementation = inputs_embeds.device, self.config.text_config._attn_implementation
+        position_ids = torch.cat([torch.arange(length, device=device) for length in sample_lengths]).unsqueeze(0)
+        packed: dict[str, Any] = {"position_ids": position_ids, "attention_mask": None, "use_cache": False}
+        if implementation == PACKED_SDPA:
+            # A mask of four dimensions is passed on as it is: none as large as the row is made, and none is looked at.
+            return packed | {"attention_mask": inputs_embeds.new_empty(0, 0, 0, 0), "sample_lengths": sample_lengths}
+        if implementation.startswith("flash_attention"):
+            ends = torch.tensor([0, *sample_lengths], device=device).cumsum(0, dtype=torch.int32)
+            of_kernel = {"cu_seq_lens": ends, "max_length": max(sample_lengths)}
+            return packed | {f"{name}_{side}": value for name, value in of_kernel.items() for side in "qk"}
+        return packed  # transformers sees by the positions where a sample begins, and masks the others out
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,  # [B,T]
@@ -115,6 +148,7 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,  # [B,T,D]
         pixel_values: torch.FloatTensor | None = None,  # [I,3,H,W]
         image_features: torch.FloatTensor | None = None,  # [I,N,Dv]
+        sample_lengths: Sequence[int] | None = None,  # of samples packed into one row, B = 1; they see only themselves
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
@@ -125,6 +159,10 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
         if pixel_values is not None or image_features is not None:
             image_embeds = self.get_image_features(pixel_values, image_features).pooler_output  # [I,N,D]
             inputs_embeds = self.merge_image_embeddings(input_ids, inputs_embeds, image_embeds)
+        if sample_lengths is not None:
+            packed = self.pack(sample_lengths, inputs_embeds)
+            attention_mask, position_ids = packed.pop("attention_mask"), packed.pop("position_ids")
+            kwargs |= packed
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -173,12 +211,13 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
         image_features: torch.FloatTensor | None = None,  # [I,N,Dv]
         labels: torch.LongTensor | None = None,  # [B,T], -100 where no loss is taken
         logits_to_keep: int | torch.Tensor = 0,  # the last n positions; 0 keeps all
+        return_logits: bool = True,  # False with labels: the loss alone, without logits of what is not supervised
         **kwargs: Any,
     ) -> MultimodalPhiOutput:
         if labels is not None:
             kwargs.setdefault("use_cache", False)  # a loss needs none, and with one, packed samples see each other
         # What the loss alone takes; everything else is the language model's.
-        loss_kwargs = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
+        supervised = kwargs.pop("num_items_in_batch", None)
         kwargs.pop("return_dict", None)  # the output is always a dict-like object that also unpacks as a tuple
         outputs = self.model(
             input_ids=input_ids,
@@ -190,10 +229,22 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
             image_features=image_features,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # [B,T,V]
-        loss = None
+        states = outputs.last_hidden_state
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **loss_kwargs)
+            if supervised is None:
+                supervised = (labels[:, 1:] != IGNORE_INDEX).sum()
+            # A batch may have none, if its images turned out damaged: that is a loss of 0, not 0/0.
+            supervised = torch.as_tensor(supervised).clamp(min=1)
+        loss = logits = None
+        if return_logits:
+            logits = self.lm_head(slice_logits_to_keep(states, logits_to_keep))  # [B,T,V]
+            if labels is not None:
+                vocab_size = self.config.text_config.vocab_size
+                loss = self.loss_function(logits, labels, vocab_size=vocab_size, num_items_in_batch=supervised)
+        elif labels is not None:
+            loss = answer_loss(states, self.lm_head.weight, labels, supervised)
+        else:
+            raise ValueError("without labels there is nothing to return but logits")
         return MultimodalPhiOutput(
             loss=loss,
             logits=logits,

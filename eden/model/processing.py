@@ -9,8 +9,9 @@ from typing import Any
 from transformers import AddedToken, PreTrainedTokenizerBase
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
+from .loss import IGNORE_INDEX
+
 IMAGE_TOKEN = "<|image|>"
-IGNORE_INDEX = -100
 
 
 class MultimodalPhiProcessor(ProcessorMixin):

@@ -1,0 +1,64 @@
+"""What was computed from a data set once and is opened again: files in Eden's cache, whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from ..errors import StorageError
+from ..files import cache_folder, new_file, storage_error
+
+
+def data_folder(path: str, identity: str) -> Path:
+    """Where everything made of one version of a data file is kept; earlier versions of it stand beside.
+
+    Args:
+        path: of the data file.
+        identity: changes when the content does, or when Eden would read it differently.
+    """
+    return cache_folder() / "data" / f"{Path(path).stem or 'data'}-{digest(path)}" / digest(identity)
+
+
+def digest(text: str) -> str:
+    """A short name for a text; different texts have different ones."""
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:20]
+
+
+def cached(path: Path, build: Callable[[Path], None]) -> Path:
+    """Builds a file of the cache unless it is there; of several processes one builds and the others wait for it.
+
+    Args:
+        path: the file.
+        build: writes it to the path it is given.
+
+    Raises:
+        StorageError: the disk is full or the cache is not writable. No half file is ever found at `path`.
+    """
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f"{path.name}.lock")):
+            if not path.exists():
+                for half in path.parent.glob(f".{path.name}.*"):  # of a run that was killed: nobody else has the lock
+                    half.unlink(missing_ok=True)
+                with new_file(path) as beside:
+                    build(beside)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except StorageError as error:
+        raise StorageError(
+            error.what, where=error.where, cure="Free some space, or name another cache folder in EDEN_CACHE."
+        ) from error
+    return path
+
+
+def forget_earlier(folder: Path) -> None:
+    """Removes what was made of earlier versions of a data file. Who has it open keeps it until he ends."""
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)

@@ -1,0 +1,327 @@
+"""The vision tower's features of a data set's images, kept on disk: the frozen tower sees each image once.
+
+    image files -> chunks of 512 -> threads read, hash and decode | the tower encodes -> one shard a chunk
+
+A feature is found by what it depends on: the folder's name is the tower's fingerprint (weights, layer, preprocessing,
+number format), the key the SHA-256 of the image file. A changed tower or picture is therefore another entry, and never
+taken for the old one. A chunk is one process's while it holds the chunk's lock, which the system lets go of when the
+process dies; a shard is written beside and renamed. So any number of processes work together, and a killed one
+leaves nothing but a chunk for the next to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ..errors import ImageError, StorageError
+from ..files import cache_folder, storage_error, write_file
+from ..vision import open_image
+from ..vision_encoder import VisionEncoder
+from .image_table import ImageTable, Key, Known, Source, source_name
+
+CHUNK, BATCH = 512, 32
+"""Images of a shard, and of a pass through the tower."""
+AHEAD = 4 * BATCH
+"""Images decoded before the tower is ready for them."""
+KEY_BYTES = 32
+SUFFIX = ".safetensors"
+FORMATS = (torch.float32, torch.bfloat16)
+SAME = 0.999
+"""Cosine similarity to the features in fp32 that a number format must keep."""
+
+Progress = Callable[[int, int], None]
+
+
+class FeatureStore:
+    """Features by image.
+
+    Args:
+        encoder: whose features these are.
+        folder: where they are kept; None is Eden's cache.
+
+    Raises:
+        StorageError: the place cannot be read, or a shard is damaged.
+    """
+
+    def __init__(self, encoder: VisionEncoder, folder: Path | None = None):
+        self._encoder: VisionEncoder | None = encoder
+        self.folder = (folder or cache_folder() / "features") / encoder.fingerprint[:32]
+        self._table = ImageTable(folder and folder / "images.sqlite")
+        self._index: dict[Key, tuple[str, int]] = {}
+        self._shards: dict[str, Any] = {}  # by name; None until it is mapped
+        self._keys: dict[str, Key] = {}  # of the images that will be asked for
+        self.faults: dict[str, str] = {}
+        """What is wrong with images that `fill` could not use, by their names."""
+        self._refresh()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process maps the files itself, and encodes nothing.
+        return {**self.__dict__, "_encoder": None, "_shards": dict.fromkeys(self._shards)}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image's features: [N,Dv]."""
+        name = next(iter(self._shards))
+        return tuple(self._open(name).get_shape()[1:])
+
+    def missing(self, sources: Sequence[Source]) -> list[Source]:
+        """The images that were not encoded yet, nor found to be faulty."""
+        known = self._table.look_up(sources)
+        return [source for source, of in zip(sources, known, strict=True) if not self._settled(of)]
+
+    def features(self, source: Source) -> torch.Tensor:
+        """The features [N,Dv] of an image that `fill` was given; a copy of what is mapped from the disk.
+
+        Raises:
+            ImageError: the image cannot be used.
+        """
+        if fault := self.faults.get(source_name(source)):
+            raise ImageError(fault)
+        name, row = self._index[
+            hashlib.sha256(source).digest() if isinstance(source, bytes) else self._keys[source_name(source)]
+        ]
+        features: torch.Tensor = self._open(name)[row : row + 1][0]
+        return features
+
+    def _open(self, name: str) -> Any:
+        if self._shards[name] is None:
+            file: Any = safe_open(self.folder / name, framework="pt")
+            self._shards[name] = file.get_slice("features")
+        return self._shards[name]
+
+    def fill(
+        self, sources: Sequence[Source], *, decoders: int | None = None, on_progress: Progress | None = None
+    ) -> None:
+        """Encodes what is missing; the same images in the same order give the same shards, however often it is stopped.
+
+        Args:
+            sources: the images, each once.
+            decoders: threads that decode; None is one a core.
+            on_progress: called with (images done, images in all).
+
+        Raises:
+            StorageError: the disk is full; what was written is whole.
+        """
+        chunks = deque(sources[start : start + CHUNK] for start in range(0, len(sources), CHUNK))
+        done, passed = 0, 0
+        with ThreadPoolExecutor(decoders or os.cpu_count()) as pool:
+            while chunks:
+                chunk = chunks.popleft()
+                if self._fill_chunk(chunk, pool):
+                    done, passed = done + len(chunk), 0
+                    if on_progress is not None:
+                        on_progress(done, len(sources))
+                    continue
+                chunks.append(chunk)  # another process is at it; it is ours if that one dies
+                passed += 1
+                if passed >= len(chunks):
+                    time.sleep(0.2)
+        for source, known in zip(sources, self._table.look_up(sources), strict=True):
+            if known is None or known.fault:
+                self.faults[source_name(source)] = known.fault if known and known.fault else self._why_not(source)
+            elif not isinstance(source, bytes):
+                self._keys[source_name(source)] = known.key
+
+    def _fill_chunk(self, chunk: Sequence[Source], pool: ThreadPoolExecutor) -> bool:
+        """False if another process has the chunk."""
+        if not self.missing(chunk):
+            return True
+        name = hashlib.sha256("\n".join(map(source_name, chunk)).encode()).hexdigest()[:16]
+        with self._claimed(name) as claimed:
+            if claimed:
+                self._refresh()
+            if not claimed or not self.missing(chunk):
+                return claimed
+            read = list(self._encoded(chunk, pool))
+            if done := [(image.known.key, image.features) for image in read if image.features is not None]:
+                keys = b"".join(key for key, _ in done)
+                shard = f"{name}-{hashlib.sha256(keys).hexdigest()[:16]}{SUFFIX}"  # never another content by one name
+                tensors = {"features": torch.stack([features for _, features in done])}
+                write_file(self.folder / shard, save(tensors, {"keys": keys.hex()}))
+            self._table.add([(image.source, image.stat, image.known) for image in read if image.stat is not None])
+            self._refresh()
+            return True
+
+    def _settled(self, known: Known | None) -> bool:
+        return known is not None and (known.fault is not None or known.key in self._index)
+
+    def _refresh(self) -> None:
+        """Takes in the shards that are new, this process's or another's."""
+        try:
+            found = sorted(path.name for path in self.folder.glob(f"[!.]*{SUFFIX}"))
+        except OSError as error:
+            raise storage_error(error, self.folder) from error
+        for name in found:
+            if name not in self._shards:
+                self._index |= {key: (name, row) for row, key in enumerate(self._keys_of(name))}
+                self._shards[name] = None
+
+    def _keys_of(self, name: str) -> list[Key]:
+        try:
+            with safe_open(self.folder / name, framework="pt") as file:
+                keys = bytes.fromhex(file.metadata()["keys"])
+            return [keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES)]
+        except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+            raise StorageError(
+                "a file of the feature cache is damaged", where=str(self.folder / name), cure="Delete it."
+            ) from error
+
+    @contextmanager
+    def _claimed(self, name: str) -> Iterator[bool]:
+        """True if no other process has the chunk; a lock goes with its process, however that ends."""
+        path = self.folder / f"{name}.lock"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = path.open("wb")
+        except OSError as error:
+            raise storage_error(error, path) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            for beside in self.folder.glob(f".{name}*"):  # of a process that was killed while it wrote
+                beside.unlink(missing_ok=True)
+            yield True
+
+    def _encoded(self, chunk: Sequence[Source], pool: ThreadPoolExecutor) -> Iterator[_Image]:
+        """The chunk's images in order; while the tower encodes a batch, threads decode what comes next."""
+        assert self._encoder is not None
+        waiting: deque[Future[_Image]] = deque()
+        batch: list[_Image] = []
+        left = iter(chunk)
+        while True:
+            waiting.extend(pool.submit(self._read, source) for source in itertools.islice(left, AHEAD - len(waiting)))
+            if not waiting:
+                break
+            batch.append(waiting.popleft().result())
+            if len(batch) == BATCH or not waiting:
+                if pixels := [image.pixels for image in batch if image.pixels is not None]:
+                    features = iter(self._encoder.features(torch.cat(pixels)).cpu())
+                    batch = [
+                        replace(i, pixels=None, features=next(features)) if i.pixels is not None else i for i in batch
+                    ]
+                yield from batch
+                batch = []
+
+    def _read(self, source: Source) -> _Image:
+        assert self._encoder is not None
+        stat = None
+        try:
+            if isinstance(source, bytes):
+                data = source
+            else:
+                with Path(source).open("rb") as file:
+                    stat, data = os.fstat(file.fileno()), file.read()
+        except (OSError, ValueError):
+            return _Image(source, None, Known(b"", self._why_not(source)))
+        key = hashlib.sha256(data).digest()
+        try:
+            pixels = self._encoder.pixels([open_image(data, where=source_name(source))])
+        except ImageError as error:
+            return _Image(source, stat, Known(key, str(error)))
+        return _Image(source, stat, Known(key, None), pixels)
+
+    def _why_not(self, source: Source) -> str:
+        try:
+            open_image(source, where=source_name(source))
+        except ImageError as error:
+            return str(error)
+        return f"{source_name(source)}: the image changed while it was read. Run the same command again."
+
+
+@dataclass(frozen=True)
+class _Image:
+    source: Source
+    stat: os.stat_result | None
+    known: Known
+    pixels: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+
+
+def in_best_format(encoder: VisionEncoder, images: Sequence[Source], folder: Path | None = None) -> VisionEncoder:
+    """The encoder in the number format that is the fastest on this machine; measured once, then read from a file.
+
+    Args:
+        encoder: as the recipe loads it.
+        images: some of the data set's, to measure with.
+        folder: of the features; None is Eden's cache.
+    """
+    path = (folder or cache_folder() / "features") / encoder.fingerprint[:32] / "format.json"
+    try:
+        return encoder.to(getattr(torch, json.loads(path.read_text())["format"]))
+    except (OSError, ValueError, KeyError):
+        pass
+    pixels = _some_pixels(encoder, images)
+    if pixels is None:
+        return encoder
+    candidates = {str(dtype).removeprefix("torch."): encoder.to(dtype) for dtype in FORMATS}
+    exact = candidates["float32"].features(pixels).flatten(1)
+    seconds, similar = {}, {}
+    for name, candidate in candidates.items():
+        features = candidate.features(pixels).float().flatten(1)
+        similar[name] = float(torch.nn.functional.cosine_similarity(features, exact).min())
+        seconds[name] = min(_seconds(candidate, pixels) for _ in range(2))
+    best = min((name for name in candidates if similar[name] >= SAME), key=seconds.__getitem__)
+    per_image = {name: round(value / len(pixels), 5) for name, value in seconds.items()}
+    write_file(path, json.dumps({"format": best, "seconds_per_image": per_image, "least_cosine": similar}, indent=1))
+    return candidates[best]
+
+
+def seconds_per_image(encoder: VisionEncoder, images: Sequence[Source], *, batch_size: int, decoders: int) -> float:
+    """How long images take from the file to their features.
+
+    Args:
+        encoder: in the number format to measure.
+        images: some that can be used.
+        batch_size: images that go through the tower at once.
+        decoders: threads that decode while the tower works; 0 decodes in between, as a training step does.
+    """
+
+    def pixels(source: Source) -> torch.Tensor:
+        return encoder.pixels([open_image(source)])
+
+    encoder.features(pixels(images[0]))
+    started = time.perf_counter()
+    with ThreadPoolExecutor(decoders or 1) as pool:
+        opened = pool.map(pixels, images) if decoders else map(pixels, images)
+        while batch := list(itertools.islice(opened, batch_size)):
+            encoder.features(torch.cat(batch)).cpu()
+    return (time.perf_counter() - started) / len(images)
+
+
+def _some_pixels(encoder: VisionEncoder, images: Sequence[Source]) -> torch.Tensor | None:
+    pixels = []
+    for source in images[: 2 * BATCH]:
+        with contextlib.suppress(ImageError):
+            pixels.append(encoder.pixels([open_image(source)]))
+        if len(pixels) == BATCH:
+            break
+    return torch.cat(pixels) if pixels else None
+
+
+def _seconds(encoder: VisionEncoder, pixels: torch.Tensor) -> float:
+    started = time.perf_counter()
+    encoder.features(pixels).cpu()
+    return time.perf_counter() - started

@@ -1,0 +1,178 @@
+"""The images and recordings of a data set, checked as closely as one asks; one that many samples name, only once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from ..audio import audio_seconds
+from ..errors import AudioError, ImageError
+from ..machine import processes
+from ..messages import Audio, Image
+from ..vision import open_image, sniff_image
+from .store import Progress, RecordStore, media_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Look: TypeAlias = Literal["listed", "opened", "decoded"]
+"""How close to look at images: whether their folder lists them, at their first bytes too, or at every pixel."""
+DECODED_IN_PROCESSES = 256
+"""Fewer images are decoded before other processes have begun."""
+_AT_ONCE = 64
+
+
+class MediaFault(NamedTuple):
+    """What is wrong with an image or a recording of a record."""
+
+    row: int
+    kind: str
+    what: str
+    where: str
+    cure: str
+
+
+def media_faults(store: RecordStore, look: Look, on_progress: Progress | None = None) -> list[MediaFault]:
+    """Every image and recording that cannot be used, in file order.
+
+    Args:
+        store: the records.
+        look: how close to look at images. Recordings are always decoded: their headers tell too little.
+        on_progress: called as files are checked.
+    """
+    faults = [
+        *_of_names(store, "image_names", lambda names: _image_errors(store, names, look, on_progress)),
+        *_of_names(store, "audio_names", lambda names: _audio_errors(store, names, on_progress)),
+        *_of_embedded(store, look, on_progress),
+    ]
+    return sorted(faults, key=lambda fault: fault.row)  # stable: those of a record stay in reading order
+
+
+Error = tuple[str, str, str, str]
+"""Kind, what, where, cure: an error that travels between processes."""
+
+
+def _of_names(store: RecordStore, column: str, check: Callable[[list[str]], dict[str, Error]]) -> Iterator[MediaFault]:
+    """The rows that name a file with an error; `check` sees each name once."""
+    import pyarrow.compute as pc
+
+    lists: pa.ListArray = store.table[column].combine_chunks()
+    names = lists.flatten()
+    errors = check(names.unique().to_pylist())
+    if not errors:
+        return
+    import pyarrow as pa
+
+    found = np.flatnonzero(pc.is_in(names, pa.array(list(errors), pa.string())).to_numpy(zero_copy_only=False))
+    rows = pc.list_parent_indices(lists).take(found).to_pylist()
+    for row, name in zip(rows, names.take(found).to_pylist(), strict=True):
+        yield MediaFault(row, *errors[name])
+
+
+def _image_errors(
+    store: RecordStore, names: Sequence[str], look: Look, on_progress: Progress | None
+) -> dict[str, Error]:
+    folder = store.media.images
+    assert folder is not None
+    if look == "listed":
+        return {name: _missing(folder.root / name) for name in names if folder.find(name) is None}
+    paths = [folder.image(name) for name in names]
+    return _attempted(names, paths, _decode if look == "decoded" else _sniff, look, on_progress)
+
+
+def _missing(path: Path) -> Error:
+    return "missing_image", "no such image file", str(path), "Check the path."
+
+
+def _audio_errors(store: RecordStore, names: Sequence[str], on_progress: Progress | None) -> dict[str, Error]:
+    return _attempted(names, [store.media.recording(name) for name in names], _hear, "opened", on_progress)
+
+
+def _attempted(
+    names: Sequence[str],
+    sources: Sequence[Path | str],
+    attempt: Callable[[Path | str | bytes], Error | None],
+    look: Look,
+    on_progress: Progress | None,
+) -> dict[str, Error]:
+    errors: dict[str, Error] = {}
+    starts = range(0, len(names), _AT_ONCE)
+    with _pool(len(names) if look == "decoded" else 0) as pool:
+        chunks = pool.map(partial(_attempt_each, attempt), (sources[start : start + _AT_ONCE] for start in starts))
+        for start, found in zip(starts, chunks, strict=True):
+            errors |= {names[start + index]: error for index, error in found.items()}
+            if on_progress is not None:
+                on_progress(min(start + _AT_ONCE, len(names)), len(names))
+    return errors
+
+
+def _attempt_each(
+    attempt: Callable[[Path | str | bytes], Error | None], sources: Sequence[Path | str | bytes]
+) -> dict[int, Error]:
+    return {index: error for index, source in enumerate(sources) if (error := attempt(source)) is not None}
+
+
+def _pool(decoded: int) -> AbstractContextManager[Executor]:
+    """Threads, or processes for many images: Pillow decodes beside other threads, but much around it does not."""
+    if decoded < DECODED_IN_PROCESSES:
+        return ThreadPoolExecutor(os.cpu_count())
+    return processes()
+
+
+def _of_embedded(store: RecordStore, look: Look, on_progress: Progress | None) -> Iterator[MediaFault]:
+    """Faults of the images and recordings that stand in the records themselves."""
+    named = [store.table[f"{kind}_names"].combine_chunks().value_lengths() for kind in ("image", "audio")]
+    embedded = store.numbers("images") + store.numbers("recordings") - sum(lengths.to_numpy() for lengths in named)
+    rows = np.flatnonzero(embedded).tolist()
+    if not rows:
+        return
+    chunks = [rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
+    with _pool(len(rows) if look == "decoded" else 0) as pool:
+        for done, faults in enumerate(pool.map(partial(_check_rows, store, look), chunks), 1):
+            yield from faults
+            if on_progress is not None:
+                on_progress(min(done * _AT_ONCE, len(rows)), len(rows))
+
+
+def _check_rows(store: RecordStore, look: Look, rows: Sequence[int]) -> list[MediaFault]:
+    faults = []
+    for row in rows:
+        for part in media_of(store.sample(row)):
+            if not isinstance(part.source, bytes):
+                continue
+            error = _hear(part.source) if isinstance(part, Audio) else _look_at(part, look)
+            if error is not None:
+                faults.append(MediaFault(row, *error))
+    return faults
+
+
+def _look_at(part: Image, look: Look) -> Error | None:
+    assert isinstance(part.source, bytes)
+    return None if look == "listed" else _decode(part.source) if look == "decoded" else _sniff(part.source)
+
+
+def _decode(source: Path | str | bytes) -> Error | None:
+    return _error_of(open_image, source)
+
+
+def _sniff(source: Path | str | bytes) -> Error | None:
+    return _error_of(sniff_image, source)
+
+
+def _hear(source: Path | str | bytes) -> Error | None:
+    return _error_of(audio_seconds, source)
+
+
+def _error_of(check: Callable[..., object], source: Path | str | bytes) -> Error | None:
+    try:
+        check(source)
+    except (ImageError, AudioError) as error:
+        return error.kind, error.what, str(error.where), str(error.cure)
+    return None

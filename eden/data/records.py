@@ -1,0 +1,237 @@
+"""Data files become raw records one at a time, each with its place: JSON, JSON lines, COCO captions, CSV, Parquet.
+
+What a file is, is known by its content; what a record means is `eden.data.formats`' to say.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import DataError
+from .json_stream import JsonStream
+
+CAPTION_REQUESTS = (
+    "Describe the picture in one sentence.",
+    "What is in this picture? Answer briefly.",
+    "Say in a few words what you see.",
+    "Give a short caption for this picture.",
+    "Sum up the picture in a sentence.",
+)
+"""What a picture with a caption and no question of its own is asked."""
+METADATA = ("metadata.jsonl", "metadata.csv")
+"""Either makes a folder of images a data set."""
+HUB = "hf://datasets/"
+_COCO = re.compile(r'\s*\{\s*"(?:info|images|annotations|licenses|type|categories)"\s*:\s*[\[{"]')
+
+
+class RecordError(DataError):
+    """A fault of one record; `sample_id` is the record's own id, if it could be read."""
+
+    def __init__(self, kind: str, what: str, *, cure: str, where: str | None = None, sample_id: str | None = None):
+        super().__init__(what, where=where, cure=cure, kind=kind)
+        self.sample_id = sample_id
+
+
+@dataclass(slots=True)
+class Record:
+    """One record as it is written.
+
+    Attributes:
+        number: its place in the file, from 1: a line, a record or a row.
+        value: what it says.
+        text: `value` in JSON, as the file has it.
+        embedded: images in the record itself; `{"embedded": k}` in an image part names the k-th.
+    """
+
+    number: int
+    value: Any
+    text: str
+    embedded: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """What is known of a data file before it is read.
+
+    Attributes:
+        path: the file, or for Parquet a folder of files or the hub's name.
+        unit: what its places count: record, line, row or annotation.
+        folder: where the files stand that records name, if nobody says otherwise.
+        read: yields its records; one that is no JSON comes as a RecordError with its place.
+        identity: changes when the content does.
+    """
+
+    path: str
+    unit: str
+    folder: Path
+    read: Callable[[], Iterator[Record | RecordError]]
+    identity: str
+
+    def where(self, number: int, sample_id: str | None = None) -> str:
+        """A record's place, for people."""
+        return f"{self.path} {self.unit} {number}" + (f" (id {sample_id})" if sample_id is not None else "")
+
+
+def open_data(path: str | Path) -> DataFile:
+    """Finds out what a data file is.
+
+    Args:
+        path: a file, a folder with `metadata.jsonl`, `metadata.csv` or Parquet files, or `hf://datasets/owner/name`.
+
+    Raises:
+        DataError: it is missing, or no data set.
+    """
+    if str(path).startswith(HUB):
+        return _parquet(str(path))
+    path = Path(path)
+    try:
+        if path.is_dir():
+            found = next((path / name for name in METADATA if (path / name).is_file()), None)
+            if found is None and not any(path.rglob("*.parquet")):
+                cure = f"A folder of images needs {' or '.join(METADATA)}; else name the data file itself."
+                raise DataError("the folder is no data set", where=str(path), cure=cure)
+            if found is None:
+                return _parquet(str(path))
+            path = found
+        with path.open("rb") as raw:
+            if raw.read(4) == b"PAR1":
+                return _parquet(str(path))
+        with path.open(encoding="utf-8-sig") as file:
+            start = file.read(4096)
+        status = path.stat()
+    except FileNotFoundError:
+        raise DataError("no such data file", where=str(path), cure="Check the path.") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise _unreadable(path, error) from None
+    unit, read = _kind(start)
+    identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    return DataFile(str(path), unit, path.parent, partial(_read_text, path, read), identity)
+
+
+def _kind(start: str) -> tuple[str, Callable[[Path, TextIO], Iterator[Record | RecordError]]]:
+    """What a text file is by its first characters, and what reads it."""
+    start = start.lstrip()
+    if start.startswith("["):
+        return "record", _json_list
+    if _COCO.match(start) and not _is_one_record(start):
+        return "annotation", _coco_captions
+    if not start.startswith("{") and "file_name" in start.partition("\n")[0].split(","):
+        return "line", _csv_lines
+    return "line", _json_lines
+
+
+def _is_one_record(start: str) -> bool:
+    """Whether the first line is a record of JSON lines that merely begins as a COCO file does."""
+    try:
+        return not {"images", "annotations"} <= json.loads(start.partition("\n")[0]).keys()
+    except (ValueError, RecursionError, AttributeError):
+        return False
+
+
+def _read_text(
+    path: Path, read: Callable[[Path, TextIO], Iterator[Record | RecordError]]
+) -> Iterator[Record | RecordError]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="" if read is _csv_lines else None) as file:
+            yield from read(path, file)
+    except (UnicodeDecodeError, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, UnicodeDecodeError):
+        return DataError("not a text file in UTF-8", where=str(path), cure="Give a JSON, JSONL, CSV or Parquet file.")
+    return DataError(f"cannot be read ({getattr(error, 'strerror', error)})", where=str(path), cure="Check the path.")
+
+
+def _json_list(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
+    stream = JsonStream(file, str(path))
+    for number, (value, text) in enumerate(stream.items(), 1):
+        yield Record(number, value, text)
+    stream.end()
+
+
+def _json_lines(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            yield Record(number, json.loads(line), line)
+        except (ValueError, RecursionError) as error:
+            yield RecordError(
+                "bad_json",
+                f"not valid JSON ({error})",
+                where=f"{path} line {number}",
+                cure="Correct the line.",
+            )
+
+
+def _csv_lines(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
+    """`metadata.csv`: the columns are the keys of a record; an empty cell says nothing."""
+    rows = csv.DictReader(file, strict=True)
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise DataError(
+                f"not valid CSV ({error})", where=f"{path} line {rows.line_num}", cure="Quote the cell."
+            ) from None
+        if row is None:
+            return
+        value = {key: cell for key, cell in row.items() if key is not None and cell}
+        yield Record(rows.line_num, value, json.dumps(value))
+
+
+def _coco_captions(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
+    """One record an annotation. Two passes: the images' names may stand before or behind the captions."""
+    names: dict[Any, Any] = {}
+    for image, _ in _members(JsonStream(file, str(path)), "images"):
+        if isinstance(image, dict):
+            names[_hashable(image.get("id"))] = image.get("file_name")
+    file.seek(0)
+    stream = JsonStream(file, str(path))
+    for number, (annotation, _) in enumerate(_members(stream, "annotations"), 1):
+        if not isinstance(annotation, dict):
+            annotation = {}
+        value = {"file_name": names.get(_hashable(annotation.get("image_id"))), "text": annotation.get("caption")}
+        if "id" in annotation:
+            value["id"] = annotation["id"]
+        yield Record(number, value, json.dumps(value))
+    stream.end()
+
+
+def _members(stream: JsonStream, wanted: str) -> Iterator[tuple[Any, str]]:
+    for key in stream.members():
+        if key == wanted:
+            yield from stream.items()
+        else:
+            stream.value()
+
+
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, int | str) else None
+
+
+def _parquet(path: str) -> DataFile:
+    from .parquet import open_parquet
+
+    folder, read, identity = open_parquet(path)
+    return DataFile(path, "row", folder, partial(_rows, read), identity)
+
+
+def _rows(read: Callable[[], Iterator[tuple[dict[str, Any], tuple[bytes, ...]]]]) -> Iterator[Record | RecordError]:
+    for number, (value, embedded) in enumerate(read(), 1):
+        yield Record(number, value, json.dumps(value), embedded)
+
+
+def caption_request(key: str) -> str:
+    """One of `CAPTION_REQUESTS`, always the same for the same picture and caption."""
+    return CAPTION_REQUESTS[zlib.crc32(key.encode("utf-8", "replace")) % len(CAPTION_REQUESTS)]

@@ -1,0 +1,72 @@
+"""What a task is: questions in groups, what marks an answer earns, and the measures made of the marks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from ..messages import Message
+from .measures import Marks, Measure
+
+Marking: TypeAlias = Callable[[Sequence[Any], Sequence[str]], list[Marks]]
+"""From the references and the answers of the same questions to what each answer earned."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a task.
+
+    Attributes:
+        id: the question's own in its file; two runs are compared by it.
+        messages: the conversation up to the question.
+        text: the question in writing, without the words that say how to answer.
+        expected: the reference answer, for people to read.
+        kind: what is asked about; results are also given by kind.
+        reference: what the task's marking needs to know about the right answer.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    text: str
+    expected: str
+    kind: str
+    reference: Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """Named groups of questions and how their answers are judged.
+
+    Attributes:
+        name: of the task.
+        groups: questions by group. The first measure of each is reported under the group's name, which is that
+            measure's name with an ending or without; the first group is the task's own.
+        mark: judges answers. The first mark is the answer's score, 1 where it is wholly right.
+        measures: what is made of the marks, by name.
+    """
+
+    name: str
+    groups: Mapping[str, Sequence[Question]]
+    mark: Marking
+    measures: Mapping[str, Measure]
+
+    def keys(self, group: str) -> dict[str, Measure]:
+        """The measures of a group by the names they are reported under: `f1` of `accuracy_spoken` is `f1_spoken`."""
+        ending = group.removeprefix(next(iter(self.measures)))
+        return {f"{name}{ending}": measure for name, measure in self.measures.items()}
+
+
+def one_by_one(judge: Callable[[Any, str], Marks]) -> Marking:
+    """The marking of a task that judges each answer by itself, by (reference, answer)."""
+
+    def mark(references: Sequence[Any], answers: Sequence[str]) -> list[Marks]:
+        return [judge(reference, answer) for reference, answer in zip(references, answers, strict=True)]
+
+    return mark
+
+
+def votes(answers: Sequence[str]) -> str:
+    """What several people answered, for people to read: `red ×8, dark red ×2`."""
+    return ", ".join(f"{answer} ×{number}" for answer, number in Counter(answers).most_common())

@@ -1,0 +1,146 @@
+"""How a run gets at its images: through the tower in every step, or as features from the cache."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from . import ranks
+from .console import progress
+from .data.features import FeatureStore, in_best_format, seconds_per_image
+from .data.image_table import Source
+from .errors import ImageError
+from .files import write_file
+from .recipe import Recipe
+from .vision import open_image
+from .vision_encoder import VisionEncoder, load_vision_encoder
+
+MEASURED = 32
+"""Images that both ways are timed with."""
+CHOICE = "features.txt"
+"""Where a run's folder keeps what `auto` chose: a run that is resumed sees as it did before."""
+
+
+def open_features(
+    recipe: Recipe, encoder: VisionEncoder, images: Sequence[Source], reads: float, console: Console
+) -> FeatureStore | None:
+    """The features of a run's images, all of them encoded; None if they go through the tower in each step.
+
+    Args:
+        recipe: says which (`data.features`).
+        encoder: of the model in training.
+        images: the run's, each once.
+        reads: how many images the steps of the run take, repetitions counted.
+        console: where progress is shown.
+
+    Raises:
+        StorageError: the cache cannot be written.
+    """
+    if recipe.data.features == "live" or not images:
+        return None
+    with console.status("measuring the vision tower"):
+        with ranks.main_first():
+            best = in_best_format(encoder, images)
+        store = FeatureStore(best)
+        choice = ranks.from_main(lambda: _choice(recipe, encoder, best, store, images, reads, console))
+    if choice == "live":
+        return None
+    fill(store, images, console)  # all processes together
+    return store
+
+
+def cache_features(recipe: Recipe, images: Sequence[Source], console: Console, workers: int = 1) -> FeatureStore:
+    """Encodes the images of a recipe ahead of its run, with as many processes as are asked for.
+
+    Args:
+        recipe: of the run; its model's tower is loaded, and nothing else of the model.
+        images: the run's, each once.
+        console: where progress is shown.
+        workers: processes, each with a tower of its own and its share of the cores.
+
+    Raises:
+        CheckpointError: the recipe's model is missing.
+        StorageError: the cache cannot be written.
+    """
+    with console.status("measuring the vision tower"):
+        store = FeatureStore(in_best_format(load_vision_encoder(recipe), images))
+    context = multiprocessing.get_context("spawn")
+    share = max(1, (os.cpu_count() or 1) // workers)
+    helpers = [context.Process(target=_help, args=(recipe, images, share), daemon=True) for _ in range(workers - 1)]
+    for helper in helpers:
+        helper.start()
+    if workers > 1:
+        torch.set_num_threads(share)
+    fill(store, images, console, decoders=share)  # what a helper that dies leaves undone is done here
+    for helper in helpers:
+        helper.join()
+    return store
+
+
+def _help(recipe: Recipe, images: Sequence[Source], share: int) -> None:
+    torch.set_num_threads(share)
+    FeatureStore(in_best_format(load_vision_encoder(recipe), images)).fill(images, decoders=share)
+
+
+def fill(store: FeatureStore, images: Sequence[Source], console: Console, decoders: int | None = None) -> None:
+    """Encodes what is missing, with a progress bar."""
+    with progress(console) as bar:
+        task = bar.add_task("encoding images", total=len(images))
+        store.fill(images, decoders=decoders, on_progress=lambda done, _: bar.update(task, completed=done))
+
+
+def _choice(
+    recipe: Recipe,
+    encoder: VisionEncoder,
+    best: VisionEncoder,
+    store: FeatureStore,
+    images: Sequence[Source],
+    reads: float,
+    console: Console,
+) -> str:
+    if recipe.data.features != "auto":
+        return recipe.data.features
+    kept = Path(recipe.training["output_dir"]) / CHOICE
+    if not kept.exists():
+        pays = _pays(recipe, encoder, best, store, images, reads, console)
+        write_file(kept, "cached\n" if pays else "live\n")
+    return kept.read_text(encoding="utf-8").strip()
+
+
+def _pays(
+    recipe: Recipe,
+    encoder: VisionEncoder,
+    best: VisionEncoder,
+    store: FeatureStore,
+    images: Sequence[Source],
+    reads: float,
+    console: Console,
+) -> bool:
+    """Whether encoding all images ahead takes less time than encoding those of each step in it; both are measured."""
+    missing = len(store.missing(images))
+    if missing == 0:
+        return True
+    usable = [source for source in images[: 2 * MEASURED] if _opens(source)][:MEASURED]
+    if not usable:
+        return False
+    batch = int(recipe.training.get("per_device_train_batch_size", 8))
+    live = seconds_per_image(encoder, usable, batch_size=batch, decoders=0)
+    ahead = seconds_per_image(best, usable, batch_size=MEASURED, decoders=os.cpu_count() or 1)
+    console.print(
+        f"images: {reads:,.0f} reads at {live * 1000:.1f} ms live, or {missing:,} to encode at {ahead * 1000:.1f} ms",
+        highlight=False,
+    )
+    return missing * ahead < reads * live
+
+
+def _opens(source: Source) -> bool:
+    try:
+        open_image(source)
+    except ImageError:
+        return False
+    return True

@@ -1,0 +1,356 @@
+"""What is kept of a data set: read once, encoded once, whole or not there; and what is drawn from several of them."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_image, make_processor
+from rich.console import Console
+
+from eden import DataError, RecipeError
+from eden.data import tokens
+from eden.data.dataset import ConversationDataset
+from eden.data.store import Samples, open_store
+from eden.data.tokens import TokenTable
+from eden.data.validate import check, load_samples
+from eden.machine import cores
+from eden.messages import to_chat
+from eden.model.processing import MultimodalPhiProcessor
+from eden.prepare import read_data
+from eden.recipe import Recipe, load_recipe
+from eden.train import train
+
+MAKE = [sys.executable, "-m", "bench.make_llava150k"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache for each test."""
+    monkeypatch.setenv("EDEN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def write(path: Path, number: int, image: Callable[[int], str | None] = lambda index: None) -> Path:
+    """Questions and answers of several lengths, with an image where one is named."""
+    records = []
+    for index in range(number):
+        name = image(index)
+        question = f"say {'word ' * (index % 5)}{index}"
+        turns = [{"from": "human", "value": question if name is None else f"<image>\n{question}"}]
+        turns.append({"from": "gpt", "value": f"{path.stem} {index}"})
+        records.append({"id": str(index), "conversations": turns} | ({} if name is None else {"image": name}))
+    path.write_text(json.dumps(records))
+    return path
+
+
+def kept(cache: Path, pattern: str = "records.arrow") -> list[Path]:
+    return sorted((cache / "data").rglob(pattern))
+
+
+def test_records_are_read_once_and_again_when_the_file_changes(tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "d.json", 10)
+    first, _ = load_samples(path)
+    (file,) = kept(cache)
+    written = file.stat().st_mtime_ns
+    again, report = load_samples(path)
+    assert list(again) == list(first) and report.samples == 10
+    assert kept(cache) == [file] and file.stat().st_mtime_ns == written
+    write(path, 11)
+    changed, _ = load_samples(path)
+    assert len(changed) == 11 and changed[10].messages[1].text == "d 10"
+    (now,) = kept(cache)
+    assert now != file, "what was kept of the earlier version is gone"
+    assert [sample.id for sample in first] == [str(index) for index in range(10)], "who had it open keeps it"
+
+
+def test_samples_are_a_sequence_and_travel_to_other_processes(tmp_path: Path) -> None:
+    samples, _ = load_samples(write(tmp_path / "d.json", 10))
+    assert [sample.id for sample in samples[2:8:3]] == ["2", "5"]
+    assert samples[-1].id == "9"
+    with pytest.raises(IndexError):
+        samples[10]
+    sent = pickle.dumps(samples)
+    assert len(sent) < 4000, "the file is mapped, not sent"
+    assert list(pickle.loads(sent)) == list(samples)
+    joined = Samples.joined([samples[:2], samples[8:]])
+    assert [sample.id for sample in joined] == ["0", "1", "8", "9"]
+
+
+def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes]) -> None:
+    while not what():
+        assert process.poll() is None, "it ended too early"
+        time.sleep(0.001)
+
+
+def test_killed_while_reading_leaves_no_half_cache(tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "d.json", 40_000)
+    process = subprocess.Popen([sys.executable, "-m", "eden", "check", str(path)], stdout=subprocess.DEVNULL)
+    wait_for(lambda: any(half.stat().st_size for half in kept(cache, ".records.arrow.*")), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert kept(cache) == [] and kept(cache, ".records.arrow.*")
+    report, samples = check(path)
+    assert report.ok and len(samples) == 40_000
+    assert len(kept(cache)) == 1 and kept(cache, ".records.arrow.*") == []
+
+
+def test_processes_that_help_end_with_the_one_they_help(tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "d.json", 30_000)
+    script = (
+        "import sys; from conftest import make_processor; from eden.data.store import open_store; "
+        "from eden.data.tokens import TokenTable; TokenTable(open_store(sys.argv[1]), make_processor(1))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    process = subprocess.Popen([sys.executable, "-c", script, str(path)], env=environment)
+    wait_for(lambda: any(half.stat().st_size for half in kept(cache, ".tokens-*")), process)
+    helpers = list(children(process.pid))
+    assert helpers or cores() == 1
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert kept(cache, "tokens-*.arrow") == []
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{helper}").exists() for helper in helpers):
+        assert time.monotonic() < deadline, "a helper is left over"
+        time.sleep(0.05)
+
+
+def children(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        yield from map(int, (task / "children").read_text().split())
+
+
+def test_several_processes_open_the_same_data_at_once(tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "d.json", 5000)
+    command = [sys.executable, "-m", "eden", "check", str(path), "--json"]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+    outputs = {process.communicate()[0] for process in running}
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert len(outputs) == 1 and json.loads(outputs.pop())["samples"] == 5000
+    assert len(kept(cache)) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDEN_CACHE", str(tmp_path / "file" / "cache"))
+    command = [sys.executable, "-m", "eden", "check", str(write(tmp_path / "d.json", 2))]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1 and "cannot write" in result.stderr
+
+
+@pytest.mark.parametrize("in_processes", [False, True])
+def test_kept_tokens_are_those_of_the_processor(
+    tmp_path: Path, in_processes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_processes:
+        monkeypatch.setattr(tokens, "ENCODED_IN_PROCESSES", 0)
+        monkeypatch.setattr(tokens, "AT_ONCE", 3)
+        monkeypatch.setattr(tokens, "cores", lambda: 2)
+    processor = make_processor(4)
+    path = write(tmp_path / "d.json", 20, lambda index: "a.png" if index % 3 else None)
+    records = json.loads(path.read_text())
+    records[7] = {"id": "7"}  # a faulty record in the middle
+    path.write_text(json.dumps(records))
+    make_image("red").save(tmp_path / "a.png")
+    store = open_store(path)
+    table = TokenTable(store, processor)
+    assert table.lengths[7] == 0
+    for row in set(range(20)) - {7}:
+        example = processor.encode(to_chat(store.sample(row).messages))
+        ids, labels = table[row]
+        assert ids.tolist() == example["input_ids"] and labels.tolist() == example["labels"]
+        assert table.lengths[row] == len(ids) and table.supervised[row] == (labels != -100).sum()
+
+
+def test_tokens_are_encoded_once_and_again_for_another_template(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, _ = load_samples(write(tmp_path / "d.json", 5))
+    first = ConversationDataset(samples, make_processor(4), max_length=100)
+    calls = []
+    encode = MultimodalPhiProcessor.encode
+    monkeypatch.setattr(MultimodalPhiProcessor, "encode", lambda *a, **k: calls.append(1) or encode(*a, **k))
+    again = ConversationDataset(samples, make_processor(4), max_length=50)
+    assert not calls and again[3]["input_ids"].tolist() == first[3]["input_ids"].tolist()
+    other = make_processor(4)
+    other.chat_template = other.chat_template.replace("<|user|>\\n", "<|user|>\\nQ ")
+    changed = ConversationDataset(samples, other, max_length=100)
+    assert len(calls) == 5 and changed[3]["input_ids"].tolist() != first[3]["input_ids"].tolist()
+    assert len(kept(cache, "tokens-*.arrow")) == 2
+    sent = pickle.loads(pickle.dumps(first))
+    assert sent[3]["labels"].tolist() == first[3]["labels"].tolist()
+
+
+def test_what_is_too_long_is_named_or_left_out(tmp_path: Path) -> None:
+    samples, _ = load_samples(write(tmp_path / "d.json", 10))
+    processor = make_processor(4)
+    lengths = ConversationDataset(samples, processor, max_length=1000).lengths
+    limit = int(np.median(lengths))
+    with pytest.raises(DataError, match=f"data.max_length is {limit}"):
+        ConversationDataset(samples, processor, max_length=limit)
+    dataset = ConversationDataset(samples, processor, max_length=limit, on_error="skip")
+    assert len(dataset.skipped) == (lengths > limit).sum() and dataset.lengths.max() <= limit
+    assert len(dataset) + len(dataset.skipped) == 10
+    assert [dataset.samples[i].id for i in range(len(dataset))] == [str(i) for i in np.flatnonzero(lengths <= limit)]
+    assert [len(dataset[i]["input_ids"]) for i in range(len(dataset))] == dataset.lengths.tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_damaged_in_mid_run(tmp_path: Path, workers: int) -> None:
+    import torch.utils.data
+
+    make_image("red").save(tmp_path / "whole.png")
+    make_image("red").save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
+    path = write(tmp_path / "d.json", 6, lambda index: "cut.png" if index == 4 else "whole.png")
+    samples, _ = load_samples(path, look="listed")
+    dataset = ConversationDataset(samples, make_processor(4), max_length=100, on_error="skip")
+    assert dataset.damaged() == []
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers)
+    examples = list(loader)
+    assert [bool((example["labels"] != -100).any()) for example in examples] == [True] * 4 + [False, True]
+    assert examples[4]["pixel_values"].shape == examples[3]["pixel_values"].shape
+    (error,) = dataset.damaged()
+    assert "record 5 (id 4)" in str(error) and "cut.png" in str(error)
+    with pytest.raises(DataError, match=r"record 5 \(id 4\).*cut\.png: the image is damaged"):
+        ConversationDataset(samples, make_processor(4), max_length=100)[4]
+
+
+def recipe(tmp_path: Path, *overrides: str) -> Recipe:
+    return load_recipe(
+        "align", ["data.path=null", "data.images=null", f"training.output_dir={tmp_path / 'run'}", *overrides]
+    )
+
+
+def test_a_run_survives_damaged_images_and_lists_them(tmp_path: Path, backbones: tuple[Path, Path]) -> None:
+    """In batches of one, so that some have nothing to learn from at all."""
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    make_image("red").save(tmp_path / "whole.png")
+    path = write(tmp_path / "d.json", 8, lambda index: "whole.png" if index % 2 else "cut.png")
+    settings = recipe(
+        tmp_path,
+        f"data.path={path}",
+        "data.eval_fraction=0.25",
+        "data.on_error=skip",
+        f"model.vision={backbones[0]}",
+        f"model.language={backbones[1]}",
+        "training.per_device_train_batch_size=1",
+        "training.gradient_accumulation_steps=1",
+        "training.max_steps=6",
+        "training.logging_steps=1",
+    )
+    result = train(settings, console=Console(quiet=True))
+    losses = [row["loss"] for row in result.log if "loss" in row]
+    assert len(losses) == 6 and np.isfinite(losses).all() and 0.0 in losses and max(losses) > 0
+    assert all("cut.png: " in line for line in result.skipped)
+    assert len(result.skipped) == 4, "each is listed, whether in training or held out"
+    assert "cut.png" in result.report.read_text()
+
+
+def test_sources_are_mixed_by_weight(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a.json", 30), write(tmp_path / "b.json", 10)
+    sources = f"data.sources=[{{path: {a}, weight: 1}}, {{path: {b}, weight: 3}}]"
+    mixed, held_out, _ = read_data(recipe(tmp_path, sources, "data.eval_fraction=0.1"), Console(quiet=True))
+    assert len(held_out) == 4 and len(mixed) == 36, "an epoch has as many samples as there are to train on"
+    drawn = Counter(sample.messages[1].text for sample in mixed)
+    of_a = {text: number for text, number in drawn.items() if text.startswith("a")}
+    of_b = {text: number for text, number in drawn.items() if text.startswith("b")}
+    assert sum(of_a.values()) == 9 and set(of_a.values()) == {1}, "a choice of the large one"
+    assert sum(of_b.values()) == 27 and max(of_b.values()) - min(of_b.values()) <= 1, "all of the small one, repeated"
+    assert not set(drawn) & {sample.messages[1].text for sample in held_out}
+    again, _, _ = read_data(recipe(tmp_path, sources, "data.eval_fraction=0.1"), Console(quiet=True))
+    assert list(again) == list(mixed)
+    dataset = ConversationDataset(mixed, make_processor(1), max_length=100)
+    for index in (0, 8, 9, 35):
+        expected = make_processor(1).encode(to_chat(mixed[index].messages))
+        assert dataset[index]["input_ids"].tolist() == expected["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.sources=[{path: a}]", "data.path=b"], "data.sources excludes data.path"),
+        ([], r"data\.path is missing"),
+        (["data.sources=[]"], r"data\.sources is \[\]"),
+        (["data.sources=[{path: a, weight: 0}]"], r"data\.sources\.0\.weight is 0"),
+        (["data.sources=[{path: a, weight: -1.5}]"], r"data\.sources\.0\.weight is -1\.5"),
+        (["data.sources=[{path: a, wieght: 2}]"], "Did you mean weight"),
+        (["data.sources=[{weight: 2}]"], r"data\.sources\.0\.path is missing"),
+        (["data.sources=[{path: a}, {path: a}]"], "names a twice"),
+        (["data.sources=[{path: a}]", "data.images=b"], r"data\.images says nothing here"),
+    ],
+)
+def test_impossible_mixes_are_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        recipe(tmp_path, *overrides)
+    assert "override data." in str(caught.value)
+
+
+def test_a_mix_is_written_into_the_recipe_and_read_back(tmp_path: Path) -> None:
+    loaded = recipe(tmp_path, "data.sources=[{path: a, images: i, weight: 2}, {path: b}]")
+    assert load_recipe(loaded.save(tmp_path / "recipe.yaml")) == loaded
+
+
+def test_a_weight_that_gives_nothing_is_refused(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a.json", 30), write(tmp_path / "b.json", 10)
+    sources = f"data.sources=[{{path: {a}, weight: 1000}}, {{path: {b}, weight: 0.1}}]"
+    with pytest.raises(RecipeError, match=r"b\.json gives no sample"):
+        read_data(recipe(tmp_path, sources), Console(quiet=True))
+
+
+def test_ten_kinds_of_broken_records_are_counted_named_and_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    command = [*MAKE, str(path), "--records", "1500", "--images", "5", "--broken", "0.1"]
+    made = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    broken = {
+        line.split(": ")[0].split(", ")[1]: int(line.split(": ")[1])
+        for line in made.stdout.splitlines()
+        if line.startswith("  broken")
+    }
+    assert len(broken) == 10
+    command = [sys.executable, "-m", "eden", "check", str(path), "--images", str(tmp_path / "train2017")]
+    checked = subprocess.run([*command, "--decode", "--json", "--faults", "20"], capture_output=True, text=True)
+    assert checked.returncode == 2, checked.stderr
+    report = json.loads(checked.stdout)
+    assert report["faults_by_kind"] == broken and report["faulty"] == sum(broken.values())
+    assert len(report["faults"]) == 20 and report["unnamed_faults"] == sum(broken.values()) - 20
+    assert all(f"{path} record " in fault["where"] and fault["cure"] for fault in report["faults"])
+    assert sum(report["kinds"].values()) == sum(bar["samples"] for bar in report["histograms"]["characters"])
+    samples, _ = load_samples(path, tmp_path / "train2017", on_error="skip")
+    assert len(samples) == 1500 - sum(broken.values())
+    with pytest.raises(DataError, match="more faults") as caught:
+        load_samples(path, tmp_path / "train2017")
+    assert report["faults"][0]["where"] in str(caught.value)
+
+
+def test_kinds_and_repetitions(tmp_path: Path) -> None:
+    def turns(*texts: str) -> list[dict[str, str]]:
+        return [{"from": "gpt" if index % 2 else "human", "value": text} for index, text in enumerate(texts)]
+
+    long = "word " * 60
+    records = [
+        {"id": "a", "conversations": turns("q", "a", "r", "b")},
+        {"id": "b", "conversations": turns("Describe the scene.", long)},
+        {"id": "c", "conversations": turns("Why?", long)},
+        {"id": "d", "conversations": turns("Why?", "So.")},
+        {"id": "e", "conversations": turns("Why?", "So.")},
+        {"id": "complex_reasoning_7", "conversations": turns("Why?", "Because.")},
+    ]
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    report, _ = check(path)
+    assert report.kinds == {"conversation": 1, "detail": 1, "reasoning": 2, "short answer": 2}
+    assert report.counts["repeated_samples"] == 1 and report.counts["repeated_ids"] == 0
+    assert report.repeated == [{"where": f"{path} line 5 (id e)", "same_as": f"{path} line 4 (id d)"}]
+    bars = report.histograms["turns"]
+    assert [(bar["from"], bar["to"], bar["samples"]) for bar in bars] == [(2, 2, 5), (3, 3, 0), (4, 4, 1)]

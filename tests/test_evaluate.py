@@ -1,0 +1,469 @@
+"""Evaluation as a user meets it: official files in, numbers, answers and a page out; stopped, resumed and compared."""
+
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import eden
+from eden.errors import InputError
+from eden.evaluate import (
+    EvaluationResult,
+    Predictions,
+    Task,
+    compare,
+    evaluate,
+    known_by,
+    marking,
+    open_task,
+    read_earlier,
+    write_report,
+)
+from eden.evaluate.predictions import row
+from eden.tiny.dataset import write_dataset
+from eden.tiny.world import scenes
+
+QUIET = Console(quiet=True)
+NUMBERS = (42, 393225, 131089)
+NAMES = [f"COCO_val2014_{number:012d}.jpg" for number in NUMBERS]
+
+
+def run(*arguments: str | Path, **kwargs) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "eden", "evaluate", "eden-tiny", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="module")
+def assistant() -> Iterator[eden.Assistant]:
+    """On one thread: for so small a model two only wait for each other where other tests run beside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield eden.load()
+    torch.set_num_threads(threads)
+
+
+def people(*answers: str) -> list[dict[str, Any]]:
+    """Ten annotators, the last answer given by all that are left."""
+    all_ten = [*answers, *[answers[-1]] * (10 - len(answers))]
+    return [
+        {"answer": answer, "answer_confidence": "yes", "answer_id": place} for place, answer in enumerate(all_ten, 1)
+    ]
+
+
+POPE = [
+    {"question_id": 1, "image": NAMES[0], "text": "Is there a circle in the image?", "label": "yes"},
+    {"question_id": 2, "image": NAMES[0], "text": "Is there a dog in the image?", "label": "no"},
+    {"question_id": 3, "image": NAMES[1], "text": "Is there a square in the image?", "label": "yes"},
+]
+VQA_QUESTIONS = {
+    "info": {"version": "2.0"},
+    "task_type": "Open-Ended",
+    "data_type": "mscoco",
+    "data_subtype": "val2014",
+    "license": {},
+    "questions": [
+        {"image_id": 42, "question": "What color is the circle?", "question_id": 42000},
+        {"image_id": 393225, "question": "Is there a cross?", "question_id": 393225001},
+    ],
+}
+VQA_ANNOTATIONS = {
+    "info": {},
+    "license": {},
+    "data_subtype": "val2014",
+    "annotations": [
+        {
+            "question_type": "is there a",
+            "multiple_choice_answer": "no",
+            "answers": people("yes", "no"),
+            "image_id": 393225,
+            "answer_type": "yes/no",
+            "question_id": 393225001,
+        },
+        {
+            "question_type": "what color is the",
+            "multiple_choice_answer": "red",
+            "answers": people("red", "red", "dark red", "t-shirt", "blue"),
+            "image_id": 42,
+            "answer_type": "other",
+            "question_id": 42000,
+        },
+    ],
+}
+GQA = {
+    "201307251": {
+        "imageId": "n161313",
+        "question": "Is it overcast?",
+        "answer": "no",
+        "fullAnswer": "No, it is clear.",
+        "isBalanced": True,
+        "types": {"semantic": "global", "structural": "verify", "detailed": "weatherVerify"},
+    },
+    "201640614": {
+        "imageId": "n161313",
+        "question": "Who is wearing the dress?",
+        "answer": "woman",
+        "isBalanced": False,
+        "types": {"semantic": "rel", "structural": "query"},
+    },
+}
+TEXTVQA = {
+    "dataset_type": "val",
+    "dataset_name": "textvqa",
+    "dataset_version": "0.5.1",
+    "data": [
+        {
+            "question": "what is the brand of this camera?",
+            "image_id": "003a8ae2ef43b901",
+            "image_classes": ["Camera"],
+            "image_width": 1024,
+            "image_height": 664,
+            "answers": ["nous les gosses", *["dakota"] * 8, "dakota digital"],
+            "question_tokens": ["what", "is"],
+            "question_id": 34602,
+            "set_name": "val",
+        }
+    ],
+}
+PROBLEM = {
+    "question": "Which figure is shown?",
+    "choices": ["a circle", "a square", "a star"],
+    "answer": 1,
+    "hint": "",
+    "image": "image.png",
+    "task": "closed choice",
+    "grade": "grade2",
+    "subject": "natural science",
+    "split": "test",
+    "lecture": "",
+    "solution": "",
+}
+SCIENCEQA = {
+    "1": {**PROBLEM, "split": "train"},
+    "4": PROBLEM,
+    "5": {**PROBLEM, "image": None},
+    "11": {**PROBLEM, "hint": "Look at the picture.", "subject": "language science", "answer": 0},
+}
+CAPTIONS = {
+    "info": {},
+    "licenses": [],
+    "images": [
+        {"id": number, "file_name": name, "height": 96, "width": 96}
+        for number, name in zip(NUMBERS, NAMES, strict=True)
+    ],
+    "annotations": [
+        {"image_id": number, "id": 10 * number + turn, "caption": f"A {colour} {figure} on a white page, seen {turn}."}
+        for number, colour, figure in zip(NUMBERS, ("red", "blue", "green"), ("circle", "star", "cross"), strict=True)
+        for turn in range(5)
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file of each benchmark in its published form, and the pictures each of them names."""
+    folder = tmp_path_factory.mktemp("official")
+    pictures = [image for _, (_, image) in zip(range(3), scenes(seed=5, split="test"), strict=False)]
+    for name, picture in zip(NAMES, pictures, strict=True):
+        (folder / "val2014").mkdir(exist_ok=True)
+        picture.save(folder / "val2014" / name)
+    for name in ("n161313", "003a8ae2ef43b901"):
+        pictures[0].save(folder / f"{name}.jpg")
+    for number in ("4", "11"):
+        (folder / "images" / "test" / number).mkdir(parents=True)
+        pictures[1].save(folder / "images" / "test" / number / "image.png")
+    (folder / "pope.json").write_text("".join(json.dumps(record) + "\n" for record in POPE))
+    contents = {
+        "vqa_questions": VQA_QUESTIONS,
+        "vqa_annotations": VQA_ANNOTATIONS,
+        "gqa": GQA,
+        "textvqa": TEXTVQA,
+        "problems": SCIENCEQA,
+        "captions": CAPTIONS,
+    }
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def open_official(name: str, folder: Path) -> Task:
+    file = {"vqav2": "vqa_questions", "scienceqa": "problems"}.get(name, name)
+    return open_task(
+        name,
+        questions=folder / f"{file}.json",
+        annotations=folder / "vqa_annotations.json" if name == "vqav2" else None,
+        images=folder / {"gqa": ".", "textvqa": ".", "scienceqa": "images"}.get(name, "val2014"),
+    )
+
+
+SHORT = "\nAnswer the question using a single word or phrase."
+ASKED = {
+    "pope": (3, f"Is there a circle in the image?{SHORT}", "yes", "all", f"val2014/{NAMES[0]}"),
+    "vqav2": (2, f"What color is the circle?{SHORT}", "blue ×6, red ×2", "other", f"val2014/{NAMES[0]}"),
+    "gqa": (1, f"Is it overcast?{SHORT}", "no", "verify", "n161313.jpg"),
+    "textvqa": (1, f"what is the brand of this camera?{SHORT}", "dakota ×8", "all", "003a8ae2ef43b901.jpg"),
+    "scienceqa": (
+        2,
+        "Context: N/A\nQuestion: Which figure is shown?\nOptions: (A) a circle (B) a square (C) a star\n"
+        "Answer with the option's letter from the given choices directly.",
+        "B. a square",
+        "natural science",
+        "images/test/4/image.png",
+    ),
+    "captions": (
+        3,
+        "Provide a one-sentence caption for the provided image.",
+        "A red circle on a white page, seen 0.",
+        "all",
+        f"val2014/{NAMES[0]}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_an_official_file_becomes_questions(name: str, official: Path) -> None:
+    number, text, expected, kind, image = ASKED[name]
+    (questions,) = open_official(name, official).groups.values()
+    first = questions[0]
+    assert len(questions) == number
+    assert first.messages[-1].text == text and first.expected.startswith(expected) and first.kind == kind
+    assert [part.source for part in first.messages[-1].images] == [official / image]
+
+
+def test_an_instruction_takes_the_place_of_the_usual_words(official: Path) -> None:
+    def words(name: str, file: str, instruction: str) -> str:
+        options = {"questions": official / file, "images": official / "val2014", "instruction": instruction}
+        (questions,) = open_task(name, **options).groups.values()
+        return questions[0].messages[-1].text
+
+    assert words("pope", "pope.json", "Say yes or no.") == "Is there a circle in the image?\nSay yes or no."
+    assert words("pope", "pope.json", "") == "Is there a circle in the image?"
+    assert words("captions", "captions.json", "Describe the picture.") == "Describe the picture."
+
+
+BEST = {
+    "pope": ["Yes", "No, there is not.", "yes"],
+    "vqav2": ["Blue.", "no"],
+    "gqa": ["No."],
+    "textvqa": ["Dakota"],
+    "scienceqa": ["B", "The answer is A."],
+}
+
+
+@pytest.mark.parametrize("name", BEST)
+def test_right_answers_earn_all_and_wrong_ones_nothing(name: str, official: Path) -> None:
+    task = open_official(name, official)
+    references = [question.reference for questions in task.groups.values() for question in questions]
+    best, worst = task.mark(references, BEST[name]), task.mark(references, ["no and yes"] * len(references))
+    assert [next(iter(mark.values())) for mark in best] == pytest.approx([1] * len(references))
+    assert sum(next(iter(mark.values())) for mark in worst) <= len(references) / 2
+
+
+def test_captions_are_judged_over_all_images(official: Path) -> None:
+    task = open_official("captions", official)
+    references = [question.reference for question in task.groups["cider"]]
+    right = task.mark(references, [captions[0] for captions in references])
+    swapped = task.mark(references, [captions[0] for captions in references[1:] + references[:1]])
+    assert all(mark["cider"] > 4 for mark in right) and all(mark["cider"] < 1 for mark in swapped)
+
+
+def test_pope_on_the_command_line_leaves_all_in_a_folder(official: Path, tmp_path: Path) -> None:
+    files = ["--questions", official / "pope.json", "--images", official / "val2014"]
+    result = run("pope", *files, "--out", tmp_path / "out", "--json")
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert printed == json.loads((tmp_path / "out" / "result.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["1", "2", "3"] and printed["n"] == 3
+    said = [marking.says_yes(line["answer"]) for line in lines]
+    assert printed["accuracy"] == pytest.approx(sum(line["score"] for line in lines) / 3, abs=1e-4)
+    assert [line["score"] for line in lines] == [
+        float(yes == wanted) for yes, wanted in zip(said, (1, 0, 1), strict=True)
+    ]
+    assert printed["yes_ratio"] == pytest.approx(sum(said) / 3, abs=1e-4)
+    measures = {"accuracy", "precision", "recall", "f1", "yes_ratio"}
+    assert measures == set(printed["intervals"]) and measures < set(printed)
+    for name, (low, high) in printed["intervals"].items():
+        assert 0 <= low <= printed[name] <= high <= 1
+    assert "eden-tiny on pope" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_page_shows_the_worst_answers_with_their_pictures(official: Path, assistant: eden.Assistant) -> None:
+    result = evaluate(assistant, open_official("vqav2", official), console=QUIET)
+    poor = [answer for answer in result.answers if answer.score < 1]
+    assert poor, "eden-tiny says Blue. or whole sentences; people said several things"
+    page = write_report(official / "page.html", result).read_text()
+    assert page.count("data:image/png") == len(poor) and "red ×2" in page and "95 %" in page
+
+
+WRONG_KIND = {
+    "pope": ("vqa_questions.json", r"`questions` of image_id, question, question_id.*Expected JSON lines.*of vqav2"),
+    "vqav2": ("pope.json", r"a list of question_id, image, text, label.*list `questions`.*of pope"),
+    "gqa": ("problems.json", r"question, choices.*testdev_balanced_questions.json.*of scienceqa"),
+    "textvqa": ("captions.json", r"`images` of id, file_name.*list `data`.*of captions"),
+    "scienceqa": ("gqa.json", r"imageId, question.*problems.json.*of gqa"),
+    "captions": ("textvqa.json", r"`data` of question.*captions_val2014.json.*of textvqa"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_KIND)
+def test_a_file_of_another_kind_is_named_with_what_is_expected(name: str, official: Path) -> None:
+    file, message = WRONG_KIND[name]
+    with pytest.raises(eden.DataError, match=f"{file}: not a file of {name}: found .*{message}") as caught:
+        open_task(name, questions=official / file)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_faults_of_the_files_are_one_line_too(official: Path, tmp_path: Path) -> None:
+    def refused(message: str, name: str, content: object = None, **options: Any) -> None:
+        file = tmp_path / "file.json"
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+        with pytest.raises(InputError, match=message) as caught:
+            open_task(name, questions=file, **options)
+        assert "\n" not in str(caught.value)
+
+    refused("not valid JSON", "pope", '{"question_id": 1,')
+    refused("question 2 lacks `label`", "pope", [POPE[0], {"image": "x"}])
+    refused("question 1 is faulty .*neither yes nor no", "pope", [{**POPE[0], "label": "maybe"}])
+    refused(f"{NAMES[0]}: 1 of 1 images are missing.*--images", "pope", [POPE[0]])
+    refused("vqav2 needs the annotators' answers", "vqav2", VQA_QUESTIONS)
+    refused("not VQAv2's annotations: found a list", "vqav2", VQA_QUESTIONS, annotations=official / "pope.json")
+    refused("no split 'dev'", "scienceqa", SCIENCEQA, split="dev")
+    refused("no question to ask", "scienceqa", {"5": SCIENCEQA["5"]})
+    refused("--split is not for the task gqa", "gqa", GQA, split="test")
+    with pytest.raises(InputError, match=r"textvqa needs its official file.*TextVQA_0.5.1_val.json"):
+        open_task("textvqa")
+    with pytest.raises(InputError, match="--questions is not for the task world"):
+        open_task("world", questions=official / "pope.json")
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def settings(**changes: Any) -> Mapping[str, Any]:
+    return {"task": "world", "questions": "q", "weights": "w", "max_new_tokens": 96} | changes
+
+
+def keep(task: Task, assistant: eden.Assistant, folder: Path) -> EvaluationResult:
+    """A run as `--out` leaves it."""
+    result = evaluate(assistant, task, predictions=Predictions(folder, settings()), console=QUIET)
+    (folder / "result.json").write_text(json.dumps(result.to_dict()))
+    return result
+
+
+def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(assistant: eden.Assistant, tmp_path: Path) -> None:
+    undisturbed = Predictions(tmp_path / "whole", settings())
+    data = write_dataset(tmp_path / "data", 20, seed=8, turns=1)
+    whole = evaluate(assistant, open_task(str(data)), batch_size=1, predictions=undisturbed, console=QUIET)
+    command = [str(data), "--batch-size", "1"]
+    killed, kept = tmp_path / "killed", tmp_path / "killed" / "predictions.jsonl"
+    arguments = [sys.executable, "-m", "eden", "evaluate", "eden-tiny", *command, "--out", str(killed)]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not (kept.exists() and kept.stat().st_size) and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL and 0 < kept.read_text().count("\n") < 20
+    with kept.open("a") as file:
+        file.write('{"group": "accur')  # what a write that was cut off leaves
+    resumed = run(*command, "--out", killed, "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert kept.read_bytes() == (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+    assert {**whole.to_dict(), "seconds": 0} == {**json.loads(resumed.stdout), "seconds": 0}
+
+
+def test_what_was_answered_is_not_asked_again(assistant: eden.Assistant, tmp_path: Path) -> None:
+    """By kind, in parts of 8 batches: the first part was kept whole, of the second a line was cut off."""
+    world = open_task("world", limit=10)
+    task = dataclasses.replace(world, groups={"accuracy": world.groups["accuracy"]})
+    kept = [row("accuracy", place, question, "kept") for place, question in enumerate(task.groups["accuracy"])]
+    order = sorted(range(10), key=lambda index: kept[index]["kind"])
+    Predictions(tmp_path, settings()).add(kept[index] for index in order)
+    file = tmp_path / "predictions.jsonl"
+    file.write_text(file.read_text()[:-9])
+    result = evaluate(assistant, task, batch_size=1, predictions=Predictions(tmp_path, settings()), console=QUIET)
+    texts = [answer.text for answer in result.answers]
+    assert {index for index in range(10) if texts[index] != "kept"} == set(order[8:])
+    assert [line["answer"] for line in lines_of(tmp_path)] == texts
+
+
+def test_answers_of_another_run_are_refused(assistant: eden.Assistant, tmp_path: Path) -> None:
+    Predictions(tmp_path, settings())
+    for change, message in (
+        ({"weights": "v"}, "another model"),
+        ({"questions": "p"}, "other questions"),
+        ({"max_new_tokens": 9}, "max new tokens 96, now 9"),
+        ({"images": "x"}, "images None, now x"),
+    ):
+        with pytest.raises(InputError, match=f"answers of another run: {message}.*--out"):
+            Predictions(tmp_path, settings(**change))
+    (tmp_path / "settings.json").unlink()
+    (tmp_path / "predictions.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match=r"no readable settings.json"):
+        Predictions(tmp_path, settings())
+    before = known_by(assistant.checkpoint)
+    weight = assistant.checkpoint.core.lm_head.weight
+    with torch.no_grad():
+        weight.add_(1)
+        changed = known_by(assistant.checkpoint)
+        weight.sub_(1)
+    assert changed != before
+
+
+def test_two_runs_are_compared_over_the_questions_they_share(assistant: eden.Assistant, tmp_path: Path) -> None:
+    out, task = tmp_path / "first", open_task("world", limit=12)
+    result = keep(task, assistant, out)
+    lines = lines_of(out)
+    lines[0]["answer"] = "Nonsense."  # the earlier run got this one wrong
+    lines[1]["question"] += " Really?"  # and was not asked this one
+    (out / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    against = compare(result, read_earlier(out / "result.json", task))
+    assert against["model"] == "eden-tiny" and against["shared"] == 35
+    accuracy = against["differences"]["accuracy"]
+    assert accuracy["shared"] == 11 and accuracy["difference"] == pytest.approx(1 / 11, abs=1e-4)
+    assert accuracy["interval"][0] == 0 and accuracy["interval"][1] > 0.09
+    assert against["differences"]["accuracy_blind"] == {"difference": 0, "interval": [0, 0], "shared": 12}
+    shown = run("world", "--limit", "12", "--against", out)
+    assert re.search(r"against eden-tiny, 35 questions shared\n  accuracy +\+0\.091  \[\+0\.000, ", shown.stdout)
+
+
+def test_what_cannot_be_compared_is_refused(official: Path, assistant: eden.Assistant, tmp_path: Path) -> None:
+    world, pope = open_task("world", limit=2), open_official("pope", official)
+    with pytest.raises(InputError, match="no result here"):
+        read_earlier(tmp_path, world)
+    (tmp_path / "result.json").write_text("[1]")
+    with pytest.raises(InputError, match="not the result of an evaluation"):
+        read_earlier(tmp_path, world)
+    result = keep(pope, assistant, tmp_path / "pope")
+    with pytest.raises(InputError, match="a result of pope, not of world"):
+        read_earlier(tmp_path / "pope", world)
+    assert compare(result, read_earlier(tmp_path / "pope", pope))["differences"]["f1"]["difference"] == 0
+    others = [{**record, "text": record["text"].replace("image", "picture")} for record in POPE]
+    (official / "others.json").write_text(json.dumps(others))
+    with pytest.raises(InputError, match="shares no question"):
+        read_earlier(
+            tmp_path / "pope", open_task("pope", questions=official / "others.json", images=official / "val2014")
+        )
+
+
+def test_a_data_file_is_measured_by_exact_match_and_token_f1(assistant: eden.Assistant) -> None:
+    task = open_task(str(Path(__file__).parent.parent / "examples" / "shapes.json"))
+    result = evaluate(assistant, task, console=QUIET)
+    printed = result.to_dict()
+    for name, judge in (("accuracy", marking.exact_match), ("token_f1", marking.token_f1)):
+        marks = [judge(answer.question.expected, answer.text) for answer in result.answers]
+        assert printed[name] == pytest.approx(sum(marks) / len(marks), abs=1e-4)
+    assert printed["token_f1"] >= printed["accuracy"] > 0

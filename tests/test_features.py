@@ -1,0 +1,239 @@
+"""The feature cache: what the tower would give, once, whatever happens on the way."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_image, make_model, make_processor
+from safetensors.torch import load_file
+
+from eden import ImageError, StorageError
+from eden.data import features as module
+from eden.data.features import FeatureStore, in_best_format
+from eden.vision import open_image
+from eden.vision_encoder import VisionEncoder
+
+ROOT = Path(__file__).parent.parent
+
+
+def make_encoder(feature: str = "patches", layer: int = -2, seed: int = 0) -> VisionEncoder:
+    tower = make_model(feature).model.vision_tower
+    torch.manual_seed(seed)
+    for parameter in tower.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return VisionEncoder(tower.eval(), make_processor(4).image_processor, feature, layer)
+
+
+def make_files(folder: Path, number: int) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{index}.png" for index in range(number)]
+    for index, path in enumerate(paths):
+        make_image((index * 7 % 256, index * 31 % 256, index % 256), (48, 40)).save(path)
+    return paths
+
+
+def contents(cache: Path) -> dict[str, bytes]:
+    """The shards of a cache."""
+    return {path.name: path.read_bytes() for path in cache.glob("*/*.safetensors")}
+
+
+@pytest.mark.parametrize("feature", ["pooled", "patches"])
+def test_it_gives_what_the_tower_gives(feature: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 20)
+    encoder, files = make_encoder(feature), make_files(tmp_path / "images", 50)
+    sources = [*files[:49], files[49].read_bytes()]
+    store = FeatureStore(encoder, tmp_path / "cache")
+    assert store.missing(sources) == sources
+    store.fill(sources)
+    for again in (store, FeatureStore(encoder, tmp_path / "cache")):
+        again.fill(sources)
+        assert again.missing(sources) == [] and again.faults == {} and len(again) == 50
+        for source in sources:
+            plain = encoder.features(encoder.pixels([open_image(source)]))[0]
+            torch.testing.assert_close(again.features(source), plain, rtol=1e-4, atol=1e-4)
+    assert len(contents(tmp_path / "cache")) == 3
+
+
+def test_nothing_is_encoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = make_files(tmp_path / "images", 40)
+    monkeypatch.setattr(module, "CHUNK", 16)
+    seen: list[int] = []
+    real = VisionEncoder.features
+    monkeypatch.setattr(VisionEncoder, "features", lambda self, pixels: seen.append(len(pixels)) or real(self, pixels))
+    encoder = make_encoder()
+    FeatureStore(encoder, tmp_path / "cache").fill(files[:32])
+    FeatureStore(encoder, tmp_path / "cache").fill(files[:32])
+    assert sum(seen) == 32
+    FeatureStore(encoder, tmp_path / "cache").fill(files)  # a data set that has grown
+    assert sum(seen) == 40
+
+
+@pytest.mark.parametrize("change", ["weights", "layer", "preprocessing", "format", "image"])
+def test_what_changes_is_computed_anew(change: str, tmp_path: Path) -> None:
+    files = make_files(tmp_path / "images", 3)
+    encoder = make_encoder()
+    FeatureStore(encoder, tmp_path / "cache").fill(files)
+    if change == "weights":
+        other = make_encoder(seed=1)
+    elif change == "layer":
+        other = make_encoder(layer=-1)
+    elif change == "preprocessing":
+        other = make_encoder()
+        other.image_processor.image_mean = [0.4, 0.4, 0.4]
+    elif change == "format":
+        other = encoder.to(torch.bfloat16)
+    else:
+        other = encoder
+        make_image("purple", (48, 40)).save(files[0])
+    store = FeatureStore(other, tmp_path / "cache")
+    assert store.missing(files) == (files[:1] if change == "image" else files)
+    store.fill(files)
+    plain = other.features(other.pixels([open_image(files[0])]))[0]
+    torch.testing.assert_close(store.features(files[0]), plain, rtol=1e-2, atol=1e-2)
+
+
+def test_bad_images_are_named_and_not_read_again(tmp_path: Path) -> None:
+    files = make_files(tmp_path / "images", 5)
+    files[1].write_bytes(files[1].read_bytes()[:60])
+    files[3].unlink()
+    for _ in range(2):
+        store = FeatureStore(make_encoder(), tmp_path / "cache")
+        store.fill(files)
+        assert list(store.faults) == [str(files[1]), str(files[3])]
+        assert "damaged" in store.faults[str(files[1])] and "no such image" in store.faults[str(files[3])]
+        with pytest.raises(ImageError, match="damaged"):
+            store.features(files[1])
+    assert len(store) == 3
+    assert store.missing(files) == [files[3]]
+    make_image("red").save(files[1])
+    store = FeatureStore(make_encoder(), tmp_path / "cache")
+    store.fill(files)
+    assert list(store.faults) == [str(files[3])] and len(store) == 4
+
+
+def test_the_format_is_measured_once_and_close_to_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, files = make_encoder(), make_files(tmp_path / "images", 8)
+    best = in_best_format(encoder, files, tmp_path / "cache")
+    (written,) = tmp_path.glob("cache/*/format.json")
+    measured = json.loads(written.read_text())
+    assert best.tower.dtype == getattr(torch, measured["format"])
+    assert set(measured["seconds_per_image"]) == {"float32", "bfloat16"}
+    exact, got = (e.features(e.pixels([open_image(files[0])])).float().flatten() for e in (encoder, best))
+    assert torch.nn.functional.cosine_similarity(exact, got, dim=0) >= 0.999
+    monkeypatch.setattr(module, "_seconds", lambda *_: pytest.fail("measured again"))
+    assert in_best_format(encoder, files, tmp_path / "cache").fingerprint == best.fingerprint
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    encoder = make_encoder()
+    store = FeatureStore(encoder, tmp_path / "cache")
+    store.fill(make_files(tmp_path / "images", 3))
+    (shard,) = store.folder.glob("*.safetensors")
+    shard.write_bytes(b"{}")
+    with pytest.raises(StorageError, match=r"a file of the feature cache is damaged\. Delete it\."):
+        FeatureStore(encoder, tmp_path / "cache")
+
+
+NURSERY = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {root!r}]
+import torch
+torch.set_num_threads(1)
+from eden.data import features
+from test_features import make_encoder
+features.CHUNK = 16
+files = [Path(name) for name in Path({listing!r}).read_text().split()]
+print("ready", flush=True)
+for line in sys.stdin:
+    verb, argument = line.split()
+    if verb == "start":
+        child = os.fork()
+        if child == 0:
+            store = features.FeatureStore(make_encoder(), Path(argument))
+            store.fill(files)
+            os._exit(len(store.faults))
+        print(child, flush=True)
+    else:
+        print(os.waitpid(int(argument), 0)[1], flush=True)
+"""
+
+
+class Nursery:
+    """A process that has loaded torch, and forks others that fill a cache: they are there at once."""
+
+    def __init__(self, folder: Path):
+        script, listing = folder / "nursery.py", folder / "files"
+        self.files = make_files(folder / "images", 400)
+        listing.write_text("\n".join(map(str, self.files)))
+        script.write_text(NURSERY.format(tests=str(ROOT / "tests"), root=str(ROOT), listing=str(listing)))
+        self.process = subprocess.Popen(
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def start(self, cache: Path) -> int:
+        """Begins to fill a cache; the process's number."""
+        return self._ask(f"start {cache}")
+
+    def wait(self, child: int) -> int:
+        """How a process ended: 0, or the signal that ended it."""
+        return self._ask(f"wait {child}")
+
+    def _ask(self, line: str) -> int:
+        self.process.stdin.write(f"{line}\n")
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    nursery = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield nursery
+    nursery.process.stdin.close()
+    nursery.process.wait(60)
+
+
+def test_killed_again_and_again_it_ends_as_one_made_in_peace(nursery: Nursery, tmp_path: Path) -> None:
+    """Twenty times by SIGKILL, at random moments."""
+    started = time.perf_counter()
+    assert nursery.wait(nursery.start(tmp_path / "peace")) == 0
+    seconds = time.perf_counter() - started
+    rng, war, killed, cut_short = random.Random(0), tmp_path / "war", 0, 0
+    while killed < 20:
+        child = nursery.start(war)
+        time.sleep(rng.uniform(0, seconds / 3))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        killed += nursery.wait(child) == signal.SIGKILL
+        shards = list(war.glob("*/*.safetensors"))
+        for path in shards:
+            load_file(path)  # whole, or not there
+        cut_short += 0 < len(shards) < 25
+        if len(shards) == 25:
+            shutil.rmtree(war)
+    assert cut_short >= 5
+    assert nursery.wait(nursery.start(war)) == 0
+    assert contents(war) == contents(tmp_path / "peace") and len(contents(war)) == 25
+    assert not list(war.glob("*/.*"))
+    encoder, store = make_encoder(), FeatureStore(make_encoder(), war)
+    store.fill(nursery.files)
+    plain = encoder.features(encoder.pixels([open_image(nursery.files[-1])]))[0]
+    torch.testing.assert_close(store.features(nursery.files[-1]), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_two_processes_share_the_work(nursery: Nursery, tmp_path: Path) -> None:
+    children = [nursery.start(tmp_path / "together") for _ in range(2)]
+    assert [nursery.wait(child) for child in children] == [0, 0]
+    assert nursery.wait(nursery.start(tmp_path / "alone")) == 0
+    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+    assert len(contents(tmp_path / "alone")) == 25
