@@ -184,6 +184,11 @@ def load_for_training(recipe: Recipe, weights: Mapping[str, torch.Tensor] | None
     checkpoint.config.speech_model = speech_model_of_run(section)
     if section.attn_implementation is None and checkpoint.config.text_config._attn_implementation == "sdpa":
         checkpoint.core.model.language_model.set_attn_implementation(PACKED_SDPA)
+    for module in checkpoint.core.modules():
+        # On some CPUs bitsandbytes packs a layer anew when it is first asked in evaluation, into a form that answers
+        # faster and through which no gradient comes back: training would go on without those of the layers before it.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     adapted = add_adapters(checkpoint.core, recipe.lora)
     adapted.peft_config["default"].base_model_name_or_path = checkpoint.base
     if weights is not None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 IGNORE_INDEX = -100
 PIECE = 512
@@ -31,6 +32,8 @@ def answer_loss(
     """
     if head.requires_grad and torch.is_grad_enabled():
         raise ValueError("the head is in training, and this loss has no gradient for it: ask for the logits")
+    if isinstance(head, DTensor):  # each process holds a part of it (FSDP)
+        head = head.full_tensor()
     targets = labels[:, 1:].to(hidden_states.device)
     supervised = targets != IGNORE_INDEX
     total: torch.Tensor = _SummedCrossEntropy.apply(hidden_states[:, :-1][supervised], head, targets[supervised])
