@@ -36,12 +36,16 @@ def image_features(
     tower: CLIPVisionModelWithProjection, pixel_values: torch.Tensor, feature: str, layer: int
 ) -> torch.Tensor:
     """Pixels [I,3,H,W] -> image features [I,N,Dv], without gradient: the tower is always frozen."""
-    pooled = feature == "pooled"
+    pixel_values = pixel_values.to(tower.dtype)
     with torch.no_grad():
-        output = tower(pixel_values.to(tower.dtype), output_hidden_states=not pooled)
-    if pooled:
-        return output.image_embeds.unsqueeze(1)
-    return output.hidden_states[layer][:, 1:]  # the class token is dropped
+        if feature == "pooled":
+            return tower(pixel_values).image_embeds.unsqueeze(1)
+        # The states behind the chosen layer, -1 being the last; the layers after it are not computed.
+        vision = tower.vision_model
+        states = vision.pre_layrnorm(vision.embeddings(pixel_values))
+        for encoder_layer in vision.encoder.layers[: range(len(vision.encoder.layers) + 1)[layer]]:
+            states = encoder_layer(states, None)
+        return states[:, 1:]  # the class token is dropped
 
 
 class MultimodalPhiPreTrainedModel(PreTrainedModel):
