@@ -6,7 +6,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 IGNORE_INDEX = -100
-PIECE = 512
+PIECE = 256
 """Positions whose logits [PIECE,V] are held at once, in fp32."""
 
 
@@ -53,12 +53,14 @@ class _SummedCrossEntropy(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(targets), PIECE):
             piece = slice(start, start + PIECE)
-            logits = (hidden[piece] @ head.t()).float()  # [PIECE,V]
-            normaliser = logits.logsumexp(-1, keepdim=True)
+            logits = (hidden[piece] @ head.t()).float()  # [PIECE,V]; in place from here on, for it is large
             of_target = targets[piece].unsqueeze(-1)
-            total += (normaliser - logits.gather(-1, of_target)).sum()
+            target_logits, highest = logits.gather(-1, of_target), logits.amax(-1, keepdim=True)
+            exponentials = logits.sub_(highest).exp_()
+            sums = exponentials.sum(-1, keepdim=True)
+            total += (sums.log() + highest - target_logits).sum()
             if gradient is not None:
-                probabilities = logits.sub_(normaliser).exp_()
+                probabilities = exponentials.div_(sums)
                 probabilities.scatter_add_(-1, of_target, torch.full_like(of_target, -1, dtype=torch.float32))
                 gradient[piece] = probabilities.to(hidden.dtype) @ head
         ctx.save_for_backward(gradient)
