@@ -82,8 +82,14 @@ def _print_times(plan: Plan) -> None:
         grown = "peak" if measured.device == "cuda" else "process grew"
         _line(f"  {grown}", f"{_size(measured.peak):>10}  (estimate {_size(plan.memory.total)})")
     else:
-        print(f"measured, on this machine's {device}: one layer of the real shape, random weights, {measured.tokens:,} places")
-    _line("  longest step", f"{measured.seconds:>8.3g} s" + ("" if measured.what == "model" else "  (layer x layers)"))
+        print(f"measured, on this machine's {device}: one layer of the real shape with random weights")
+        assert measured.kept is not None and measured.kept_estimate is not None
+        _line("  kept for backward", f"{_size(measured.kept):>10}  (estimate {_size(measured.kept_estimate)})")
+    _line(
+        "  longest step",
+        f"{measured.seconds:>8.3g} s"
+        + ("" if measured.what == "model" else f"  (one of {measured.tokens:,} tokens, counted for all layers)"),
+    )
     print("time on this machine, estimated from it")
     _line("  usual step", f"{plan.step_seconds:>8.3g} s")
     _line("  all steps", f"{_duration(plan.total_seconds):>10}")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from transformers import TrainingArguments
 
 from ..errors import InputError
 from ..recipe import Recipe
@@ -18,6 +17,9 @@ from .measure import LARGE, Measured, measure_layer, measure_model
 from .memory import GIB, Memory, estimate, state_bytes
 from .shapes import Shapes, is_here, processor_of, shapes_of
 from .workload import Workload, read_lengths, workload_of
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 FEATURE_BYTES = 2
 """Of a cached image feature in bf16; `eden cache` takes fp32 where that measures faster."""
@@ -77,7 +79,11 @@ class Plan:
             },
             "steps": work.steps,
             "epochs": round(work.epochs, 3),
-            "parameters": {"all": self.shapes.parameters, "trained": self.shapes.trained, "by_part": self.shapes.counts},
+            "parameters": {
+                "all": self.shapes.parameters,
+                "trained": self.shapes.trained,
+                "by_part": self.shapes.counts,
+            },
             "memory_estimate": {"total": self.memory.total, "on_gpu": self.gpu, "by_part": self.memory.parts},
             "measured": None if measured is None else vars(measured),
             "step_seconds_estimate": self.step_seconds,
@@ -110,9 +116,7 @@ def forecast(recipe: Recipe, console: Console, *, budget: int | None = None, ste
     """
     arguments = recipe.training_arguments()
     shapes = shapes_of(recipe)
-    lengths = read_lengths(
-        recipe, processor_of(recipe.model, shapes.config), shapes.config.num_image_tokens, console
-    )
+    lengths = read_lengths(recipe, processor_of(recipe.model, shapes.config), shapes.config.num_image_tokens, console)
     workload = workload_of(recipe, lengths, arguments)
     gpu = torch.cuda.is_available() or shapes.parameters >= LARGE  # nobody trains a large model without one
 

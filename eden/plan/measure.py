@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,14 @@ from ..model.attention import PACKED_SDPA
 from ..model.processing import IGNORE_INDEX
 from ..recipe import QuantizationSection, Recipe
 from ..trainer import EdenTrainer
-from .memory import checkpoints
+from .memory import checkpoints, layer_activations, lora_copies
 from .shapes import Shapes
 from .workload import Workload
 
 LARGE = 10**9
 """Parameters from which the whole model is not loaded to plan: that alone takes minutes."""
+WARM_UP = 2
+"""Steps before those that count: the first ones of a process are many times slower."""
 LAYER_TOKENS = 1024
 """The longest row that one layer is measured with."""
 CLEAR_PEAK = "5"
@@ -42,8 +47,10 @@ class Measured:
         device: where.
         tokens: places of the batch.
         seconds: an optimizer step of the longest batches; of a layer, one way forth and back, times the layers.
-        peak: bytes; on a GPU what torch held, on a CPU how far the process grew. None for a layer.
-        held: bytes of the loaded model's tensors. None for a layer.
+        peak: of the model: bytes; on a GPU what torch held, on a CPU how far the process grew.
+        held: of the model: bytes of its tensors once it is loaded.
+        kept: of a layer: bytes that autograd keeps of it.
+        kept_estimate: the same by formula, on the device that was measured.
     """
 
     what: str
@@ -52,6 +59,8 @@ class Measured:
     seconds: float
     peak: int | None = None
     held: int | None = None
+    kept: int | None = None
+    kept_estimate: int | None = None
 
 
 def measure_model(recipe: Recipe, workload: Workload, steps: int, console: Console) -> Measured:
@@ -65,9 +74,11 @@ def measure_model(recipe: Recipe, workload: Workload, steps: int, console: Conso
     checkpoint = load_for_training(recipe)
     held = held_bytes(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
+        batch = min(int(recipe.training.get("per_device_train_batch_size", 8)), workload.rows)
         arguments = recipe.training_arguments(
             output_dir=folder,
-            max_steps=steps,
+            per_device_train_batch_size=batch,
+            max_steps=WARM_UP + steps,
             save_strategy="no",
             eval_strategy="no",
             logging_strategy="no",
@@ -75,10 +86,10 @@ def measure_model(recipe: Recipe, workload: Workload, steps: int, console: Conso
             train_sampling_strategy="random",
         )
         set_seed(arguments.seed)
-        number = arguments.gradient_accumulation_steps * steps
+        number = arguments.gradient_accumulation_steps * (WARM_UP + steps)
         rows: Any = [_example(checkpoint, length) for length in workload.longest] * number
         if recipe.data.row_length is not None:  # a row is the list of its samples' examples
-            batch, longest = int(arguments.train_batch_size), [_example(checkpoint, size) for size in workload.longest]
+            longest = [_example(checkpoint, size) for size in workload.longest]
             rows = [longest[start::batch] for start in range(batch)] * number
         clock = _Clock()
         trainer = EdenTrainer(checkpoint, arguments, rows, None, Console(quiet=True))
@@ -89,14 +100,21 @@ def measure_model(recipe: Recipe, workload: Workload, steps: int, console: Conso
     else:
         peak = round(peak_memory_mib() * 2**20) - before
     torch.set_rng_state(state)
-    return Measured("model", checkpoint.core.device.type, workload.longest_places, min(clock.seconds), peak, held)
+    return Measured(
+        "model",
+        checkpoint.core.device.type,
+        workload.longest_places,
+        statistics.median(clock.seconds[WARM_UP:]),
+        peak,
+        held,
+    )
 
 
 def measure_layer(recipe: Recipe, shapes: Shapes, workload: Workload, steps: int) -> Measured:
     """Runs one decoder layer of the model's shape with random weights, forth and back, and counts it for all of them.
 
-    The layer is measured with one row, the longest, or the first `LAYER_TOKENS` of it, and counted for the places of the
-    batch; the head adds its share of the products.
+    The layer is measured with one row as long as the longest sample, or `LAYER_TOKENS`, and counted for the places of
+    the batch; the head adds its share of the products.
     """
     text, options = copy.deepcopy(shapes.config.text_config), LoadOptions()
     layers, vocabulary = text.num_hidden_layers, text.vocab_size
@@ -104,15 +122,21 @@ def measure_layer(recipe: Recipe, shapes: Shapes, workload: Workload, steps: int
     core = _one_layer(recipe, shapes, text)
     tokens = min(max(workload.longest), LAYER_TOKENS)
     states = torch.randn(1, tokens, text.hidden_size, device=options.torch_device, dtype=core.dtype).requires_grad_()
-    mixed = bool(recipe.training.get("bf16"))
+
+    def run() -> torch.Tensor:
+        with torch.autocast(options.torch_device.type, torch.bfloat16, enabled=bool(recipe.training.get("bf16"))):
+            packed = core.model.pack([tokens], states)
+            output: torch.Tensor = core.model.language_model(inputs_embeds=states, **packed).last_hidden_state
+        return output
+
+    kept = kept_bytes(core, run)
+    if checkpoints(recipe):
+        core.gradient_checkpointing_enable({"use_reentrant": False})
     times = []
-    for _ in range(max(1, steps)):
+    for _ in range(steps):
         _wait()
         started = time.monotonic()
-        with torch.autocast(options.torch_device.type, torch.bfloat16, enabled=mixed):
-            packed = core.model.pack([tokens], states)
-            output = core.model.language_model(inputs_embeds=states, **packed).last_hidden_state
-        output.float().mean().backward()
+        run().float().mean().backward()
         _wait()
         times.append(time.monotonic() - started)
     places = workload.longest_places
@@ -121,7 +145,10 @@ def measure_layer(recipe: Recipe, shapes: Shapes, workload: Workload, steps: int
     head = 2 * text.hidden_size * vocabulary * answered / (passes * shapes.layer_weights)
     accumulation = int(recipe.training.get("gradient_accumulation_steps", 1))
     seconds = min(times) * places / tokens * (layers + head) * accumulation
-    return Measured("layer", options.torch_device.type, tokens, seconds)
+    device = options.torch_device.type
+    formula = layer_activations(recipe, shapes, [tokens], flat=True, gpu=device == "cuda")
+    formula += lora_copies(recipe, shapes) // layers + 4 * text.hidden_size * tokens  # and the norm behind it
+    return Measured("layer", device, tokens, seconds, kept=kept, kept_estimate=formula)
 
 
 def held_bytes(checkpoint: Checkpoint) -> int:
@@ -133,6 +160,22 @@ def held_bytes(checkpoint: Checkpoint) -> int:
             tensors += [state.absmax, state.code]
             state = getattr(state, "state2", None)
     return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
+
+
+def kept_bytes(model: torch.nn.Module, run: Callable[[], object]) -> int:
+    """Bytes that autograd keeps of what `run` computes, the model's own weights left out."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        graph = run()  # held, so that no storage is given away and counted as another
+    total = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+    del graph
+    return total
 
 
 def _one_layer(recipe: Recipe, shapes: Shapes, text: Any) -> MultimodalPhiForConditionalGeneration:
@@ -150,8 +193,6 @@ def _one_layer(recipe: Recipe, shapes: Shapes, text: Any) -> MultimodalPhiForCon
     core.model.language_model.set_attn_implementation(attention)
     adapted = add_adapters(core, recipe.lora)
     adapted.train()
-    if checkpoints(recipe):
-        core.gradient_checkpointing_enable({"use_reentrant": False})
     return core
 
 
@@ -215,8 +256,6 @@ def _wait() -> None:
 
 def _resident() -> int:
     """Bytes that the process holds now; where the system allows it, its peak is counted from here on."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
-    except OSError:
-        pass
     return round(peak_memory_mib() * 2**20)

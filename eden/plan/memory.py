@@ -1,6 +1,6 @@
 """Bytes of a training step by part, by formula.
 
-Written with n places of a batch (padding included), D, V as everywhere, F the inner width of the MLP, H heads, L layers.
+Written with n places of a batch (padding included), D, V as everywhere, F the inner width of the MLP, H heads.
 Half-precision numbers (autocast) take 2 bytes, fp32 takes 4. What autograd keeps of one Phi-3 decoder layer:
 
     two RMSNorms           8 D n + 8 n          their inputs in fp32, and one over the root mean square
@@ -17,15 +17,17 @@ Weights that are frozen keep nothing of their inputs. With activation checkpoint
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import TrainingArguments
+from typing import TYPE_CHECKING, Any
 
 from ..model.loss import PIECE
 from ..recipe import Recipe
 from .shapes import Shapes
 from .workload import Workload
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 GIB = 2**30
 STATE_BYTES = {"8bit": 2, "sgd": 0, "adafactor": 0, "lion": 4, "adamw": 8, "adam": 8}
@@ -71,7 +73,7 @@ def estimate(recipe: Recipe, shapes: Shapes, workload: Workload, arguments: Trai
     text: Any = shapes.config.text_config
     n, width, layers = workload.longest_places, text.hidden_size, text.num_hidden_layers
     residual = 4 if recipe.model.dtype == "float32" else 2
-    layer = layer_activations(recipe, shapes, workload, gpu=gpu)
+    layer = layer_activations(recipe, shapes, workload.longest, flat=workload.flat, gpu=gpu)
     again = layer if checkpoints(recipe) else 0
     kept = layers * width * n * residual if checkpoints(recipe) else layers * layer
     answers = max(1, round(n * workload.supervised / workload.tokens))  # supervised places of the batch
@@ -92,10 +94,19 @@ def estimate(recipe: Recipe, shapes: Shapes, workload: Workload, arguments: Trai
     return Memory(parts)
 
 
-def layer_activations(recipe: Recipe, shapes: Shapes, workload: Workload, *, gpu: bool) -> int:
-    """Bytes that autograd keeps of one decoder layer, for the longest batch; see the head of this file."""
+def layer_activations(recipe: Recipe, shapes: Shapes, lengths: Sequence[int], *, flat: bool, gpu: bool) -> int:
+    """Bytes that autograd keeps of one decoder layer; see the head of this file.
+
+    Args:
+        recipe: of the run.
+        shapes: of its model.
+        lengths: of the samples in the batch.
+        flat: they stand in one row; else each is padded to the longest.
+        gpu: keep dropout's mask as a GPU does.
+    """
     text: Any = shapes.config.text_config
-    n, width, heads = workload.longest_places, text.hidden_size, text.num_attention_heads
+    lengths = lengths if flat else [max(lengths)] * len(lengths)
+    n, width, heads = sum(lengths), text.hidden_size, text.num_attention_heads
     keys = width // heads * text.num_key_value_heads
     half = 2 if _is_mixed(recipe) or recipe.model.dtype == "bfloat16" else 4
     norms = 8 * width + 8
@@ -103,8 +114,7 @@ def layer_activations(recipe: Recipe, shapes: Shapes, workload: Workload, *, gpu
     squares = 0
     if recipe.model.attn_implementation == "eager":
         attention -= half * width  # its output needs no keeping
-        side = workload.longest if workload.flat else [max(workload.longest)] * len(workload.longest)
-        squares = (4 + half) * heads * sum(length**2 for length in side)
+        squares = (4 + half) * heads * sum(length**2 for length in lengths)
     else:
         attention += 4 * heads
     adapters = 0
@@ -133,7 +143,12 @@ def _copies(recipe: Recipe, shapes: Shapes, layers: int) -> int:
     """Half-precision copies that autocast makes of fp32 weights and autograd keeps until the layer's way back."""
     if not _is_mixed(recipe):
         return 0
-    copies = 2 * shapes.trained
+    copies = lora_copies(recipe, shapes) + 2 * shapes.counts["projector"]["trained"]
     if recipe.model.dtype == "float32" and recipe.quantization is None:
         copies += 2 * shapes.layer_weights * (1 if checkpoints(recipe) else layers)
     return copies
+
+
+def lora_copies(recipe: Recipe, shapes: Shapes) -> int:
+    """Bytes of the half-precision copies of all adapters."""
+    return 2 * shapes.counts.get("lora", {"trained": 0})["trained"] if _is_mixed(recipe) else 0

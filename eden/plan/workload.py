@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from transformers import TrainingArguments
 
 from ..data.dataset import ConversationDataset
 from ..data.packing import pack
@@ -18,6 +17,9 @@ from ..errors import DataError, RecipeError
 from ..model.processing import MultimodalPhiProcessor
 from ..prepare import read_data
 from ..recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -131,9 +133,10 @@ def workload_of(recipe: Recipe, lengths: Lengths, arguments: TrainingArguments) 
     places = sum(_places(sizes, rows, order[at : at + batch], flat) for at in range(0, len(rows), batch))
     worst = np.argsort(-by_length, kind="stable")[:batch]
     a_step = batch * int(arguments.gradient_accumulation_steps) * int(arguments.world_size)
+    steps_an_epoch = math.ceil(len(rows) / a_step)  # the last step of an epoch may read fewer
     steps = int(arguments.max_steps)
     if steps <= 0:
-        steps = math.ceil(arguments.num_train_epochs * math.ceil(len(rows) / a_step))
+        steps = math.ceil(arguments.num_train_epochs * steps_an_epoch)
     return Workload(
         lengths.source,
         sizes,
@@ -144,7 +147,7 @@ def workload_of(recipe: Recipe, lengths: Lengths, arguments: TrainingArguments) 
         places,
         [int(sizes[sample]) for row in worst for sample in rows[row]],
         steps,
-        steps * a_step / len(rows),
+        steps / steps_an_epoch,
         int((~fits).sum()),
         a_step,
         flat,
