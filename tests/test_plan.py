@@ -13,8 +13,8 @@ from rich.console import Console
 from eden.checkpoint import count_parameters, load_for_training
 from eden.errors import InputError
 from eden.plan import Plan, forecast
-from eden.plan.measure import kept_bytes
-from eden.plan.memory import GIB, layer_activations, lora_copies
+from eden.plan.measure import held_bytes, kept_bytes
+from eden.plan.memory import GIB, WEIGHTS, layer_activations, lora_copies
 from eden.plan.shapes import shapes_of
 from eden.recipe import load_recipe
 
@@ -67,12 +67,23 @@ def test_parts_add_up_and_four_bits_are_what_they_are(phi: Plan) -> None:
     ids=["4 bits", "bf16", "double quant", "projector, fp32"],
 )
 def test_the_loaded_model_holds_what_was_estimated(overrides: list[str]) -> None:
-    planned = plan("digits", *DIGITS, *overrides, steps=1)
-    assert planned.measured is not None and planned.measured.held is not None
-    assert planned.measured.what == "model" and planned.measured.seconds > 0
-    assert planned.memory.held == pytest.approx(planned.measured.held, rel=0.02)
-    loaded = count_parameters(load_for_training(load_recipe("digits", [*DIGITS, *overrides])))
-    assert planned.shapes.counts == loaded
+    planned = plan("digits", *DIGITS, *overrides, steps=0)
+    loaded = load_for_training(load_recipe("digits", [*DIGITS, *overrides]))
+    assert planned.memory.held == pytest.approx(held_bytes(loaded), rel=0.02)
+    assert planned.shapes.counts == count_parameters(loaded)
+
+
+def test_the_digits_are_planned_with_real_steps_and_leave_nothing(tmp_path: Path) -> None:
+    result = run("plan", "digits", *DIGITS, "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    planned = json.loads(result.stdout)
+    assert planned["data"]["source"] == "encoded" and planned["data"]["samples"] == 7
+    measured, parts = planned["measured"], planned["memory_estimate"]["by_part"]
+    assert measured["what"] == "model" and measured["tokens"] == planned["data"]["longest_batch"]
+    assert measured["held"] == pytest.approx(sum(parts[part] for part in WEIGHTS), rel=0.02)
+    assert measured["peak"] > measured["held"] and measured["seconds"] > 0
+    assert planned["total_seconds_estimate"] == pytest.approx(1500 * planned["step_seconds_estimate"])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("attention", ["eager", "null"])
