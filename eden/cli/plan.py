@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 
 SOURCES = {
     "encoded": "",
-    "characters": "  (no tokenizer here: about 4 characters a token)",
-    "assumed": "  (no data here: LLaVA-Instruct-150K's numbers of samples, lengths assumed)",
+    "characters": "no tokenizer here: 4 characters are taken for a token",
+    "assumed": "no {missing} here: assumed as long as LLaVA-Instruct-150K's",
 }
 
 
@@ -38,14 +39,15 @@ def plan(
     if as_json:
         print_json(result.to_dict())
     else:
-        _print(result)
+        missing = [source.path for source in loaded.data.all_sources if not Path(source.path).exists()]
+        _print(result, ", ".join(missing))
 
 
-def _print(plan: Plan) -> None:
+def _print(plan: Plan, missing: str) -> None:
     work, counts = plan.workload, plan.shapes
     _line("samples", f"{len(work.lengths):,}, {work.tokens:,} tokens, {work.supervised:,} supervised")
     if SOURCES[work.source]:
-        print(SOURCES[work.source])
+        _line("", SOURCES[work.source].format(missing=missing))
     if work.skipped:
         _line("skipped", f"{work.skipped:,} samples that are too long")
     _line("rows", f"{work.rows:,}, {work.padding:.1%} of the places are padding")
@@ -63,7 +65,10 @@ def _print(plan: Plan) -> None:
         if size:
             _line(f"  {part}", f"{_size(size):>10}")
     for verdict in plan.verdicts:
-        says = "enough" if verdict.fits else "enough with these changes:" if verdict.possible else "not enough"
+        says = "enough" if verdict.fits else "enough with these changes:"
+        if not verdict.possible:
+            least = verdict.changes[-1].total if verdict.changes else plan.memory.total
+            says = f"not enough: {_size(least)} with all that can be changed"
         _line(_size(verdict.budget), says)
         for change in verdict.changes if verdict.possible else []:
             _line(f"{_size(change.total):>10}", " ".join(change.overrides))

@@ -122,7 +122,9 @@ def forecast(recipe: Recipe, console: Console, *, budget: int | None = None, ste
 
     def estimated(changed: Recipe) -> Memory:
         again = changed.training_arguments()
-        return estimate(changed, shapes_of(changed), workload_of(changed, lengths, again), again, gpu=gpu)
+        same = (changed.quantization, changed.lora) == (recipe.quantization, recipe.lora)
+        new = shapes if same else shapes_of(changed)
+        return estimate(changed, new, workload_of(changed, lengths, again), again, gpu=gpu)
 
     memory = estimate(recipe, shapes, workload, arguments, gpu=gpu)
     verdicts = [_verdict(recipe, memory, size, lengths.tokens.max(), estimated) for size in _budgets(budget)]
@@ -172,7 +174,8 @@ def _verdict(recipe: Recipe, memory: Memory, budget: int, longest: int, estimate
 def _refusal(budget: int, memory: Memory, made: Sequence[Change]) -> InputError:
     needed = f"an estimated {memory.total / GIB:.1f} GiB"
     if made:
-        words = " ".join(word for change in made for word in change.overrides)
+        last = dict(word.split("=") for change in made for word in change.overrides)  # the last of a key holds
+        words = " ".join(f"{key}={value}" for key, value in last.items())
         needed += f", and {made[-1].total / GIB:.1f} GiB with all that can be changed: {words}"
     least = (made[-1].total if made else memory.total) / GIB
     return InputError(

@@ -118,22 +118,27 @@ def workload_of(recipe: Recipe, lengths: Lengths, arguments: TrainingArguments) 
     if not fits.any() or (not fits.all() and (data.on_error == "fail" or data.max_length > limit)):
         raise DataError(
             f"a sample has {int(lengths.tokens.max()):,} tokens, and the recipe allows {limit:,}",
+            where="data",
             cure="Raise data.max_length and data.row_length, or set data.on_error=skip.",
         )
     sizes = np.asarray(lengths.tokens[fits], dtype=np.int64)
-    rows = [[index] for index in range(len(sizes))]
-    if data.row_length is not None:
-        rows = pack(sizes, data.row_length, data.split_seed)
+    rows = None if data.row_length is None else pack(sizes, data.row_length, data.split_seed)
     implementation = recipe.model.attn_implementation
     flat = implementation is None or implementation.startswith("flash_attention")  # as eden.trainer takes them
-    order = np.random.default_rng(int(arguments.seed)).permutation(len(rows))
-    by_length = np.array([sizes[row].sum() if flat else sizes[row].max() * len(row) for row in rows])
+    totals, longest, members = _of_rows(sizes, rows)
+    number = len(totals)
+    takes = totals if flat else longest * members
+    order = np.random.default_rng(int(arguments.seed)).permutation(number)
     if arguments.train_sampling_strategy == "group_by_length":
-        order = np.argsort(-by_length, kind="stable")
-    places = sum(_places(sizes, rows, order[at : at + batch], flat) for at in range(0, len(rows), batch))
-    worst = np.argsort(-by_length, kind="stable")[:batch]
+        order = np.argsort(-takes, kind="stable")
+    places = int(sizes.sum())
+    if not flat:
+        starts = np.arange(0, number, batch)
+        in_batch = np.add.reduceat(members[order], starts)
+        places = int((np.maximum.reduceat(longest[order], starts) * in_batch).sum())
+    worst = np.argsort(-takes, kind="stable")[:batch].tolist()
     a_step = batch * int(arguments.gradient_accumulation_steps) * int(arguments.world_size)
-    steps_an_epoch = math.ceil(len(rows) / a_step)  # the last step of an epoch may read fewer
+    steps_an_epoch = math.ceil(number / a_step)  # the last step of an epoch may read fewer
     steps = int(arguments.max_steps)
     if steps <= 0:
         steps = math.ceil(arguments.num_train_epochs * steps_an_epoch)
@@ -142,10 +147,10 @@ def workload_of(recipe: Recipe, lengths: Lengths, arguments: TrainingArguments) 
         sizes,
         round(lengths.supervised * float(fits.mean())),
         lengths.images,
-        len(rows),
+        number,
         int(sizes.sum()),
         places,
-        [int(sizes[sample]) for row in worst for sample in rows[row]],
+        [int(sizes[sample]) for row in worst for sample in ([row] if rows is None else rows[row])],
         steps,
         steps / steps_an_epoch,
         int((~fits).sum()),
@@ -154,9 +159,13 @@ def workload_of(recipe: Recipe, lengths: Lengths, arguments: TrainingArguments) 
     )
 
 
-def _places(sizes: Array, rows: list[list[int]], batch: Array, flat: bool) -> int:
-    members = sizes[[sample for row in batch for sample in rows[row]]]
-    return int(members.sum() if flat else members.max() * len(members))
+def _of_rows(sizes: Array, rows: list[list[int]] | None) -> tuple[Array, Array, Array]:
+    """Of each row: its tokens, its longest sample's, and how many samples it holds; None is a row a sample."""
+    if rows is None:
+        return sizes, sizes, np.ones_like(sizes)
+    members = np.array([len(row) for row in rows])
+    ordered, starts = sizes[np.concatenate([np.array(row) for row in rows])], np.cumsum(members) - members
+    return np.add.reduceat(ordered, starts), np.maximum.reduceat(ordered, starts), members
 
 
 def _assumed(image_tokens: int) -> Lengths:
