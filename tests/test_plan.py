@@ -118,6 +118,17 @@ def test_a_layer_keeps_what_the_formula_says(overrides: list[str], attention: st
     assert (all_of_them - of_one) / (len(layers) - 1) == pytest.approx(estimated, rel=0.05)
 
 
+@pytest.mark.parametrize("attention", ["eager", "null"])
+@pytest.mark.parametrize("checkpointing", ["true", "false"])
+def test_a_real_step_takes_the_memory_that_was_estimated(attention: str, checkpointing: str, tmp_path: Path) -> None:
+    """Rows long enough for activations to outweigh all else; no data, so lengths are assumed."""
+    large = [f"model.attn_implementation={attention}", f"training.activation_checkpointing={checkpointing}"]
+    large += [f"data.path={tmp_path / 'none.json'}", "training.per_device_train_batch_size=4"]
+    planned = plan("digits", *large, steps=1)
+    assert planned.measured is not None
+    assert planned.measured.peak == pytest.approx(planned.memory.total, rel=0.1)
+
+
 def test_checkpointing_batch_and_optimizer_change_what_they_should(phi: Plan) -> None:
     without = plan("phi3.5-mini", "training.activation_checkpointing=false", steps=0)
     assert without.memory.parts["activations"] > 10 * phi.memory.parts["activations"]

@@ -84,8 +84,7 @@ def _print_times(plan: Plan) -> None:
         print(f"measured, on this machine's {device}: the whole model on batches of {measured.tokens:,} places")
         assert measured.held is not None and measured.peak is not None
         _line("  weights", f"{_size(measured.held):>10}  (estimate {_size(plan.memory.held)})")
-        grown = "peak" if measured.device == "cuda" else "process grew"
-        _line(f"  {grown}", f"{_size(measured.peak):>10}  (estimate {_size(plan.memory.total)})")
+        _line("  most at a time", f"{_size(measured.peak):>10}  (estimate {_size(plan.memory.total)})")
     else:
         print(f"measured, on this machine's {device}: one layer of the real shape with random weights")
         assert measured.kept is not None and measured.kept_estimate is not None

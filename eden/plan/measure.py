@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import itertools
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from transformers import TrainerCallback, set_seed
 
 from ..backbones import LoadOptions
 from ..checkpoint import Checkpoint, add_adapters, load_for_training
-from ..machine import peak_memory_mib
 from ..model import MultimodalPhiForConditionalGeneration
 from ..model.attention import PACKED_SDPA
 from ..model.processing import IGNORE_INDEX
@@ -34,8 +34,6 @@ WARM_UP = 2
 """Steps before those that count: the first ones of a process are many times slower."""
 LAYER_TOKENS = 1024
 """The longest row that one layer is measured with."""
-CLEAR_PEAK = "5"
-"""What Linux takes as the order to forget a process's peak memory (proc(5), clear_refs)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Measured:
         device: where.
         tokens: places of the batch.
         seconds: an optimizer step of the longest batches; of a layer, one way forth and back, times the layers.
-        peak: of the model: bytes; on a GPU what torch held, on a CPU how far the process grew.
+        peak: of the model: bytes of all tensors at most. Memory that an allocator keeps is not in it.
         held: of the model: bytes of its tensors once it is loaded.
         kept: of a layer: bytes that autograd keeps of it.
         kept_estimate: the same by formula, on the device that was measured.
@@ -69,7 +67,6 @@ def measure_model(recipe: Recipe, workload: Workload, steps: int, console: Conso
     Raises:
         CheckpointError: the model cannot be loaded.
     """
-    before = _resident()
     state = torch.get_rng_state()
     checkpoint = load_for_training(recipe)
     held = held_bytes(checkpoint)
@@ -98,7 +95,7 @@ def measure_model(recipe: Recipe, workload: Workload, steps: int, console: Conso
     if torch.cuda.is_available():
         peak = int(torch.cuda.max_memory_allocated())
     else:
-        peak = round(peak_memory_mib() * 2**20) - before
+        peak = held + clock.most
     torch.set_rng_state(state)
     return Measured(
         "model",
@@ -235,27 +232,46 @@ def _example(checkpoint: Checkpoint, length: int) -> dict[str, Any]:
 
 
 class _Clock(TrainerCallback):
-    """Seconds of each optimizer step."""
+    """Seconds of each optimizer step; on a CPU also the bytes that the first one had in tensors at most."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.most = 0
+        self.profile: Any = None
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        if not self.seconds and not torch.cuda.is_available():
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            self.profile = torch.profiler.profile(activities=activities, profile_memory=True)
+            with _unheard():
+                self.profile.start()
         _wait()
         self.started = time.monotonic()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         _wait()
         self.seconds.append(time.monotonic() - self.started)
+        if self.profile is not None:
+            with _unheard():
+                self.profile.stop()
+            events = [event for event in self.profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+            changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+            self.most, self.profile = max(itertools.accumulate(changes, initial=0)), None
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """What torch's profiler reports of its start and end, from below Python, is for nobody."""
+    was, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(was, 2)
+        os.close(was)
+        os.close(nowhere)
 
 
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _resident() -> int:
-    """Bytes that the process holds now; where the system allows it, its peak is counted from here on."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
-    return round(peak_memory_mib() * 2**20)

@@ -80,8 +80,8 @@ def estimate(recipe: Recipe, shapes: Shapes, workload: Workload, arguments: Trai
     logits = 6 * min(PIECE, answers) * text.vocab_size + 2 * answers * width * 2
     # The gradients that pass through a layer, and the largest weight out of its 4 bits.
     passing = n * (6 * text.intermediate_size + 8 * width)
-    if recipe.model.attn_implementation == "eager":  # of probabilities and scores, each in both number formats
-        passing += 12 * text.num_attention_heads * max(workload.longest) * n
+    if recipe.model.attn_implementation == "eager":  # of the probabilities, in fp32
+        passing += 4 * text.num_attention_heads * max(workload.longest) * n
     unpacked = 2 * 2 * text.intermediate_size * width if recipe.quantization else 0
     trained = {part: counts["trained"] for part, counts in shapes.counts.items()}
     parts = dict(shapes.frozen_bytes)
