@@ -60,6 +60,11 @@ F4  tiny.build tiny.build_whisper
 F4  parallel
 F4  trainer
 F4  train
+F4  plan.shapes plan.workload
+F4  plan.memory
+F4  plan.budget plan.measure
+F4  plan.forecast
+F4  plan
 F4  demo
 F4  export.contents export.wheel
 F4  export.space export.hub
@@ -76,7 +81,7 @@ F5  serve.page
 F5  serve.server
 F5  serve
 F5  cli.shared
-F5  cli.talk cli.data cli.work cli.judge cli.serve cli.ship
+F5  cli.talk cli.data cli.work cli.plan cli.judge cli.serve cli.ship
 F5  cli.main
 F5  cli
 F5  __main__

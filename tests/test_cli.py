@@ -14,7 +14,7 @@ from eden.audio import SAMPLE_RATE, to_wav
 from eden.tiny.dataset import write_dataset
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-VERBS = ["ask", "cache", "chat", "check", "demo", "evaluate", "export", "push", "train", "transcribe", "xray"]
+VERBS = ["ask", "cache", "chat", "check", "demo", "evaluate", "export", "plan", "push", "train", "transcribe", "xray"]
 
 
 def run(*arguments: str | Path, **kwargs) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ from ..errors import EdenError, Interrupted
 from ..ranks import is_main, let_the_cause_speak, number
 from .data import cache, check, xray
 from .judge import evaluate
+from .plan import plan
 from .serve import serve
 from .shared import err
 from .ship import export, push
@@ -44,7 +45,7 @@ def _main(
         raise typer.Exit()
 
 
-for verb in (demo, ask, chat, transcribe, check, xray, cache, train, evaluate, serve, export, push):
+for verb in (demo, ask, chat, transcribe, check, xray, cache, plan, train, evaluate, serve, export, push):
     app.command()(verb)
 
 

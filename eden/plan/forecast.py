@@ -1,0 +1,211 @@
+"""The plan of a recipe: what it reads, holds, takes and leaves, and whether a budget of memory is enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+from ..errors import InputError
+from ..recipe import Recipe
+from .budget import CARDS, Change, changes, override
+from .measure import LARGE, Measured, measure_layer, measure_model
+from .memory import GIB, Memory, estimate, state_bytes
+from .shapes import Shapes, is_here, processor_of, shapes_of
+from .workload import Workload, read_lengths, workload_of
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+FEATURE_BYTES = 2
+"""Of a cached image feature in bf16; `eden cache` takes fp32 where that measures faster."""
+ARTIFACT_FILES = 2**21
+"""Tokenizer, report and model card of an artifact, about."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether memory of a size is enough.
+
+    Attributes:
+        budget: bytes.
+        fits: as the recipe is.
+        changes: those to make, the cheapest first, up to the first with which it fits; empty if it does.
+        possible: it fits, as it is or with all changes.
+    """
+
+    budget: int
+    fits: bool
+    changes: list[Change]
+    possible: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take. Estimates unless `measured`."""
+
+    shapes: Shapes
+    workload: Workload
+    memory: Memory
+    measured: Measured | None
+    step_seconds: float | None
+    disk: dict[str, int]
+    verdicts: list[Verdict]
+    gpu: bool
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Of all optimizer steps; evaluations, checkpoints and loading are not in it."""
+        return None if self.step_seconds is None else self.step_seconds * self.workload.steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; sizes are in bytes and times in seconds."""
+        work, measured = self.workload, self.measured
+        return {
+            "data": {
+                "source": work.source,
+                "samples": len(work.lengths),
+                "skipped": work.skipped,
+                "tokens": work.tokens,
+                "supervised_tokens": work.supervised,
+                "rows": work.rows,
+                "padding": round(work.padding, 4),
+                "longest_batch": work.longest_places,
+                "images": work.images,
+            },
+            "steps": work.steps,
+            "epochs": round(work.epochs, 3),
+            "parameters": {
+                "all": self.shapes.parameters,
+                "trained": self.shapes.trained,
+                "by_part": self.shapes.counts,
+            },
+            "memory_estimate": {"total": self.memory.total, "on_gpu": self.gpu, "by_part": self.memory.parts},
+            "measured": None if measured is None else vars(measured),
+            "step_seconds_estimate": self.step_seconds,
+            "total_seconds_estimate": self.total_seconds,
+            "disk_estimate": self.disk,
+            "budgets": [
+                {
+                    "budget": verdict.budget,
+                    "fits": verdict.fits,
+                    "possible": verdict.possible,
+                    "changes": [{"overrides": change.overrides, "total": change.total} for change in verdict.changes],
+                }
+                for verdict in self.verdicts
+            ],
+        }
+
+
+def forecast(recipe: Recipe, console: Console, *, budget: int | None = None, steps: int = 2) -> Plan:
+    """Plans a run without beginning it.
+
+    Args:
+        recipe: of the run.
+        console: where progress is shown.
+        budget: bytes of memory there are; None asks for each of `CARDS`.
+        steps: real steps to take on this machine; 0 takes none.
+
+    Raises:
+        InputError: nothing that can be changed makes the run fit the budget.
+        DataError, CheckpointError, RecipeError: as `eden train` would.
+    """
+    arguments = recipe.training_arguments()
+    shapes = shapes_of(recipe)
+    lengths = read_lengths(recipe, processor_of(recipe.model, shapes.config), shapes.config.num_image_tokens, console)
+    workload = workload_of(recipe, lengths, arguments)
+    gpu = torch.cuda.is_available() or shapes.parameters >= LARGE  # nobody trains a large model without one
+
+    def estimated(changed: Recipe) -> Memory:
+        again = changed.training_arguments()
+        same = (changed.quantization, changed.lora) == (recipe.quantization, recipe.lora)
+        new = shapes if same else shapes_of(changed)
+        return estimate(changed, new, workload_of(changed, lengths, again), again, gpu=gpu)
+
+    memory = estimate(recipe, shapes, workload, arguments, gpu=gpu)
+    verdicts = [_verdict(recipe, memory, size, lengths.tokens.max(), estimated) for size in _budgets(budget)]
+    if budget is not None and not verdicts[0].possible:
+        raise _refusal(budget, memory, verdicts[0].changes)
+    measured = None
+    if steps:
+        with console.status("measuring real steps"):
+            if is_here(recipe.model) and shapes.parameters < LARGE:
+                measured = measure_model(recipe, workload, steps, console)
+            else:
+                measured = measure_layer(recipe, shapes, workload, steps)
+    return Plan(
+        shapes,
+        workload,
+        memory,
+        measured,
+        None if measured is None else _step_seconds(measured, workload, arguments),
+        _disk(recipe, shapes, workload, arguments),
+        verdicts,
+        gpu,
+    )
+
+
+def _budgets(budget: int | None) -> Sequence[int]:
+    return [budget] if budget is not None else [card * GIB for card in CARDS]
+
+
+def _verdict(recipe: Recipe, memory: Memory, budget: int, longest: int, estimated: Any) -> Verdict:
+    if memory.total <= budget:
+        return Verdict(budget, True, [], True)
+    made = []
+    total = memory.total
+    for change in changes(recipe, int(longest)):
+        recipe, was = override(recipe, change), recipe
+        new = estimated(recipe).total
+        if new >= total:  # it would cost something and save nothing
+            recipe = was
+            continue
+        total = new
+        made.append(Change(change, total))
+        if total <= budget:
+            return Verdict(budget, False, made, True)
+    return Verdict(budget, False, made, False)
+
+
+def _refusal(budget: int, memory: Memory, made: Sequence[Change]) -> InputError:
+    needed = f"an estimated {memory.total / GIB:.1f} GiB"
+    if made:
+        last = dict(word.split("=") for change in made for word in change.overrides)  # the last of a key holds
+        words = " ".join(f"{key}={value}" for key, value in last.items())
+        needed += f", and {made[-1].total / GIB:.1f} GiB with all that can be changed: {words}"
+    least = (made[-1].total if made else memory.total) / GIB
+    return InputError(
+        f"nothing fits {budget / GIB:.3g} GiB: the run needs {needed}",
+        where="--budget",
+        cure=f"Give at least {math.ceil(least * 10) / 10:.1f} GiB, or name a smaller model.",
+    )
+
+
+def _step_seconds(measured: Measured, workload: Workload, arguments: TrainingArguments) -> float:
+    """Of a step of usual length: the longest batch's time, by its share of places."""
+    batches = math.ceil(workload.rows / int(arguments.train_batch_size))
+    return measured.seconds * (workload.places / batches) / workload.longest_places
+
+
+def _disk(recipe: Recipe, shapes: Shapes, workload: Workload, arguments: TrainingArguments) -> dict[str, int]:
+    """Bytes that the run leaves: all checkpoints it keeps, the artifact, and features in the cache."""
+    weights = 4 * shapes.trained
+    checkpoint = weights + state_bytes(str(arguments.optim.value)) * shapes.trained
+    steps, every = workload.steps, float(arguments.save_steps)
+    number = 0
+    if arguments.save_strategy == "steps":
+        number = math.ceil(steps / (math.ceil(every * steps) if every < 1 else every))  # the last step writes one, too
+    elif arguments.save_strategy == "epoch":
+        number = math.ceil(workload.epochs)
+    number = min(number, arguments.save_total_limit or number)
+    config = shapes.config
+    features = workload.images * config.num_image_tokens * config.image_feature_size * FEATURE_BYTES
+    return {
+        "checkpoints": number * checkpoint,
+        "artifact": weights + ARTIFACT_FILES,
+        "features": features if recipe.data.features != "live" else 0,
+    }

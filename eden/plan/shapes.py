@@ -1,0 +1,167 @@
+"""The shape of a recipe's model, known without its weights: sizes, parameters by part, bytes of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPVisionConfig, Phi3Config, PreTrainedConfig
+
+from ..backbones import readable
+from ..checkpoint import Checkpoint, add_adapters, count_parameters, load_processor
+from ..errors import CheckpointError
+from ..files import EDEN_TINY, EDEN_TINY_FOLDER
+from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
+from ..recipe import ModelSection, QuantizationSection, Recipe
+
+PUBLISHED: dict[str, PreTrainedConfig] = {
+    "openai/clip-vit-base-patch32": CLIPVisionConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        image_size=224,
+        patch_size=32,
+        projection_dim=512,
+    ),
+    "microsoft/Phi-3.5-mini-instruct": Phi3Config(
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        vocab_size=32_064,
+        pad_token_id=32_000,
+        eos_token_id=32_000,
+        bos_token_id=1,
+    ),
+}
+"""Sizes of the shipped recipes' backbones, as their repositories publish them: no network is needed to plan."""
+
+BLOCK, NESTED_BLOCK = 64, 256
+"""Weights that share a scale in bitsandbytes' 4-bit formats, and scales that share one when quantized twice."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """A model and what it weighs.
+
+    Attributes:
+        config: of the whole model.
+        counts: `{"lora": {"trained": n, "frozen": n}, ...}`, as `checkpoint.count_parameters`.
+        layer_weights: weights of the linear layers of one decoder layer.
+        lora_widths: (in, out) of each linear layer of one decoder layer that has an adapter.
+        frozen_bytes: of the weights that do not train, by part.
+    """
+
+    config: MultimodalPhiConfig
+    counts: dict[str, dict[str, int]]
+    layer_weights: int
+    lora_widths: list[tuple[int, int]]
+    frozen_bytes: dict[str, int]
+
+    @property
+    def trained(self) -> int:
+        """Weights that train."""
+        return sum(part["trained"] for part in self.counts.values())
+
+    @property
+    def parameters(self) -> int:
+        """All weights, adapters included."""
+        return sum(part["trained"] + part["frozen"] for part in self.counts.values())
+
+
+def shapes_of(recipe: Recipe) -> Shapes:
+    """Builds the recipe's model with its adapters where tensors have a shape and no memory.
+
+    Raises:
+        CheckpointError: its configuration is neither here, nor published in `PUBLISHED`, nor on the hub.
+    """
+    config = config_of(recipe.model)
+    with torch.device("meta"):
+        model = MultimodalPhiForConditionalGeneration(config).to(getattr(torch, recipe.model.dtype))
+        adapted = add_adapters(model, recipe.lora)
+    checkpoint = Checkpoint(adapted, None, "", None)  # type: ignore[arg-type]  # it is counted, not fed
+    layer = model.model.language_model.layers[0]
+    linear = [module for _, module in layer.named_modules() if type(module) is torch.nn.Linear]
+    adapters = [module for _, module in layer.named_modules() if hasattr(module, "lora_A")]
+    inside = [module for module in linear if module.weight.requires_grad is False]
+    return Shapes(
+        config,
+        count_parameters(checkpoint),
+        sum(module.weight.numel() for module in inside),
+        [(module.in_features, module.out_features) for module in adapters],
+        _frozen_bytes(adapted, recipe.quantization),
+    )
+
+
+def config_of(section: ModelSection) -> MultimodalPhiConfig:
+    """The configuration of the model that a run would load.
+
+    Raises:
+        CheckpointError: see `shapes_of`.
+    """
+    if section.base is not None:
+        name = str(EDEN_TINY_FOLDER) if section.base == EDEN_TINY else section.base
+        with readable(section.base):
+            return MultimodalPhiConfig.from_pretrained(name, revision=section.base_revision)
+    vision = _backbone(str(section.vision), section.vision_revision)
+    text = _backbone(str(section.language), section.language_revision)
+    vision = vision if isinstance(vision, CLIPVisionConfig) else vision.vision_config
+    if not isinstance(text, Phi3Config):
+        raise CheckpointError("a Phi-3 model is needed", where=str(section.language), cure="Change model.language.")
+    return MultimodalPhiConfig(
+        vision_config=vision,
+        text_config=text,
+        vision_feature=section.vision_feature,
+        vision_feature_layer=section.vision_feature_layer,
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+
+
+def processor_of(section: ModelSection, config: MultimodalPhiConfig) -> MultimodalPhiProcessor | None:
+    """The processor that a run would encode its samples with; None if it is not on this machine."""
+    try:
+        if section.base is not None:
+            return load_processor(section.base, revision=section.base_revision)
+        local = {"local_files_only": True}
+        with readable(str(section.language)):
+            tokenizer = AutoTokenizer.from_pretrained(section.language, revision=section.language_revision, **local)
+            images = AutoImageProcessor.from_pretrained(section.vision, revision=section.vision_revision, **local)
+    except CheckpointError:
+        return None
+    return MultimodalPhiProcessor(images, tokenizer, num_image_tokens=config.num_image_tokens)
+
+
+def is_here(section: ModelSection) -> bool:
+    """Whether the weights are in folders of this machine."""
+    names = [section.base] if section.base is not None else [section.vision, section.language]
+    return all(name == EDEN_TINY or Path(str(name)).is_dir() for name in names)
+
+
+def _backbone(name: str, revision: str | None) -> PreTrainedConfig:
+    if name in PUBLISHED and not Path(name).is_dir():
+        return PUBLISHED[name]
+    with readable(name):
+        config: Any = AutoConfig.from_pretrained(name, revision=revision)
+    return config
+
+
+def _frozen_bytes(model: torch.nn.Module, quantization: QuantizationSection | None) -> dict[str, int]:
+    """Bytes of the frozen weights and buffers by part; in 4 bits are the language model's linear layers alone."""
+    sizes: dict[str, int] = dict.fromkeys(("vision tower", "language model", "head", "projector as it was"), 0)
+    parts = {"vision_tower.": "vision tower", "lm_head.": "head", "projector.": "projector as it was"}
+    linear = {id(module.weight) for module in model.modules() if type(module) is torch.nn.Linear}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in [(name, tensor) for name, tensor in tensors if not tensor.requires_grad]:
+        part = next((part for key, part in parts.items() if key in name), "language model")
+        if quantization is not None and part == "language model" and id(tensor) in linear:
+            scales = 4 / BLOCK
+            if quantization.bnb_4bit_use_double_quant:
+                scales = 1 / BLOCK + 4 / (BLOCK * NESTED_BLOCK)
+            sizes[part] += round(tensor.numel() * (0.5 + scales))
+        else:
+            sizes[part] += tensor.numel() * tensor.element_size()
+    return sizes

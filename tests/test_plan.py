@@ -1,0 +1,201 @@
+"""Plans: counted exactly where a count is possible, compared with what really is held where it is an estimate."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from eden.checkpoint import count_parameters, load_for_training
+from eden.errors import InputError
+from eden.plan import Plan, forecast
+from eden.plan.measure import held_bytes, kept_bytes
+from eden.plan.memory import GIB, WEIGHTS, layer_activations, lora_copies
+from eden.plan.shapes import shapes_of
+from eden.recipe import load_recipe
+
+SHAPES = Path(__file__).parent.parent / "examples" / "shapes.json"
+DIGITS = [f"data.path={SHAPES}"]
+
+
+def plan(name: str, *overrides: str, **options: Any) -> Plan:
+    return forecast(load_recipe(name, overrides), Console(quiet=True), **options)
+
+
+def run(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "eden", *arguments], capture_output=True, text=True, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def phi() -> Plan:
+    """The seed's recipe, without weights, data or network."""
+    return plan("phi3.5-mini", steps=0)
+
+
+def test_phi_is_counted_exactly_without_its_weights(phi: Plan) -> None:
+    counts = phi.shapes.counts
+    assert counts["language_model"]["frozen"] + counts["lm_head"]["frozen"] == 3_821_079_552
+    qkv, o, gate_up = 3072 + 9216, 3072 + 3072, 3072 + 16_384
+    assert counts["lora"] == {"trained": 32 * 64 * (qkv + o + gate_up), "frozen": 0}
+    assert counts["projector"]["trained"] == 2 * 512 + (512 + 1) * 3072 + (3072 + 1) * 3072
+    assert phi.workload.source == "assumed" and phi.workload.steps == 6000
+
+
+def test_parts_add_up_and_four_bits_are_what_they_are(phi: Plan) -> None:
+    parts = phi.memory.parts
+    assert phi.memory.total == sum(parts.values())
+    assert parts["optimizer"] == 2 * parts["gradients"] == 8 * phi.shapes.trained
+    linear = 32 * (3072 * 9216 + 3072 * 3072 + 3072 * 16_384 + 8192 * 3072)
+    rest = 2 * (32_064 * 3072 + 65 * 3072)
+    assert parts["language model"] == pytest.approx(linear * (0.5 + 4 / 64) + rest, rel=1e-5)
+    doubled = plan("phi3.5-mini", "quantization.bnb_4bit_use_double_quant=true", steps=0).memory.parts
+    assert (parts["language model"] - doubled["language model"]) / linear == pytest.approx(0.373 / 8, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["quantization=null"],
+        ["quantization.bnb_4bit_use_double_quant=true", "lora.r=8"],
+        ["lora=null", "model.dtype=float32"],
+    ],
+    ids=["4 bits", "bf16", "double quant", "projector, fp32"],
+)
+def test_the_loaded_model_holds_what_was_estimated(overrides: list[str]) -> None:
+    planned = plan("digits", *DIGITS, *overrides, steps=0)
+    loaded = load_for_training(load_recipe("digits", [*DIGITS, *overrides]))
+    assert planned.memory.held == pytest.approx(held_bytes(loaded), rel=0.02)
+    assert planned.shapes.counts == count_parameters(loaded)
+
+
+def test_the_digits_are_planned_with_real_steps_and_leave_nothing(tmp_path: Path) -> None:
+    result = run("plan", "digits", *DIGITS, "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    planned = json.loads(result.stdout)
+    assert planned["data"]["source"] == "encoded" and planned["data"]["samples"] == 7
+    measured, parts = planned["measured"], planned["memory_estimate"]["by_part"]
+    assert measured["what"] == "model" and measured["tokens"] == planned["data"]["longest_batch"]
+    assert measured["held"] == pytest.approx(sum(parts[part] for part in WEIGHTS), rel=0.02)
+    assert measured["peak"] > measured["held"] and measured["seconds"] > 0
+    assert planned["total_seconds_estimate"] == pytest.approx(1500 * planned["step_seconds_estimate"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("attention", ["eager", "null"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["lora.lora_dropout=0", "quantization=null"],
+        ["lora.target_modules=[o_proj, qkv_proj, gate_up_proj, down_proj]"],
+    ],
+    ids=["4 bits", "bf16, no dropout", "down_proj"],
+)
+def test_a_layer_keeps_what_the_formula_says(overrides: list[str], attention: str) -> None:
+    recipe = load_recipe("digits", [*DIGITS, f"model.attn_implementation={attention}", *overrides])
+    shapes, checkpoint, tokens = shapes_of(recipe), load_for_training(recipe), 100
+    model = checkpoint.core.model
+    checkpoint.model.train()
+    states = torch.randn(1, tokens, shapes.config.text_config.hidden_size, dtype=torch.bfloat16).requires_grad_()
+
+    def forward() -> object:
+        with torch.autocast("cpu", torch.bfloat16):
+            options = {} if attention == "eager" else model.pack([tokens], states)
+            return model.language_model(inputs_embeds=states, **(options | {"use_cache": False}))
+
+    layers = model.language_model.layers
+    all_of_them = kept_bytes(model, forward)
+    model.language_model.layers = layers[:1]
+    model.language_model.config.num_hidden_layers = 1
+    of_one = kept_bytes(model, forward)
+    estimated = layer_activations(recipe, shapes, [tokens], flat=True, gpu=False)
+    estimated += lora_copies(recipe, shapes) // len(layers)
+    assert (all_of_them - of_one) / (len(layers) - 1) == pytest.approx(estimated, rel=0.05)
+
+
+@pytest.mark.parametrize("attention", ["eager", "null"])
+@pytest.mark.parametrize("checkpointing", ["true", "false"])
+def test_a_real_step_takes_the_memory_that_was_estimated(attention: str, checkpointing: str, tmp_path: Path) -> None:
+    """Rows long enough for activations to outweigh all else; no data, so lengths are assumed."""
+    large = [f"model.attn_implementation={attention}", f"training.activation_checkpointing={checkpointing}"]
+    large += [f"data.path={tmp_path / 'none.json'}", "training.per_device_train_batch_size=4"]
+    planned = plan("digits", *large, steps=1)
+    assert planned.measured is not None
+    assert planned.measured.peak == pytest.approx(planned.memory.total, rel=0.1)
+
+
+def test_checkpointing_batch_and_optimizer_change_what_they_should(phi: Plan) -> None:
+    without = plan("phi3.5-mini", "training.activation_checkpointing=false", steps=0)
+    assert without.memory.parts["activations"] > 10 * phi.memory.parts["activations"]
+    small = plan("phi3.5-mini", "training.per_device_train_batch_size=1", steps=0)
+    assert small.memory.parts["activations"] < 0.6 * phi.memory.parts["activations"]
+    eight = plan("phi3.5-mini", "training.optim=paged_adamw_8bit", steps=0)
+    assert eight.memory.parts["optimizer"] * 4 == phi.memory.parts["optimizer"]
+
+
+def test_rows_steps_and_padding_are_those_of_the_run(tmp_path: Path) -> None:
+    short = ["model.attn_implementation=null", "training.max_steps=null", "training.num_train_epochs=3"]
+    short += ["training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=2"]
+    flat = plan("digits", *DIGITS, *short, steps=0).workload
+    assert (len(flat.lengths), flat.rows, flat.steps, flat.padding) == (7, 7, 6, 0.0)  # one of eight is held out
+    padded = plan("digits", *DIGITS, *short, "model.attn_implementation=eager", steps=0).workload
+    assert padded.places > flat.places == flat.tokens == padded.tokens
+    packed = plan("digits", *DIGITS, *short, "data.row_length=256", steps=0).workload
+    assert packed.rows < 7 and packed.longest_places <= 512 and packed.tokens == flat.tokens
+
+
+def test_a_budget_gets_the_cheapest_changes_in_order() -> None:
+    full = ["training.activation_checkpointing=false", "quantization=null", "training.per_device_train_batch_size=8"]
+    planned = plan("phi3.5-mini", *full, budget=5 * GIB, steps=0)
+    (verdict,) = planned.verdicts
+    assert not verdict.fits and verdict.possible
+    made = [change.overrides[0] for change in verdict.changes]
+    assert made[:2] == ["training.activation_checkpointing=true", "training.optim=paged_adamw_8bit"]
+    assert verdict.changes[2].overrides == [
+        "training.per_device_train_batch_size=4",
+        "training.gradient_accumulation_steps=2",
+    ]
+    totals = [planned.memory.total, *(change.total for change in verdict.changes)]
+    assert totals == sorted(totals, reverse=True) and totals[-1] <= 5 * GIB < totals[-2]
+    changed = [word for change in verdict.changes for word in change.overrides]
+    again = plan("phi3.5-mini", *full, *changed, budget=5 * GIB, steps=0)
+    assert again.verdicts[0].fits and again.memory.total == totals[-1]
+
+
+def test_a_budget_nothing_fits_is_one_line_with_what_would_help() -> None:
+    result = run("plan", "phi3.5-mini", "--budget", "1GiB", "--steps", "0")
+    assert result.returncode == 2 and result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert "nothing fits 1 GiB" in line and "training.optim=paged_adamw_8bit" in line and "Give at least" in line
+    with pytest.raises(InputError, match="no size: 'much'"):
+        from eden.plan.budget import parse_size
+
+        parse_size("much")
+
+
+def test_the_command_on_real_shapes_says_what_suffices_and_how_long_it_takes(tmp_path: Path) -> None:
+    """One layer is measured; what autograd keeps of it is what the formula says."""
+    result = run("plan", "phi3.5-mini", "--steps", "1", "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    planned = json.loads(result.stdout)
+    assert [verdict["budget"] // GIB for verdict in planned["budgets"]] == [6, 8, 12, 24]
+    assert all(verdict["possible"] for verdict in planned["budgets"])
+    measured = planned["measured"]
+    assert measured["what"] == "layer" and planned["step_seconds_estimate"] > 0
+    assert measured["kept"] == pytest.approx(measured["kept_estimate"], rel=0.05)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_prints_short_lines(tmp_path: Path) -> None:
+    result = run("plan", "digits", *DIGITS, "--steps", "0", cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) < 100
+    assert any(line.startswith("samples") and "7, 468 tokens, 73 supervised" in line for line in lines)
+    assert sum(line.endswith("enough") for line in lines) == 4
+    assert list(tmp_path.iterdir()) == []
