@@ -400,8 +400,8 @@ def test_a_full_queue_refuses_or_waits(checkpoint: Checkpoint) -> None:
 
 def test_an_image_is_encoded_once(either: Checkpoint) -> None:
     encoded: list[int] = []
-    tower = either.core.model.vision_tower
-    handle = tower.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
+    embeddings = either.core.model.vision_tower.vision_model.embeddings  # the tower's first layer
+    handle = embeddings.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
     asked = [example(either, "one", "red"), example(either, "two", "blue", "red", "blue")]
     sampling = Sampling(max_new_tokens=4)
     with Engine(either, remembered_images=2) as engine:

@@ -236,6 +236,7 @@ def test_a_failure_in_one_process_ends_the_other(exact: list[str], data: Path, t
         *exact,
         *batches_of(2),
         f"data.path={tmp_path / 'data' / 'train.json'}",
+        "data.features=live",
         "training.train_sampling_strategy=sequential",
         "training.max_steps=100000",
         "training.eval_strategy=no",
