@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -47,7 +47,9 @@ def open_features(
         with ranks.main_first():
             best = in_best_format(encoder, images)
         store = FeatureStore(best)
-        choice = ranks.from_main(lambda: _choice(recipe, encoder, best, store, images, reads, console))
+        choice = ranks.from_main(
+            lambda: _choice(recipe, lambda: _pays(recipe, encoder, best, store, images, reads, console))
+        )
     if choice == "live":
         return None
     fill(store, images, console)  # all processes together
@@ -94,21 +96,12 @@ def fill(store: FeatureStore, images: Sequence[Source], console: Console, decode
         store.fill(images, decoders=decoders, on_progress=lambda done, _: bar.update(task, completed=done))
 
 
-def _choice(
-    recipe: Recipe,
-    encoder: VisionEncoder,
-    best: VisionEncoder,
-    store: FeatureStore,
-    images: Sequence[Source],
-    reads: float,
-    console: Console,
-) -> str:
+def _choice(recipe: Recipe, pays: Callable[[], bool]) -> str:
     if recipe.data.features != "auto":
         return recipe.data.features
     kept = Path(recipe.training["output_dir"]) / CHOICE
     if not kept.exists():
-        pays = _pays(recipe, encoder, best, store, images, reads, console)
-        write_file(kept, "cached\n" if pays else "live\n")
+        write_file(kept, "cached\n" if pays() else "live\n")
     return kept.read_text(encoding="utf-8").strip()
 
 
