@@ -29,6 +29,21 @@ def in_a_thread(work: Callable[[], Result]) -> Result:
 
 
 @contextmanager
+def one_core_each(threads: int) -> Iterator[Executor]:
+    """Threads that compute on one core each: for work of many equal pieces, where a piece shared by all cores would
+    wait for the slowest of them, again and again.
+    """
+    import torch
+
+    whole = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(whole)  # threads that begin later take over what was set last
+
+
+@contextmanager
 def processes(begin: Callable[..., None] | None = None, *arguments: Any) -> Iterator[Executor]:
     """Other processes to compute in, one a core; they end with this one, however it ends.
 

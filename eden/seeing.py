@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from . import ranks
 from .console import progress
-from .data.features import FeatureStore, in_best_format, seconds_per_image
+from .data.features import MEASURED, FeatureStore, in_best_format, seconds_ahead, seconds_live
 from .data.image_table import Source
 from .errors import ImageError
 from .files import write_file
+from .machine import cores
 from .recipe import Recipe
 from .vision import open_image
 from .vision_encoder import VisionEncoder, load_vision_encoder
 
-MEASURED = 32
-"""Images that both ways are timed with."""
 CHOICE = "features.txt"
 """Where a run's folder keeps what `auto` chose: a run that is resumed sees as it did before."""
 
@@ -70,30 +67,31 @@ def cache_features(recipe: Recipe, images: Sequence[Source], console: Console, w
         StorageError: the cache cannot be written.
     """
     with console.status("measuring the vision tower"):
-        store = FeatureStore(in_best_format(load_vision_encoder(recipe), images))
+        store = _open_store(recipe, images)
     context = multiprocessing.get_context("spawn")
-    share = max(1, (os.cpu_count() or 1) // workers)
+    share = max(1, cores() // workers)
     helpers = [context.Process(target=_help, args=(recipe, images, share), daemon=True) for _ in range(workers - 1)]
     for helper in helpers:
         helper.start()
-    if workers > 1:
-        torch.set_num_threads(share)
-    fill(store, images, console, decoders=share)  # what a helper that dies leaves undone is done here
+    fill(store, images, console, threads=share)  # what a helper that dies leaves undone is done here
     for helper in helpers:
         helper.join()
     return store
 
 
+def _open_store(recipe: Recipe, images: Sequence[Source]) -> FeatureStore:
+    return FeatureStore(in_best_format(load_vision_encoder(recipe), images))
+
+
 def _help(recipe: Recipe, images: Sequence[Source], share: int) -> None:
-    torch.set_num_threads(share)
-    FeatureStore(in_best_format(load_vision_encoder(recipe), images)).fill(images, decoders=share)
+    _open_store(recipe, images).fill(images, threads=share)  # its format was measured, and is read from the file
 
 
-def fill(store: FeatureStore, images: Sequence[Source], console: Console, decoders: int | None = None) -> None:
+def fill(store: FeatureStore, images: Sequence[Source], console: Console, threads: int | None = None) -> None:
     """Encodes what is missing, with a progress bar."""
     with progress(console) as bar:
         task = bar.add_task("encoding images", total=len(images))
-        store.fill(images, decoders=decoders, on_progress=lambda done, _: bar.update(task, completed=done))
+        store.fill(images, threads=threads, on_progress=lambda done, _: bar.update(task, completed=done))
 
 
 def _choice(recipe: Recipe, pays: Callable[[], bool]) -> str:
@@ -122,8 +120,7 @@ def _pays(
     if not usable:
         return False
     batch = int(recipe.training.get("per_device_train_batch_size", 8))
-    live = seconds_per_image(encoder, usable, batch_size=batch, decoders=0)
-    ahead = seconds_per_image(best, usable, batch_size=MEASURED, decoders=os.cpu_count() or 1)
+    live, ahead = seconds_live(encoder, usable, batch), seconds_ahead(best, usable)
     console.print(
         f"images: {reads:,.0f} reads at {live * 1000:.1f} ms live, or {missing:,} to encode at {ahead * 1000:.1f} ms",
         highlight=False,

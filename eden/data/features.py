@@ -1,6 +1,6 @@
 """The vision tower's features of a data set's images, kept on disk: the frozen tower sees each image once.
 
-    image files -> chunks of 512 -> threads read, hash and decode | the tower encodes -> one shard a chunk
+    image files -> chunks of 512 -> threads, a core each: read, hash, decode, encode 16 at a time -> one shard a chunk
 
 A feature is found by what it depends on: the folder's name is the tower's fingerprint (weights, layer, preprocessing,
 number format), the key the SHA-256 of the image file. A changed tower or picture is therefore another entry, and never
@@ -20,7 +20,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,19 +32,20 @@ from safetensors.torch import save
 
 from ..errors import ImageError, StorageError
 from ..files import cache_folder, storage_error, write_file
+from ..machine import cores, one_core_each
 from ..vision import open_image
 from ..vision_encoder import VisionEncoder
 from .image_table import ImageTable, Key, Known, Source, source_name
 
-CHUNK, BATCH = 512, 32
+CHUNK, BATCH = 512, 16
 """Images of a shard, and of a pass through the tower."""
-AHEAD = 4 * BATCH
-"""Images decoded before the tower is ready for them."""
 KEY_BYTES = 32
 SUFFIX = ".safetensors"
 FORMATS = (torch.float32, torch.bfloat16)
 SAME = 0.999
 """Cosine similarity to the features in fp32 that a number format must keep."""
+MEASURED = 32
+"""Images that number formats, and ways to the features, are timed with."""
 
 Progress = Callable[[int, int], None]
 
@@ -110,13 +111,13 @@ class FeatureStore:
         return self._shards[name]
 
     def fill(
-        self, sources: Sequence[Source], *, decoders: int | None = None, on_progress: Progress | None = None
+        self, sources: Sequence[Source], *, threads: int | None = None, on_progress: Progress | None = None
     ) -> None:
         """Encodes what is missing; the same images in the same order give the same shards, however often it is stopped.
 
         Args:
             sources: the images, each once.
-            decoders: threads that decode; None is one a core.
+            threads: how many encode, each on a core of its own; None is one a core.
             on_progress: called with (images done, images in all).
 
         Raises:
@@ -124,7 +125,7 @@ class FeatureStore:
         """
         chunks = deque(sources[start : start + CHUNK] for start in range(0, len(sources), CHUNK))
         done, passed = 0, 0
-        with ThreadPoolExecutor(decoders or os.cpu_count()) as pool:
+        with one_core_each(threads or cores()) as pool:
             while chunks:
                 chunk = chunks.popleft()
                 if self._fill_chunk(chunk, pool):
@@ -142,7 +143,7 @@ class FeatureStore:
             elif not isinstance(source, bytes):
                 self._keys[source_name(source)] = known.key
 
-    def _fill_chunk(self, chunk: Sequence[Source], pool: ThreadPoolExecutor) -> bool:
+    def _fill_chunk(self, chunk: Sequence[Source], pool: Executor) -> bool:
         """False if another process has the chunk."""
         if not self.missing(chunk):
             return True
@@ -152,7 +153,8 @@ class FeatureStore:
                 self._refresh()
             if not claimed or not self.missing(chunk):
                 return claimed
-            read = list(self._encoded(chunk, pool))
+            batches = [chunk[start : start + BATCH] for start in range(0, len(chunk), BATCH)]
+            read = [image for batch in pool.map(self._encoded, batches) for image in batch]
             if done := [(image.known.key, image.features) for image in read if image.features is not None]:
                 keys = b"".join(key for key, _ in done)
                 shard = f"{name}-{hashlib.sha256(keys).hexdigest()[:16]}{SUFFIX}"  # never another content by one name
@@ -205,25 +207,14 @@ class FeatureStore:
                 beside.unlink(missing_ok=True)
             yield True
 
-    def _encoded(self, chunk: Sequence[Source], pool: ThreadPoolExecutor) -> Iterator[_Image]:
-        """The chunk's images in order; while the tower encodes a batch, threads decode what comes next."""
+    def _encoded(self, batch: Sequence[Source]) -> list[_Image]:
+        """Images from their files to their features."""
         assert self._encoder is not None
-        waiting: deque[Future[_Image]] = deque()
-        batch: list[_Image] = []
-        left = iter(chunk)
-        while True:
-            waiting.extend(pool.submit(self._read, source) for source in itertools.islice(left, AHEAD - len(waiting)))
-            if not waiting:
-                break
-            batch.append(waiting.popleft().result())
-            if len(batch) == BATCH or not waiting:
-                if pixels := [image.pixels for image in batch if image.pixels is not None]:
-                    features = iter(self._encoder.features(torch.cat(pixels)).cpu())
-                    batch = [
-                        replace(i, pixels=None, features=next(features)) if i.pixels is not None else i for i in batch
-                    ]
-                yield from batch
-                batch = []
+        read = [self._read(source) for source in batch]
+        if pixels := [image.pixels for image in read if image.pixels is not None]:
+            features = iter(self._encoder.features(torch.cat(pixels)).cpu())
+            read = [replace(i, pixels=None, features=next(features)) if i.pixels is not None else i for i in read]
+        return read
 
     def _read(self, source: Source) -> _Image:
         assert self._encoder is not None
@@ -289,34 +280,42 @@ def in_best_format(encoder: VisionEncoder, images: Sequence[Source], folder: Pat
     return candidates[best]
 
 
-def seconds_per_image(encoder: VisionEncoder, images: Sequence[Source], *, batch_size: int, decoders: int) -> float:
-    """How long images take from the file to their features.
+def seconds_live(encoder: VisionEncoder, images: Sequence[Source], batch_size: int) -> float:
+    """Of an image, from the file to its features, as the images of a training step take them: one batch, then the next.
 
     Args:
-        encoder: in the number format to measure.
+        encoder: in the number format of the run.
         images: some that can be used.
         batch_size: images that go through the tower at once.
-        decoders: threads that decode while the tower works; 0 decodes in between, as a training step does.
     """
+    return _seconds_an_image(encoder, images, batch_size, map)
 
-    def pixels(source: Source) -> torch.Tensor:
-        return encoder.pixels([open_image(source)])
 
-    encoder.features(pixels(images[0]))
+def seconds_ahead(encoder: VisionEncoder, images: Sequence[Source]) -> float:
+    """Of an image, from the file to its features, as `FeatureStore.fill` takes them; arguments as of `seconds_live`."""
+    enough = 2 * BATCH * cores()
+    images = list(itertools.islice(itertools.cycle(images), enough))
+    with one_core_each(cores()) as pool:
+        return _seconds_an_image(encoder, images, BATCH, pool.map)
+
+
+def _seconds_an_image(encoder: VisionEncoder, images: Sequence[Source], batch_size: int, apply: Any) -> float:
+    def encode(batch: Sequence[Source]) -> None:
+        encoder.features(torch.cat([encoder.pixels([open_image(source)]) for source in batch])).cpu()
+
+    encode(images[:1])
     started = time.perf_counter()
-    with ThreadPoolExecutor(decoders or 1) as pool:
-        opened = pool.map(pixels, images) if decoders else map(pixels, images)
-        while batch := list(itertools.islice(opened, batch_size)):
-            encoder.features(torch.cat(batch)).cpu()
+    for _ in apply(encode, [images[start : start + batch_size] for start in range(0, len(images), batch_size)]):
+        pass
     return (time.perf_counter() - started) / len(images)
 
 
 def _some_pixels(encoder: VisionEncoder, images: Sequence[Source]) -> torch.Tensor | None:
     pixels = []
-    for source in images[: 2 * BATCH]:
+    for source in images[: 2 * MEASURED]:
         with contextlib.suppress(ImageError):
             pixels.append(encoder.pixels([open_image(source)]))
-        if len(pixels) == BATCH:
+        if len(pixels) == MEASURED:
             break
     return torch.cat(pixels) if pixels else None
 
