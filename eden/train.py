@@ -30,7 +30,7 @@ from .prepare import read_data
 from .recipe import Recipe
 from .report import Prediction, training_page, write_page
 from .seeing import open_features
-from .trainer import EdenTrainer, starting_point
+from .trainer import EdenTrainer, Schedule, starting_point
 from .vision import open_image
 from .vision_encoder import VisionEncoder
 
@@ -156,13 +156,11 @@ def _use_features(
     if recipe.data.features == "live":
         return
     images = {name: image for dataset in datasets for name, image in dataset.samples.images().items()}
-    rows_a_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    epochs = rows_a_step * arguments.max_steps / len(rows) if arguments.max_steps > 0 else arguments.num_train_epochs
     features = open_features(
         recipe,
         VisionEncoder.of(checkpoint),
         list(images.values()),
-        epochs * datasets[0].samples.number_of_images,
+        Schedule.of(arguments, len(rows)).epochs * datasets[0].samples.number_of_images,
         console,
     )
     for dataset in datasets:

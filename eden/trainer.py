@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from .data.dataset import ConversationDataset
 from .data.packing import PackedDataset
 from .errors import Interrupted, RecipeError, RunError, StorageError
 from .files import write_file
-from .model.attention import PACKED_SDPA
+from .model.attention import takes_flat_rows
 from .parallel import ParallelTrainer, wants_shards
 
 HOW_TO_GO_ON = "Go on with the same command and --resume."
@@ -71,12 +72,13 @@ class EdenTrainer(ParallelTrainer):
         console: Console,
     ):
         self.progress = _Progress(console)
+        flat = takes_flat_rows(checkpoint.config.text_config._attn_implementation)
         super().__init__(
             model=checkpoint.model,
             args=arguments,
             train_dataset=train_set,
             eval_dataset=eval_set,
-            data_collator=Collator(checkpoint.processor.tokenizer.pad_token_id, takes_flat_rows(checkpoint)),
+            data_collator=Collator(checkpoint.processor.tokenizer.pad_token_id, flat),
             processing_class=checkpoint.processor,
             callbacks=[_Log(), self.progress],
         )
@@ -123,10 +125,29 @@ class EdenTrainer(ParallelTrainer):
             raise
 
 
-def takes_flat_rows(checkpoint: Checkpoint) -> bool:
-    """True if the attention costs no more for samples that stand in one row than for each alone."""
-    implementation = str(checkpoint.config.text_config._attn_implementation)
-    return implementation == PACKED_SDPA or implementation.startswith("flash_attention")
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is, as Trainer counts.
+
+    Attributes:
+        rows_a_step: rows that one optimizer step reads, in all processes.
+        steps: optimizer steps of the run.
+        epochs: how often it reads its data.
+    """
+
+    rows_a_step: int
+    steps: int
+    epochs: float
+
+    @classmethod
+    def of(cls, arguments: TrainingArguments, rows: int) -> Schedule:
+        """That of a run over so many rows."""
+        a_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        an_epoch = math.ceil(rows / a_step)  # the last step of an epoch may read fewer
+        steps = int(arguments.max_steps)
+        if steps <= 0:
+            steps = math.ceil(arguments.num_train_epochs * an_epoch)
+        return cls(a_step, steps, steps / an_epoch)
 
 
 def starting_point(arguments: TrainingArguments, resume: bool, console: Console) -> Path | None:

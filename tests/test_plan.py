@@ -17,6 +17,7 @@ from eden.plan.measure import held_bytes, kept_bytes
 from eden.plan.memory import GIB, WEIGHTS, layer_activations, lora_copies
 from eden.plan.shapes import shapes_of
 from eden.recipe import load_recipe
+from eden.train import train
 
 SHAPES = Path(__file__).parent.parent / "examples" / "shapes.json"
 DIGITS = [f"data.path={SHAPES}"]
@@ -42,7 +43,7 @@ def test_phi_is_counted_exactly_without_its_weights(phi: Plan) -> None:
     qkv, o, gate_up = 3072 + 9216, 3072 + 3072, 3072 + 16_384
     assert counts["lora"] == {"trained": 32 * 64 * (qkv + o + gate_up), "frozen": 0}
     assert counts["projector"]["trained"] == 2 * 512 + (512 + 1) * 3072 + (3072 + 1) * 3072
-    assert phi.workload.source == "assumed" and phi.workload.steps == 6000
+    assert phi.workload.source == "assumed" and phi.workload.schedule.steps == 6000
 
 
 def test_parts_add_up_and_four_bits_are_what_they_are(phi: Plan) -> None:
@@ -142,7 +143,12 @@ def test_rows_steps_and_padding_are_those_of_the_run(tmp_path: Path) -> None:
     short = ["model.attn_implementation=null", "training.max_steps=null", "training.num_train_epochs=3"]
     short += ["training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=2"]
     flat = plan("digits", *DIGITS, *short, steps=0).workload
-    assert (len(flat.lengths), flat.rows, flat.steps, flat.padding) == (7, 7, 6, 0.0)  # one of eight is held out
+    assert (len(flat.lengths), flat.rows, flat.schedule.steps, flat.padding) == (
+        7,
+        7,
+        6,
+        0.0,
+    )  # one of eight is held out
     padded = plan("digits", *DIGITS, *short, "model.attn_implementation=eager", steps=0).workload
     assert padded.places > flat.places == flat.tokens == padded.tokens
     packed = plan("digits", *DIGITS, *short, "data.row_length=256", steps=0).workload

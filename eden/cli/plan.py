@@ -51,7 +51,7 @@ def _print(plan: Plan, missing: str) -> None:
     if work.skipped:
         _line("skipped", f"{work.skipped:,} samples that are too long")
     _line("rows", f"{work.rows:,}, {work.padding:.1%} of the places are padding")
-    _line("steps", f"{work.steps:,} of {work.rows_a_step} rows: {work.epochs:.2f} epochs")
+    _line("steps", f"{work.schedule.steps:,} of {work.schedule.rows_a_step} rows: {work.schedule.epochs:.2f} epochs")
     _line("parameters", f"{counts.parameters:,}, {counts.trained:,} trained")
     places = f"longest batch: {work.longest_places:,} places"
     print(f"memory, estimated for {'a GPU' if plan.gpu else 'a CPU'} ({places})")

@@ -66,5 +66,10 @@ def packed_sdpa_forward(
     return torch.cat(outputs, dim=1), None
 
 
+def takes_flat_rows(implementation: str | None) -> bool:
+    """True for attention to which samples in one row cost no more than each alone; None is a run's own choice."""
+    return implementation in (None, PACKED_SDPA) or implementation.startswith("flash_attention")
+
+
 AttentionInterface.register(PACKED_SDPA, packed_sdpa_forward)
 AttentionMaskInterface.register(PACKED_SDPA, sdpa_mask)

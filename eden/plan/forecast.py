@@ -60,7 +60,7 @@ class Plan:
     @property
     def total_seconds(self) -> float | None:
         """Of all optimizer steps; evaluations, checkpoints and loading are not in it."""
-        return None if self.step_seconds is None else self.step_seconds * self.workload.steps
+        return None if self.step_seconds is None else self.step_seconds * self.workload.schedule.steps
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; sizes are in bytes and times in seconds."""
@@ -77,8 +77,8 @@ class Plan:
                 "longest_batch": work.longest_places,
                 "images": work.images,
             },
-            "steps": work.steps,
-            "epochs": round(work.epochs, 3),
+            "steps": work.schedule.steps,
+            "epochs": round(work.schedule.epochs, 3),
             "parameters": {
                 "all": self.shapes.parameters,
                 "trained": self.shapes.trained,
@@ -195,12 +195,12 @@ def _disk(recipe: Recipe, shapes: Shapes, workload: Workload, arguments: Trainin
     """Bytes that the run leaves: all checkpoints it keeps, the artifact, and features in the cache."""
     weights = 4 * shapes.trained
     checkpoint = weights + state_bytes(str(arguments.optim.value)) * shapes.trained
-    steps, every = workload.steps, float(arguments.save_steps)
+    steps, every = workload.schedule.steps, float(arguments.save_steps)
     number = 0
     if arguments.save_strategy == "steps":
         number = math.ceil(steps / (math.ceil(every * steps) if every < 1 else every))  # the last step writes one, too
     elif arguments.save_strategy == "epoch":
-        number = math.ceil(workload.epochs)
+        number = math.ceil(workload.schedule.epochs)
     number = min(number, arguments.save_total_limit or number)
     config = shapes.config
     features = workload.images * config.num_image_tokens * config.image_feature_size * FEATURE_BYTES

@@ -14,9 +14,11 @@ from ..data.dataset import ConversationDataset
 from ..data.packing import pack
 from ..data.store import Samples
 from ..errors import DataError, RecipeError
+from ..model.attention import takes_flat_rows
 from ..model.processing import MultimodalPhiProcessor
 from ..prepare import read_data
 from ..recipe import Recipe
+from ..trainer import Schedule
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -47,10 +49,8 @@ class Workload:
         tokens: of an epoch, without padding.
         places: of an epoch, padding included.
         longest: lengths of the samples in the batch that takes most.
-        steps: optimizer steps of the run.
-        epochs: how often the run reads the data.
+        schedule: steps and epochs.
         skipped: samples that the run would leave out.
-        rows_a_step: rows that one optimizer step reads.
         flat: samples of a batch stand in one row, without padding.
     """
 
@@ -62,10 +62,8 @@ class Workload:
     tokens: int
     places: int
     longest: list[int]
-    steps: int
-    epochs: float
+    schedule: Schedule
     skipped: int
-    rows_a_step: int
     flat: bool
 
     @property
@@ -123,8 +121,7 @@ def workload_of(recipe: Recipe, lengths: Lengths, arguments: TrainingArguments) 
         )
     sizes = np.asarray(lengths.tokens[fits], dtype=np.int64)
     rows = None if data.row_length is None else pack(sizes, data.row_length, data.split_seed)
-    implementation = recipe.model.attn_implementation
-    flat = implementation is None or implementation.startswith("flash_attention")  # as eden.trainer takes them
+    flat = takes_flat_rows(recipe.model.attn_implementation)
     totals, longest, members = _of_rows(sizes, rows)
     number = len(totals)
     takes = totals if flat else longest * members
@@ -137,11 +134,6 @@ def workload_of(recipe: Recipe, lengths: Lengths, arguments: TrainingArguments) 
         in_batch = np.add.reduceat(members[order], starts)
         places = int((np.maximum.reduceat(longest[order], starts) * in_batch).sum())
     worst = np.argsort(-takes, kind="stable")[:batch].tolist()
-    a_step = batch * int(arguments.gradient_accumulation_steps) * int(arguments.world_size)
-    steps_an_epoch = math.ceil(number / a_step)  # the last step of an epoch may read fewer
-    steps = int(arguments.max_steps)
-    if steps <= 0:
-        steps = math.ceil(arguments.num_train_epochs * steps_an_epoch)
     return Workload(
         lengths.source,
         sizes,
@@ -151,10 +143,8 @@ def workload_of(recipe: Recipe, lengths: Lengths, arguments: TrainingArguments) 
         int(sizes.sum()),
         places,
         [int(sizes[sample]) for row in worst for sample in ([row] if rows is None else rows[row])],
-        steps,
-        steps / steps_an_epoch,
+        Schedule.of(arguments, number),
         int((~fits).sum()),
-        a_step,
         flat,
     )
 
