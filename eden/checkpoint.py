@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
 from . import files
 from .backbones import LoadOptions, assemble, readable
 from .errors import CheckpointError, first_line
-from .files import EDEN_TINY, EDEN_TINY_FOLDER
+from .location import EDEN_TINY, find_model
 from .model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from .model.attention import PACKED_SDPA
 from .recipe import LoraSection, ModelSection, Recipe
@@ -81,7 +78,7 @@ def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision:
         CheckpointError: missing, incomplete, of another kind, or an adapter whose base model is gone.
     """
     options = options or LoadOptions()
-    folder = find(name, revision=revision)
+    folder = find_model(name, revision=revision)
     if not (folder / "adapter_config.json").exists():
         return _load_whole(folder, name, options)
     base_name = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
@@ -103,38 +100,13 @@ def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision:
     return Checkpoint(model.eval(), base.processor, name, base.base)
 
 
-def find(name: str, *, revision: str | None = None) -> Path:
-    """The local folder of a model: `eden-tiny`'s, the folder itself, or a hub repository's snapshot.
-
-    Raises:
-        CheckpointError: there is no such model.
-    """
-    folder = EDEN_TINY_FOLDER if name == EDEN_TINY else Path(name)
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(name, revision=revision))
-        except (HFValidationError, HfHubHTTPError, OSError) as error:
-            raise CheckpointError(
-                f"no such folder, and no such model on the hub ({first_line(error)})",
-                where=name,
-                cure="Check the path or the hub id, and the network.",
-            ) from error
-    if not (folder / "config.json").exists():
-        raise CheckpointError(
-            "the folder holds no config.json, so it is no Eden artifact",
-            where=str(folder),
-            cure="Give the folder that a training run ended with.",
-        )
-    return folder
-
-
 def load_processor(name: str, *, revision: str | None = None) -> MultimodalPhiProcessor:
     """The processor alone, without the weights.
 
     Raises:
         CheckpointError: there is no such model, or it is incomplete.
     """
-    folder = find(name, revision=revision)
+    folder = find_model(name, revision=revision)
     with readable(folder):
         return MultimodalPhiProcessor.from_pretrained(folder)
 
@@ -145,7 +117,7 @@ def speech_model(name: str, *, revision: str | None = None) -> str:
     Raises:
         CheckpointError: there is no such model.
     """
-    folder = find(name, revision=revision)
+    folder = find_model(name, revision=revision)
     return str(_read_json(folder / "config.json").get("speech_model", MultimodalPhiConfig().speech_model))
 
 

@@ -14,7 +14,8 @@ from .audio import to_wav
 from .checkpoint import load
 from .console import progress
 from .evaluate import evaluate, open_task
-from .files import EDEN_TINY, write_file
+from .files import write_file
+from .location import EDEN_TINY
 from .messages import Message
 from .recipe import load_recipe
 from .tiny.voice import speak

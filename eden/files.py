@@ -13,10 +13,6 @@ from pathlib import Path
 
 from .errors import StorageError
 
-EDEN_TINY = "eden-tiny"
-"""The name of the model inside the package."""
-EDEN_TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
-
 
 def cache_folder() -> Path:
     """Where what can be computed again is kept: `$EDEN_CACHE`, else the user's cache folder."""

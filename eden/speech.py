@@ -20,7 +20,8 @@ import numpy as np
 
 from .audio import MAX_BYTES, MAX_SECONDS, SAMPLE_RATE, Waveform, read_audio
 from .errors import CheckpointError, InputError, first_line
-from .files import EDEN_TINY, EDEN_TINY_FOLDER, cache_folder, new_folder, sha256
+from .files import cache_folder, new_folder, sha256
+from .location import EDEN_TINY, EDEN_TINY_FOLDER
 from .messages import AudioSource
 
 if TYPE_CHECKING:

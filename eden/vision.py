@@ -58,14 +58,6 @@ def open_image(
         return _to_rgb(image)
 
 
-def check_image(source: MediaSource, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Reads only the header: width and height in pixels. Arguments and errors are those of `open_image`."""
-    if isinstance(source, PIL.Image.Image):
-        return source.size
-    with _opened(source, max_bytes, max_pixels, None) as image:
-        return image.size
-
-
 def sniff_image(source: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> None:
     """Looks at a file's size and first bytes only: fast enough for a hundred thousand files.
 

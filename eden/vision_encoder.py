@@ -15,8 +15,9 @@ from safetensors import safe_open
 from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
 from .backbones import LoadOptions, readable
-from .checkpoint import Checkpoint, find
+from .checkpoint import Checkpoint
 from .errors import CheckpointError
+from .location import find_model
 from .model import MultimodalPhiConfig
 from .model.modeling import image_features
 from .recipe import Recipe
@@ -92,7 +93,7 @@ def load_vision_encoder(recipe: Recipe) -> VisionEncoder:
     section = recipe.model
     options = LoadOptions(None, section.dtype, None)
     if section.base is not None:
-        return _of_folder(find(section.base, revision=section.base_revision), options)
+        return _of_folder(find_model(section.base, revision=section.base_revision), options)
     return _of_backbone(
         str(section.vision), section.vision_revision, section.vision_feature, section.vision_feature_layer, options
     )
@@ -111,7 +112,7 @@ def _of_folder(folder: Path, options: LoadOptions) -> VisionEncoder:
         tower = tower.to(options.torch_device, options.torch_dtype(config.text_config)).eval().requires_grad_(False)
         return VisionEncoder(tower, image_processor, feature, layer)
     if base := json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path"):
-        return _of_folder(find(base), options)
+        return _of_folder(find_model(base), options)
     vision = (config.backbones or {})["vision"]
     return _of_backbone(vision["id"], vision["revision"], feature, layer, options)
 

@@ -12,7 +12,7 @@ from peft import PeftModel
 from eden import CheckpointError, Message, StorageError
 from eden.assistant import Assistant
 from eden.backbones import LoadOptions, assemble
-from eden.checkpoint import Checkpoint, add_adapters, count_parameters, find, load, load_for_training, merge, save
+from eden.checkpoint import Checkpoint, add_adapters, count_parameters, load, load_for_training, merge, save
 from eden.recipe import LoraSection, ModelSection, QuantizationSection, load_recipe
 
 LORA = LoraSection(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["o_proj", "qkv_proj", "gate_up_proj"])
@@ -269,7 +269,3 @@ def test_small_models_run_in_fp32_on_a_cpu(whole: Path) -> None:
     if not torch.cuda.is_available():
         assert load(str(whole)).core.dtype == torch.float32
     assert load(str(whole), LoadOptions(dtype="bfloat16", device="cpu")).core.dtype == torch.bfloat16
-
-
-def test_find_knows_the_bundled_model() -> None:
-    assert (find("eden-tiny") / "model.safetensors").exists()

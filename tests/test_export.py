@@ -31,7 +31,7 @@ from eden.export.contents import travelling_files
 from eden.export.hub import plan_push
 from eden.export.space import count_parameters, suggest_hardware, write_space
 from eden.export.wheel import build_wheel, server_requirements
-from eden.files import EDEN_TINY_FOLDER
+from eden.location import EDEN_TINY_FOLDER
 from eden.model import MultimodalPhiConfig
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, InputError, first_line
-from ..files import EDEN_TINY
+from ..location import is_local
 
 LEFT_BEHIND = ("checkpoint-*", ".*", "__pycache__", "*.pyc")
 """Training's checkpoints, hidden files and caches: no part of what is shown to others."""
@@ -52,11 +52,6 @@ def stays_behind(folder: Path) -> str | None:
         backbones = (config.get("backbones") or {}).values()
         needs += [base] if base else [backbone["id"] for backbone in backbones]
     return next((name for name in needs if name and is_local(name)), None)
-
-
-def is_local(name: str) -> bool:
-    """True for a folder's path, false for a hub id, a size of Whisper and `eden-tiny`."""
-    return name != EDEN_TINY and (Path(name).is_dir() or name.startswith(("/", "./", "../")))
 
 
 def front_matter(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .. import __version__
 from ..errors import CheckpointError, EdenError, InputError, RunError, first_line
-from ..files import EDEN_TINY, EDEN_TINY_FOLDER
+from ..location import EDEN_TINY, EDEN_TINY_FOLDER
 from .contents import front_matter, stays_behind, travelling_files
 
 LOG_IN = "Run hf auth login with a token that may write."

@@ -17,9 +17,10 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from .. import __version__
-from ..errors import CheckpointError, InputError, first_line
-from ..files import EDEN_TINY, EDEN_TINY_FOLDER, new_folder
-from .contents import front_matter, is_local, read_json, stays_behind, travelling_files
+from ..errors import CheckpointError, InputError
+from ..files import new_folder
+from ..location import EDEN_TINY, find_model, is_local
+from .contents import front_matter, read_json, stays_behind, travelling_files
 from .wheel import NAME, build_wheel, server_requirements
 
 HARDWARE = ((10**9, "cpu-basic"), (6 * 10**9, "t4-small"), (10 * 10**9, "l4x1"))
@@ -103,16 +104,7 @@ def suggest_hardware(parameters: int) -> str:
 
 def _facts(model: str) -> tuple[dict[str, Any], str]:
     """A model's configuration and its licence, without loading or downloading a weight."""
-    if model == EDEN_TINY:
-        folder = EDEN_TINY_FOLDER
-    elif is_local(model):
-        folder = Path(model)
-    else:
-        folder = _hub_documents(model)
-    if not (folder / "config.json").exists():
-        raise CheckpointError(
-            "no Eden artifact there", where=model, cure="Give a folder that a training run ended with."
-        )
+    folder = find_model(model, files=["config.json", "README.md"])
     from ..model import MultimodalPhiConfig  # takes seconds, which a misspelt name should not
 
     config = read_json(folder / "config.json")
@@ -121,21 +113,6 @@ def _facts(model: str) -> tuple[dict[str, Any], str]:
             f"a model of type {config.get('model_type')!r} cannot see", where=model, cure="Give an Eden artifact."
         )
     return config, str(front_matter(folder).get("license", DEFAULT_LICENSE))
-
-
-def _hub_documents(model: str) -> Path:
-    """The folder of the hub's cache with a repository's configuration and model card."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=["config.json", "README.md"]))
-    except (HFValidationError, HfHubHTTPError, OSError) as error:
-        raise CheckpointError(
-            f"no such folder, and no such model on the hub ({first_line(error)})",
-            where=model,
-            cure="Check the path or the hub id, and the network.",
-        ) from error
 
 
 def _copy_model(model: Path, target: Path) -> None:

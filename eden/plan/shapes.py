@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPVisi
 from ..backbones import readable
 from ..checkpoint import Checkpoint, add_adapters, count_parameters, load_processor
 from ..errors import CheckpointError
-from ..files import EDEN_TINY, EDEN_TINY_FOLDER
+from ..location import EDEN_TINY, find_model
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from ..recipe import ModelSection, QuantizationSection, Recipe
 
@@ -104,9 +104,9 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
         CheckpointError: see `shapes_of`.
     """
     if section.base is not None:
-        name = str(EDEN_TINY_FOLDER) if section.base == EDEN_TINY else section.base
+        folder = find_model(section.base, revision=section.base_revision, files=["config.json"])
         with readable(section.base):
-            return MultimodalPhiConfig.from_pretrained(name, revision=section.base_revision)
+            return MultimodalPhiConfig.from_pretrained(folder)
     vision = _backbone(str(section.vision), section.vision_revision)
     text = _backbone(str(section.language), section.language_revision)
     vision = vision if isinstance(vision, CLIPVisionConfig) else vision.vision_config

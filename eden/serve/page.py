@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from ..errors import InputError
-from ..files import EDEN_TINY
+from ..location import EDEN_TINY
 from .conversation import AUDIO_SUFFIXES, UPLOADS_KEPT, Answers, Conversation, Turn, is_recording
 from .gate import Gate
 from .service import DEFAULT_NEW_TOKENS, Service

@@ -36,7 +36,7 @@ from transformers import (
     set_seed,
 )
 
-from .. import checkpoint as checkpoints, files
+from .. import checkpoint as checkpoints, files, location
 from ..assistant import Assistant
 from ..backbones import LoadOptions
 from ..console import progress
@@ -210,7 +210,7 @@ def new_model(processor: MultimodalPhiProcessor) -> MultimodalPhiForConditionalG
             vision_config=vision,
             text_config=language,
             vision_feature="patches",
-            speech_model=files.EDEN_TINY,
+            speech_model=location.EDEN_TINY,
             image_token_id=processor.image_token_id,
         )
     )
@@ -316,7 +316,7 @@ def write_summary(folder: Path, *, out: Path | None = None, shipped: int | None 
 
 def ship(folder: Path, seed: int) -> None:
     """Puts a seed of the folder into the package, without the copies of Eden's own code that an artifact carries."""
-    with files.new_folder(files.EDEN_TINY_FOLDER) as shipped:
+    with files.new_folder(location.EDEN_TINY_FOLDER) as shipped:
         for path in (folder / f"seed-{seed}").iterdir():
             if path.suffix == ".json":
                 settings = json.loads(path.read_text())
