@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -29,6 +30,9 @@ from .messages import Audio, Image, Message, Text
 if TYPE_CHECKING:
     from .assistant import Assistant
     from .speech import Transcriber
+
+# bitsandbytes, whoever imports it first, reports an optional CPU kernel it did not find: nothing a user could act on.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,9 +31,6 @@ KEPT_IN_FULL_PRECISION = ["model.vision_tower", "model.projector", "lm_head"]
 
 SMALL_MODEL_PARAMETERS = 10**9
 """On a CPU, models below this many parameters run in fp32 unless told otherwise: faster and exact, and they fit."""
-
-# bitsandbytes reports an optional CPU kernel it did not find; nothing a user could act on.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from eden.checkpoint import count_parameters, load_for_training
-from eden.errors import InputError
+from eden.errors import CheckpointError, InputError
 from eden.plan import Plan, forecast
 from eden.plan.measure import held_bytes, kept_bytes
 from eden.plan.memory import GIB, WEIGHTS, layer_activations, lora_copies
@@ -44,6 +44,17 @@ def test_phi_is_counted_exactly_without_its_weights(phi: Plan) -> None:
     assert counts["lora"] == {"trained": 32 * 64 * (qkv + o + gate_up), "frozen": 0}
     assert counts["projector"]["trained"] == 2 * 512 + (512 + 1) * 3072 + (3072 + 1) * 3072
     assert phi.workload.source == "assumed" and phi.workload.schedule.steps == 6000
+
+
+def test_a_second_stage_is_planned_before_the_first_has_run(phi: Plan, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    planned = plan("phi3.5-mini-patches", "training.num_train_epochs=2", steps=0)
+    assert planned.stage == "align" and phi.stage is None
+    assert planned.shapes.config.num_image_tokens == 49
+    assert planned.shapes.counts["language_model"] == phi.shapes.counts["language_model"]
+    assert planned.shapes.counts["lora"]["trained"] > phi.shapes.counts["lora"]["trained"]  # down_proj's, too
+    with pytest.raises(CheckpointError, match="no such folder"):
+        plan("phi3.5-mini-patches", "model.base=runs/other", steps=0)
 
 
 def test_parts_add_up_and_four_bits_are_what_they_are(phi: Plan) -> None:

@@ -52,6 +52,8 @@ def _print(plan: Plan, missing: str) -> None:
         _line("skipped", f"{work.skipped:,} samples that are too long")
     _line("rows", f"{work.rows:,}, {work.padding:.1%} of the places are padding")
     _line("steps", f"{work.schedule.steps:,} of {work.schedule.rows_a_step} rows: {work.schedule.epochs:.2f} epochs")
+    if plan.stage:
+        _line("model", f"its base is not here: planned as `eden train {plan.stage}` will leave it")
     _line("parameters", f"{counts.parameters:,}, {counts.trained:,} trained")
     places = f"longest batch: {work.longest_places:,} places"
     print(f"memory, estimated for {'a GPU' if plan.gpu else 'a CPU'} ({places})")
@@ -91,11 +93,11 @@ def _print_times(plan: Plan) -> None:
         _line("  kept for backward", f"{_size(measured.kept):>10}  (estimate {_size(measured.kept_estimate)})")
     _line(
         "  longest step",
-        f"{measured.seconds:>8.3g} s"
+        f"{_duration(measured.seconds):>10}"
         + ("" if measured.what == "model" else f"  (one of {measured.tokens:,} tokens, counted for all layers)"),
     )
     print("time on this machine, estimated from it")
-    _line("  usual step", f"{plan.step_seconds:>8.3g} s")
+    _line("  usual step", f"{_duration(plan.step_seconds):>10}")
     _line("  all steps", f"{_duration(plan.total_seconds):>10}")
 
 
@@ -113,5 +115,5 @@ def _size(size: float) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.3g} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"

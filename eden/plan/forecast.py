@@ -15,7 +15,7 @@ from ..recipe import Recipe
 from .budget import CARDS, Change, changes, override
 from .measure import LARGE, Measured, measure_layer, measure_model
 from .memory import GIB, Memory, estimate, state_bytes
-from .shapes import Shapes, is_here, processor_of, shapes_of
+from .shapes import Shapes, from_the_beginning, is_here, processor_of, shapes_of
 from .workload import Workload, read_lengths, workload_of
 
 if TYPE_CHECKING:
@@ -46,7 +46,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take. Estimates unless `measured`."""
+    """What a run will take. Estimates unless `measured`.
+
+    Attributes:
+        shapes: the model's.
+        workload: the data's.
+        memory: estimated bytes.
+        measured: on this machine, if steps were taken.
+        step_seconds: of a step of usual length, on this machine.
+        disk: estimated bytes by part.
+        verdicts: on the budgets asked for.
+        gpu: the memory is a GPU's.
+        stage: the shipped recipe that has yet to make the model's base, if there is no base yet.
+    """
 
     shapes: Shapes
     workload: Workload
@@ -56,6 +68,7 @@ class Plan:
     disk: dict[str, int]
     verdicts: list[Verdict]
     gpu: bool
+    stage: str | None = None
 
     @property
     def total_seconds(self) -> float | None:
@@ -66,6 +79,7 @@ class Plan:
         """For JSON; sizes are in bytes and times in seconds."""
         work, measured = self.workload, self.measured
         return {
+            "base_to_be_made_by": self.stage,
             "data": {
                 "source": work.source,
                 "samples": len(work.lengths),
@@ -114,6 +128,7 @@ def forecast(recipe: Recipe, console: Console, *, budget: int | None = None, ste
         InputError: nothing that can be changed makes the run fit the budget.
         DataError, CheckpointError, RecipeError: as `eden train` would.
     """
+    recipe, stage = from_the_beginning(recipe)
     arguments = recipe.training_arguments()
     shapes = shapes_of(recipe)
     lengths = read_lengths(recipe, processor_of(recipe.model, shapes.config), shapes.config.num_image_tokens, console)
@@ -146,6 +161,7 @@ def forecast(recipe: Recipe, console: Console, *, budget: int | None = None, ste
         _disk(recipe, shapes, workload, arguments),
         verdicts,
         gpu,
+        stage,
     )
 
 

@@ -14,7 +14,7 @@ from ..checkpoint import Checkpoint, add_adapters, count_parameters, load_proces
 from ..errors import CheckpointError
 from ..location import EDEN_TINY, find_model
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
-from ..recipe import ModelSection, QuantizationSection, Recipe
+from ..recipe import ModelSection, QuantizationSection, Recipe, load_recipe, shipped_recipes
 
 PUBLISHED: dict[str, PreTrainedConfig] = {
     "openai/clip-vit-base-patch32": CLIPVisionConfig(
@@ -71,6 +71,25 @@ class Shapes:
     def parameters(self) -> int:
         """All weights, adapters included."""
         return sum(part["trained"] + part["frozen"] for part in self.counts.values())
+
+
+def from_the_beginning(recipe: Recipe) -> tuple[Recipe, str | None]:
+    """The recipe, with the model that a shipped recipe will leave at its base in place of a base that is not there yet.
+
+    Returns:
+        A recipe to plan with, and the name of the stage that has yet to run; None if nothing was replaced.
+    """
+    base = recipe.model.base
+    if base is None or base == EDEN_TINY or Path(base).exists():
+        return recipe, None
+    for name in shipped_recipes():
+        stage = load_recipe(name)
+        if stage.model.base is None and stage.training["output_dir"] == base:
+            tree = recipe.model_dump(exclude_unset=True)
+            own = {key: value for key, value in tree["model"].items() if key not in ("base", "base_revision")}
+            tree["model"] = stage.model.model_dump(exclude_unset=True) | own
+            return Recipe.model_validate(tree), name
+    return recipe, None
 
 
 def shapes_of(recipe: Recipe) -> Shapes:
