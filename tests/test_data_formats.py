@@ -186,6 +186,7 @@ def test_an_image_marked_as_embedded_where_none_is(tmp_path: Path) -> None:
         (lambda place: place.write_text('{"images": [{"id": 1}], "annotations": [{"id": 1'), "not valid JSON"),
         (lambda place: place.write_text('[{"a": 1}] and more'), "more text behind the end"),
         (lambda place: place.write_text('[{"a": 1} {"a": 2}]'), "expected `,` or `]`"),
+        (lambda place: place.write_text(f'[{{"id": {"9" * 5000}}}]'), "a number of too many digits"),
     ],
 )
 def test_what_is_no_data_set_is_refused_in_one_line(tmp_path: Path, make: Any, message: str) -> None:

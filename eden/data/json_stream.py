@@ -79,6 +79,8 @@ class JsonStream:
                     raise self._error(error.msg, error.pos) from None
             except RecursionError:
                 raise self._error("nested too deep", self._at) from None
+            except ValueError:  # Python reads no number of more digits than sys.get_int_max_str_digits()
+                raise self._error("a number of too many digits", self._at) from None
             self._read(size)
             size *= 2  # so that a value of any length is tried a few times only
 
@@ -125,5 +127,5 @@ class JsonStream:
         return DataError(
             f"not valid JSON ({what})",
             where=f"{self._name} line {line} column {column}",
-            cure="The file may be cut off; copy it again.",
+            cure="Correct it there, or copy the file again if it is cut off.",
         )

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from ..errors import DataError
 from .json_stream import JsonStream
+from .parquet import HUB, open_parquet
 
 CAPTION_REQUESTS = (
     "Describe the picture in one sentence.",
@@ -28,7 +29,6 @@ CAPTION_REQUESTS = (
 """What a picture with a caption and no question of its own is asked."""
 METADATA = ("metadata.jsonl", "metadata.csv")
 """Either makes a folder of images a data set."""
-HUB = "hf://datasets/"
 _COCO = re.compile(r'\s*\{\s*"(?:info|images|annotations|licenses|type|categories)"\s*:\s*[\[{"]')
 
 
@@ -221,8 +221,6 @@ def _hashable(value: Any) -> Any:
 
 
 def _parquet(path: str) -> DataFile:
-    from .parquet import open_parquet
-
     folder, read, identity = open_parquet(path)
     return DataFile(path, "row", folder, partial(_rows, read), identity)
 
