@@ -1,0 +1,106 @@
+"""The benchmarks' table: what it says agrees with itself, on the page as well."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from bench.__main__ import BENCHES, PAGE
+from bench.table import BEGIN, END, HEADINGS, Bar, Row, between_marks, number, show, to_markdown
+
+FIGURE = r"([\d.,]+)(?: (.+))?"
+ROWS = {
+    "first": [
+        Row("speed", 57.3, "images/s", "a loop", 19.1, Bar(3, of_ratio=True)),
+        Row("time", 15.0, "s", "a loop", 2.4, Bar(15, least=False)),
+    ],
+    "second": [Row("share", 0.9704, bar=Bar(0.97)), Row("memory", 5421.6, "MiB", "a peer", 0.05124)],
+}
+
+
+def table(block: str) -> list[list[str]]:
+    """The cells of a Markdown table, without its head."""
+    lines = [line for line in block.splitlines() if line.startswith("|")]
+    assert lines[0] == "| bench | " + " | ".join(HEADINGS) + " |"
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def value(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def half_a_digit(text: str) -> float:
+    """How far the number may be from what was measured, as a share of it: half of its last digit."""
+    places = len(text.partition(".")[2])
+    return 0.5 * 10**-places / value(text) if places else 0.005
+
+
+@pytest.mark.parametrize(
+    ("measured", "digits", "shown"),
+    [
+        (0.05124, 3, "0.0512"),
+        (5421.6, 3, "5,420"),
+        (2.9961, 3, "3.00"),
+        (0.999961, 5, "0.99996"),
+        (192, 3, "192"),
+        (0, 3, "0"),
+    ],
+)
+def test_numbers_are_shown_to_their_digits(measured: float, digits: int, shown: str) -> None:
+    assert number(measured, digits) == shown
+
+
+def test_a_bar_is_held_against_what_is_shown() -> None:
+    bars = {name: [row.cells()[4] for row in rows] for name, rows in ROWS.items()}
+    assert bars == {
+        "first": ["ratio >= 3: reached", "< 15 s: **missed**"],
+        "second": [">= 0.97: reached", ""],
+    }
+    assert [row.reached for row in ROWS["first"]] == [True, False]
+
+
+def test_the_terminal_says_what_was_missed() -> None:
+    console = Console(file=io.StringIO(), width=160)
+    show(ROWS, console)
+    printed = console.file.getvalue()
+    assert "< 15 s: missed" in printed and "57.3 images/s" in printed and "a loop: 19.1 images/s" in printed
+
+
+def test_only_what_is_between_the_marks_changes() -> None:
+    before, after = "# A page\n\n\tby hand  \n", "\n| a | table | by hand |\r\nlast line, no end"
+    page = f"{before}{BEGIN}\nold\n{END}\n{after}"
+    new = between_marks(page, to_markdown(ROWS))
+    assert new == f"{before}{BEGIN}\n{to_markdown(ROWS)}\n{END}\n{after}"
+    assert between_marks(new, to_markdown(ROWS)) == new
+    assert between_marks(new, "old") == page
+    assert [[name, *row.cells()] for name, rows in ROWS.items() for row in rows] == table(to_markdown(ROWS))
+
+
+@pytest.mark.parametrize("page", ["", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n"])
+def test_a_page_without_both_marks_is_refused(page: str) -> None:
+    with pytest.raises(ValueError, match="needs the lines"):
+        between_marks(page, "new")
+
+
+def test_the_page_agrees_with_itself() -> None:
+    """Every bench has rows; ratios are those of their figures; each bar is reached or missed as the figures say."""
+    page = PAGE.read_text(encoding="utf-8")
+    block = page.partition(BEGIN)[2].partition(END)[0]
+    rows = table(block)
+    assert list(dict.fromkeys(row[0] for row in rows)) == list(BENCHES)
+    bars = 0
+    for _, what, figure, peer, ratio, bar in rows:
+        shown, unit = re.fullmatch(FIGURE, figure).groups()
+        if peer:
+            other, other_unit = re.fullmatch(FIGURE, peer.rpartition(": ")[2]).groups()
+            assert other_unit == unit, what
+            slack = half_a_digit(shown) + half_a_digit(other) + half_a_digit(ratio)
+            assert value(ratio) == pytest.approx(value(shown) / value(other), rel=1.1 * slack), what
+        if bar:
+            bars += 1
+            of, sign, limit, _, verdict = re.fullmatch(rf"(ratio )?(>=|<) {FIGURE}: (\S+)", bar).groups()
+            measured = value(ratio if of else shown)
+            reached = measured >= value(limit) if sign == ">=" else measured < value(limit)
+            assert verdict == ("reached" if reached else "**missed**"), what
+    assert bars >= 7
