@@ -98,7 +98,7 @@ def show(rows: Block, console: Console | None = None) -> None:
             style = "" if row.reached else "bold red"
             table.add_row(*cells, bar.replace("*", ""), style=style)
         table.add_section()
-    (console or Console()).print(table, highlight=False, markup=False)
+    (console or Console()).print(table)
 
 
 def to_markdown(rows: Block) -> str:

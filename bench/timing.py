@@ -47,7 +47,7 @@ def run(
         environment: set on top of this process's own.
 
     Raises:
-        CalledProcessError: it failed; its stderr is in the error.
+        CalledProcessError: it failed; the end of its stderr is noted.
         ValueError: it never said `until`.
     """
     kind, program, *rest = map(str, arguments)
@@ -69,7 +69,9 @@ def run(
         output.seek(0)
         said = output.read()
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, said, "".join(lines))
+        error = subprocess.CalledProcessError(process.returncode, [kind, *arguments[1:]])
+        error.add_note("".join(lines[-20:]))
+        raise error
     if seconds is None:
         raise ValueError(f"{arguments} never said {until!r}")
     said, _, peak = said.rpartition("peak ")

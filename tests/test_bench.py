@@ -1,13 +1,20 @@
-"""The benchmarks' table: what it says agrees with itself, on the page as well."""
+"""The benchmarks' table, which must agree with itself, and the rehearsal of what needs a GPU."""
 
 import io
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from bench.__main__ import BENCHES, PAGE
+from bench.gpu import COLUMNS, PARTS, build, recipe_of
 from bench.table import BEGIN, END, HEADINGS, Bar, Row, between_marks, number, show, to_markdown
+from eden.checkpoint import count_parameters
+from eden.plan.shapes import shapes_of
 
 FIGURE = r"([\d.,]+)(?: (.+))?"
 ROWS = {
@@ -104,3 +111,35 @@ def test_the_page_agrees_with_itself() -> None:
             reached = measured >= value(limit) if sign == ">=" else measured < value(limit)
             assert verdict == ("reached" if reached else "**missed**"), what
     assert bars >= 7
+
+
+def gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench.gpu", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=PAGE.parents[1])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+def test_without_a_gpu_the_gpu_bench_says_so_in_one_line() -> None:
+    refused = gpu()
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert re.fullmatch(r"bench\.gpu: .* CUDA .* --tiny .*\n", refused.stderr)
+
+
+def test_the_gpu_bench_rehearses_at_toy_sizes() -> None:
+    names = ["seed", "fastest", "peer"]
+    printed = gpu("--tiny", *names).stdout.splitlines()
+    assert "the figures mean nothing" in printed[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed[3:]]
+    assert [row[0] for row in rows] == [PARTS[name].what for name in names]
+    for row in rows:
+        found = dict(zip(COLUMNS, row[1:], strict=True))
+        assert 0 < value(found["supervised"]) < value(found["tokens/s"]) and value(found["steps"]) == 1
+
+
+@pytest.mark.parametrize("name", ["seed", "fastest"])
+def test_the_gpu_bench_builds_the_model_of_the_recipe(name: str, tmp_path: Path) -> None:
+    recipe = recipe_of(PARTS[name], tmp_path, tiny=True)
+    shapes = shapes_of(recipe)
+    checkpoint = build(recipe, shapes)
+    assert count_parameters(checkpoint) == shapes.counts
+    assert checkpoint.config.text_config.num_hidden_layers == shapes.config.text_config.num_hidden_layers == 2
