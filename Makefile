@@ -21,7 +21,7 @@ lint: $(READY) ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## Time Eden on this machine
+bench: $(READY) ## Time Eden on this machine, and write the table of docs/benchmarks.md
 	$(BIN)/python -m bench
 
 rehearsal: $(READY) ## Train the real shapes with random weights: 25 minutes, 20 GiB

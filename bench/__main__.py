@@ -1,14 +1,65 @@
-"""Every benchmark that needs no GPU and little time, one after the other. `make bench`."""
+"""Every benchmark that needs no GPU and little time, in one table: `make bench`, or `python -m bench NAME...` for some.
 
-from bench import answers, data, features, packing, speech, startup, train
+Each runs in a process of its own, so that none leaves threads or memory behind for the next. When all have run, the
+table in docs/benchmarks.md is replaced.
+"""
+
+import argparse
+import datetime
+import importlib
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from rich.console import Console
+
 from bench.machine import describe
+from bench.table import Row, between_marks, show, to_markdown
+from eden.files import write_file
+
+BENCHES = ("startup", "answers", "speech", "features", "train", "packing", "data")
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+
+def main() -> None:
+    """Runs the benches that are named, or all of them, which also writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; without any, all run")
+    names = parser.parse_args().names
+    if unknown := [name for name in names if name not in BENCHES]:
+        parser.error(f"no bench is called {unknown[0]!r}; there are {', '.join(BENCHES)}")
+    page = PAGE.read_text(encoding="utf-8")
+    if not names:
+        between_marks(page, "")  # a page that cannot be written is known before the work of many minutes
+    console, rows = Console(), {}
+    console.print(f"machine: {describe()}", highlight=False)
+    try:
+        for name in names or BENCHES:
+            with console.status(name):
+                rows[name] = measured(name)
+    finally:
+        show(rows, console)
+    if not names:
+        write_file(PAGE, between_marks(page, block(rows)))
+
+
+def measured(name: str) -> list[Row]:
+    """The rows of one bench, from a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(_measure, name).result()
+
+
+def block(rows: dict[str, list[Row]]) -> str:
+    """What stands between the marks: where, when and how, and the table."""
+    today = datetime.datetime.now(datetime.UTC).date()
+    return f"`make bench`, {today}, on {describe()}.\n\n{to_markdown(rows)}"
+
+
+def _measure(name: str) -> list[Row]:
+    rows: list[Row] = importlib.import_module(f"bench.{name}").measure()
+    return rows
+
 
 if __name__ == "__main__":
-    print(f"machine: {describe()}")
-    startup.main()
-    answers.main()
-    speech.main()
-    features.main()
-    train.main()
-    packing.main()
-    data.main()
+    main()

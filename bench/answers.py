@@ -1,10 +1,10 @@
 """Answers a second of eden-tiny in batches, beside the same questions asked one at a time through plain `generate`."""
 
-import time
-
 import torch
 
 import eden
+from bench.table import Row, show
+from bench.timing import timed
 from eden.evaluate import open_task
 from eden.messages import to_chat
 from eden.vision import open_image
@@ -13,23 +13,20 @@ QUESTIONS, BATCH = 192, 64
 NEW_TOKENS = 64
 
 
-def main() -> None:
-    """Prints both rates and their ratio, after checking that the answers are the same."""
+def measure() -> list[Row]:
+    """Both rates, and how many answers are the same."""
     assistant = eden.load("eden-tiny")
     questions = open_task("world", limit=QUESTIONS).groups["accuracy"]
     conversations = [question.messages for question in questions]
     alone(assistant, conversations[:4])
-    started = time.perf_counter()
-    singles = alone(assistant, conversations)
-    single = len(singles) / (time.perf_counter() - started)
-    started = time.perf_counter()
-    batched = assistant.answer_all(conversations, max_new_tokens=NEW_TOKENS, batch_size=BATCH)
-    together = len(batched) / (time.perf_counter() - started)
-    same = sum(a == b for a, b in zip(singles, batched, strict=True))
-    print(
-        f"eden-tiny: {together:.0f} answers/s in batches of {BATCH}, {single:.0f} one at a time, "
-        f"ratio {together / single:.1f}; {same} of {len(singles)} answers the same"
-    )
+    singles, single = timed(lambda: alone(assistant, conversations))
+    batched, together = timed(lambda: assistant.answer_all(conversations, max_new_tokens=NEW_TOKENS, batch_size=BATCH))
+    number, same = len(singles), sum(a == b for a, b in zip(singles, batched, strict=True))
+    one_by_one = f"the same {number} questions one at a time through `generate`"
+    return [
+        Row(f"eden-tiny, batches of {BATCH}", number / together, "answers/s", one_by_one, number / single),
+        Row("answers that are the same both ways", same, "answers", "all", number),
+    ]
 
 
 @torch.inference_mode()
@@ -51,4 +48,4 @@ def alone(assistant, conversations) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    show({"answers": measure()})

@@ -22,6 +22,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, Phi3Config
 
 import eden
 from bench.machine import describe
+from bench.timing import timed
 from eden.assistant import Assistant
 from eden.checkpoint import Checkpoint
 from eden.engine import Engine
@@ -60,9 +61,9 @@ def compare(name: str, assistant: Assistant, questions: Sequence[Question], at_a
     """Asks all questions of the engine, and of `generate` the first `at_a_time` (None: all)."""
     parameters = sum(parameter.numel() for parameter in assistant.checkpoint.core.parameters())
     in_a_thread(lambda: [plain(assistant, *question) for question in questions[:3]])
-    started = time.perf_counter()
-    answered = in_a_thread(lambda: [plain(assistant, *question) for question in questions[:at_a_time]])
-    seconds = time.perf_counter() - started
+    answered, seconds = timed(
+        lambda: in_a_thread(lambda: [plain(assistant, *question) for question in questions[:at_a_time]])
+    )
     singles, lengths = zip(*answered, strict=True)
     alone, tokens_alone = len(answered) / seconds, sum(lengths) / seconds
     print(f"\n{name}: {parameters / 1e6:.0f} M parameters, {len(questions)} questions with an image each")

@@ -5,7 +5,6 @@ with the same number of beams; what they write means nothing. `python -m bench.s
 """
 
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,8 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from bench.machine import describe
+from bench.table import Row, show
+from bench.timing import timed
 from eden.audio import SAMPLE_RATE
 from eden.speech import Transcriber, convert_whisper
 from eden.tiny.voice import speak
@@ -35,12 +35,12 @@ SHAPES = {
 TEXT_TOKENS, ALL_TOKENS = 50_257, 51_865
 
 
-def main() -> None:
-    """Prints both rates and their ratio for each shape and number of beams."""
+def measure() -> list[Row]:
+    """Both rates for each shape and number of beams."""
     transformers.utils.logging.set_verbosity_error()
     sentence = "The small red star is at the top left of the picture, and the large blue circle is in the center. "
     waveform = speak(sentence * 10)
-    seconds = len(waveform) / SAMPLE_RATE
+    seconds, rows = len(waveform) / SAMPLE_RATE, []
     with tempfile.TemporaryDirectory() as folder:
         for name, shape in SHAPES.items():
             path = Path(folder) / name
@@ -49,12 +49,10 @@ def main() -> None:
             for beams in (1, 5):
                 ours, windows = through_eden(path / "ct2", waveform, beams)
                 theirs = through_transformers(path / "hf", waveform, beams)
-                ours_rate, theirs_rate = seconds / ours, seconds / theirs
-                print(
-                    f"{name}, {beams} beam{'s' * (beams > 1)}: Eden {ours_rate:.1f} s of sound a second, transformers "
-                    f"{theirs_rate:.1f}, ratio {ours_rate / theirs_rate:.1f} "
-                    f"({seconds:.0f} s of speech in {windows} windows, {NEW_TOKENS} tokens each)"
-                )
+                what = f"{name}, {beams} beam{'s' * (beams > 1)}, {seconds:.0f} s of speech in {windows} windows"
+                rates = seconds / ours, seconds / theirs
+                rows.append(Row(what, rates[0], "s of sound a second", "transformers' pipeline, fp32", rates[1]))
+    return rows
 
 
 def through_eden(folder: Path, waveform: np.ndarray, beams: int) -> tuple[float, int]:
@@ -71,9 +69,7 @@ def through_eden(folder: Path, waveform: np.ndarray, beams: int) -> tuple[float,
         return result
 
     transcriber.model.generate_with_fallback = counted
-    started = time.perf_counter()
-    transcriber.transcribe(waveform)
-    seconds = time.perf_counter() - started
+    _, seconds = timed(lambda: transcriber.transcribe(waveform))
     assert set(decoded) == {NEW_TOKENS}, f"a window ended early: {decoded}"
     return seconds, len(decoded)
 
@@ -90,9 +86,7 @@ def through_transformers(folder: Path, waveform: np.ndarray, beams: int) -> floa
     }
     with torch.inference_mode():
         pipe(waveform[: 5 * SAMPLE_RATE], generate_kwargs=options)
-        started = time.perf_counter()
-        pipe(waveform, generate_kwargs=options)
-        return time.perf_counter() - started
+        return timed(lambda: pipe(waveform, generate_kwargs=options))[1]
 
 
 def write_random_whisper(folder: Path, d_model: int, layers: int, heads: int) -> None:
@@ -147,5 +141,4 @@ def write_random_whisper(folder: Path, d_model: int, layers: int, heads: int) ->
 
 
 if __name__ == "__main__":
-    print(f"machine: {describe()}")
-    main()
+    show({"speech": measure()})

@@ -9,19 +9,18 @@ whose lengths are those of `bench.make_llava150k` at four characters a token. Ea
 """
 
 import argparse
-import json
-import subprocess
-import sys
+import math
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from transformers import (
     CLIPImageProcessorPil,
@@ -35,12 +34,12 @@ from transformers import (
 )
 
 from bench.features import photographs
-from bench.machine import describe
 from bench.make_llava150k import records
+from bench.table import Bar, Row, show
+from bench.timing import run
 from eden.checkpoint import Checkpoint, add_adapters
 from eden.data.features import FeatureStore, in_best_format
 from eden.data.packing import PackedDataset
-from eden.machine import peak_memory_mib
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from eden.model.attention import PACKED_SDPA
 from eden.model.processing import IGNORE_INDEX
@@ -50,44 +49,39 @@ from eden.trainer import EdenTrainer
 from eden.vision_encoder import VisionEncoder
 
 SAMPLES, BATCH, ROW_LENGTH, STEPS, PICTURES = 192, 8, 2048, 5, 64
-CHARACTERS_A_TOKEN, IMAGE_TOKENS, IMAGE_ID, VOCABULARY = 4, 49, 32_011, 32_064
+CHARACTERS_A_TOKEN, IMAGE_TOKENS, IMAGE_ID, PADDING, VOCABULARY = 4, 49, 32_011, 32_000, 32_064
 TARGETS = ["o_proj", "qkv_proj", "gate_up_proj"]
+WAYS = ("peer", "live", "cached")
+FIGURES = (
+    ("supervised", "supervised tokens", "tokens/s", Bar(2, of_ratio=True)),
+    ("peak", "peak memory", "MiB", None),
+)
 
 Example = dict[str, Any]
 
 
-def main() -> None:
-    """Runs the peer and Eden, one after the other, and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--alone", choices=["peer", "live", "cached"], help="one of them, in this process")
-    parser.add_argument("--pictures", type=Path)
-    arguments = parser.parse_args()
-    if arguments.alone:
-        torch.manual_seed(0)
-        run = peer if arguments.alone == "peer" else eden
-        print(json.dumps(run(make_examples(sorted(arguments.pictures.glob("*.jpg"))), arguments.alone)))
-        return
+def measure() -> list[Row]:
+    """The peer and Eden, one after the other."""
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder), PICTURES)
-        print(f"{'':24} supervised tokens/s  ratio  tokens/s  peak memory [MiB]")
-        first = None
-        for name in ("peer", "live", "cached"):
-            command = [sys.executable, "-m", "bench.train", "--alone", name, "--pictures", folder]
-            result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
-            first = first or result["supervised"]
-            label = "transformers' LLaVA" if name == "peer" else f"Eden, {name} features"
-            print(
-                f"{label:24} {result['supervised']:19.0f} {result['supervised'] / first:6.2f} "
-                f"{result['tokens']:9.0f} {result['peak']:18.0f}"
-            )
+        for way in WAYS:
+            finished = run(["-m", "bench.train", "--alone", way, "--pictures", folder])
+            found[way] = {"supervised": float(finished.output.splitlines()[-1]), "peak": finished.peak}
+    rows, peer = [], found["peer"]
+    for way, images in (("live", "images live"), ("cached", "cached features")):
+        for key, what, unit, bar in FIGURES:
+            what = f"{what}, {images}"
+            rows.append(Row(what, found[way][key], unit, "transformers' LLaVA and Trainer", peer[key], bar))
+    return rows
 
 
-def make_examples(pictures: Sequence[Path]) -> list[Example]:
+def make_examples(pictures: Sequence[Path], number: int = SAMPLES, image_tokens: int = IMAGE_TOKENS) -> list[Example]:
     """Samples as ids and labels with their picture's file; what a tokenizer would make of their words, at random."""
     rng = np.random.default_rng(0)
     examples = []
-    for index, record in enumerate(records(SAMPLES, seed=0)):
-        ids, labels = [32_010, *[IMAGE_ID] * IMAGE_TOKENS], [IGNORE_INDEX] * (1 + IMAGE_TOKENS)
+    for index, record in enumerate(records(number, seed=0)):
+        ids, labels = [32_010, *[IMAGE_ID] * image_tokens], [IGNORE_INDEX] * (1 + image_tokens)
         for turn in record["conversations"]:
             words = rng.integers(100, 32_000, len(turn["value"]) // CHARACTERS_A_TOKEN + 2).tolist()
             ids += words
@@ -117,38 +111,58 @@ class Examples(torch.utils.data.Dataset[Example]):
 
 
 class Clock(TrainerCallback):
-    """The seconds of all steps but the first."""
+    """The seconds of all steps but the first `warm_up`, and the end of a run that has taken `limit` seconds."""
 
-    started = ended = 0.0
+    def __init__(self, warm_up: int, limit: float):
+        self.warm_up, self.limit = warm_up, limit
+        self.started = self.seconds = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.ended = time.perf_counter()
-        self.started = self.started or self.ended
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if state.global_step <= self.warm_up:
+            self.started = time.perf_counter()
+        self.seconds = time.perf_counter() - self.started
+        if self.seconds >= self.limit:
+            control.should_training_stop = True
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a batch holds: supervised tokens, and tokens of each sample, padding left out."""
+
+    supervised: int
+    lengths: list[int]
 
 
 class Counted:
-    """A collator that counts the tokens of every batch it makes."""
+    """A collator that counts every batch it makes."""
 
     def __init__(self, collate: Any):
-        self.collate, self.batches = collate, []
+        self.collate = collate
+        self.batches: list[Batch] = []
 
     def __call__(self, items: Any) -> Any:
         batch = self.collate(items)
-        supervised = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-        real = sum(batch["sample_lengths"]) if "sample_lengths" in batch else int(batch["attention_mask"].sum())
-        self.batches.append((supervised, real))
+        lengths = batch["sample_lengths"] if "sample_lengths" in batch else batch["attention_mask"].sum(1).tolist()
+        self.batches.append(Batch(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()), list(lengths)))
         return batch
 
 
-def measure(trainer: Trainer) -> dict[str, float]:
-    """Trains, and says how many tokens went through a second."""
-    clock, counted = Clock(), Counted(trainer.data_collator)
+def steps(trainer: Trainer, warm_up: int = 1, limit: float = math.inf) -> tuple[float, list[Batch]]:
+    """Trains, and says the seconds of its steps after the first ones, and what was in their batches."""
+    clock, counted = Clock(warm_up, limit), Counted(trainer.data_collator)
     trainer.data_collator = counted
     trainer.add_callback(clock)
     trainer.train()
-    seconds = clock.ended - clock.started
-    supervised, tokens = (sum(numbers) / seconds for numbers in zip(*counted.batches[1:STEPS], strict=True))
-    return {"supervised": supervised, "tokens": tokens, "peak": peak_memory_mib()}
+    a_step = trainer.args.gradient_accumulation_steps
+    return clock.seconds, counted.batches[warm_up * a_step : trainer.state.global_step * a_step]
+
+
+def rate(trainer: Trainer) -> float:
+    """Supervised tokens a second."""
+    seconds, batches = steps(trainer)
+    return sum(batch.supervised for batch in batches) / seconds
 
 
 def training_arguments(folder: str, batch: int) -> TrainingArguments:
@@ -174,40 +188,44 @@ def text_config() -> Phi3Config:
     )
 
 
-def peer(examples: list[Example], _: str) -> dict[str, float]:
+def peer(examples: list[Example], _: str) -> float:
     """transformers' LLaVA."""
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(), text_config=text_config(), image_token_index=IMAGE_ID, image_seq_length=49
-    )
-    model = LlavaForConditionalGeneration(config).to(torch.bfloat16)
-    lora = LoraConfig(
-        r=64, lora_alpha=16, lora_dropout=0.1, target_modules=TARGETS, modules_to_save=["multi_modal_projector"]
-    )
-    model = get_peft_model(model, lora)
-
-    def collate(items: list[Example]) -> dict[str, torch.Tensor]:
-        width = max(len(item["input_ids"]) for item in items)
-
-        def padded(name: str, fill: int) -> torch.Tensor:
-            return torch.tensor([item[name] + [fill] * (width - len(item[name])) for item in items])
-
-        ids = padded("input_ids", 32_000)
-        pixels = torch.cat([item["pixel_values"] for item in items])
-        return {
-            "input_ids": ids,
-            "attention_mask": (ids != 32_000).long(),
-            "labels": padded("labels", IGNORE_INDEX),
-            "pixel_values": pixels,
-        }
-
+    model = LlavaForConditionalGeneration(llava_config(CLIPVisionConfig(), text_config())).to(torch.bfloat16)
+    model = llava_with_adapters(model, LoraSection(target_modules=TARGETS))
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(folder, BATCH)
-        return measure(Trainer(model=model, args=arguments, train_dataset=Examples(examples), data_collator=collate))
+        return rate(Trainer(model=model, args=arguments, train_dataset=Examples(examples), data_collator=padded))
 
 
-def eden(examples: list[Example], images: str) -> dict[str, float]:
+def llava_config(vision: Any, text: Any) -> LlavaConfig:
+    return LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=IMAGE_ID, image_seq_length=IMAGE_TOKENS
+    )
+
+
+def llava_with_adapters(model: LlavaForConditionalGeneration, lora: LoraSection) -> PeftModel:
+    """LoRA on the language model, and the projector in training, as Eden has them."""
+    return get_peft_model(model, LoraConfig(modules_to_save=["multi_modal_projector"], **lora.model_dump()))
+
+
+def padded(items: list[Example]) -> dict[str, torch.Tensor]:
+    """A batch of rows as long as the longest."""
+    width = max(len(item["input_ids"]) for item in items)
+
+    def filled(name: str, fill: int) -> torch.Tensor:
+        return torch.tensor([item[name] + [fill] * (width - len(item[name])) for item in items])
+
+    ids = filled("input_ids", PADDING)
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids != PADDING).long(),
+        "labels": filled("labels", IGNORE_INDEX),
+        "pixel_values": torch.cat([item["pixel_values"] for item in items]),
+    }
+
+
+def eden(examples: list[Example], images: str) -> float:
     """Eden's own trainer on packed rows."""
-    tokenizer = phi_tokenizer({piece: i for i, piece in enumerate([*FIRST_PIECES, "▁", *PRINTABLE])}, merges=[])
     config = MultimodalPhiConfig(
         vision_config=CLIPVisionConfig(projection_dim=512),
         text_config=text_config(),
@@ -216,21 +234,42 @@ def eden(examples: list[Example], images: str) -> dict[str, float]:
     )
     model = MultimodalPhiForConditionalGeneration(config).to(torch.bfloat16)
     model.model.language_model.set_attn_implementation(PACKED_SDPA)
-    processor = MultimodalPhiProcessor(CLIPImageProcessorPil(), tokenizer, num_image_tokens=IMAGE_TOKENS)
-    adapted = add_adapters(model, LoraSection(target_modules=TARGETS))
-    checkpoint = Checkpoint(adapted, processor, "middle", None)
+    checkpoint = with_processor(add_adapters(model, LoraSection(target_modules=TARGETS)), config)
     with tempfile.TemporaryDirectory() as folder:
-        store = None
-        if images == "cached":
-            files = sorted({example["file"] for example in examples})
-            store = FeatureStore(in_best_format(VisionEncoder.of(checkpoint), files, Path(folder)), Path(folder))
-            store.fill(files)
+        store = filled_store(checkpoint, examples, Path(folder)) if images == "cached" else None
         packed: Any = PackedDataset(Examples(examples, store), ROW_LENGTH)  # type: ignore[arg-type]
         arguments = training_arguments(folder, 1)
-        return measure(EdenTrainer(checkpoint, arguments, packed, None, Console(stderr=True, quiet=True)))
+        return rate(EdenTrainer(checkpoint, arguments, packed, None, Console(stderr=True, quiet=True)))
+
+
+def with_processor(adapted: PeftModel, config: MultimodalPhiConfig) -> Checkpoint:
+    """The model with a processor of Phi-3.5's layout that knows letters and no words: its ids are made elsewhere."""
+    tokenizer = phi_tokenizer({piece: i for i, piece in enumerate([*FIRST_PIECES, "▁", *PRINTABLE])}, merges=[])
+    processor = MultimodalPhiProcessor(CLIPImageProcessorPil(), tokenizer, num_image_tokens=config.num_image_tokens)
+    return Checkpoint(adapted, processor, "random weights", None)
+
+
+def filled_store(checkpoint: Checkpoint, examples: list[Example], folder: Path) -> FeatureStore:
+    """The features of all pictures, in the format that is the faster here."""
+    files = sorted({example["file"] for example in examples})
+    store = FeatureStore(in_best_format(VisionEncoder.of(checkpoint), files, folder), folder)
+    store.fill(files)
+    return store
+
+
+def main() -> None:
+    """All three in a table; or one of them alone, in this process, and its rate."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--alone", choices=WAYS, help="one of them, in this process")
+    parser.add_argument("--pictures", type=Path, help="folder of JPEGs, for --alone")
+    arguments = parser.parse_args()
+    if arguments.alone is None:
+        return show({"train": measure()})
+    torch.manual_seed(0)
+    train = peer if arguments.alone == "peer" else eden
+    print(train(make_examples(sorted(arguments.pictures.glob("*.jpg"))), arguments.alone))
+    return None
 
 
 if __name__ == "__main__":
-    if "--alone" not in sys.argv:
-        print(f"machine: {describe()}")
     main()
