@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -214,6 +215,7 @@ class _Progress(TrainerCallback):
         self.bar = progress(console)
         self.task = self.bar.add_task("training", total=None)
         self.interrupted = False
+        self.process = os.getpid()
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -230,6 +232,8 @@ class _Progress(TrainerCallback):
                 signal.signal(signal.SIGINT, previous)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a data loader's, forked while this handler stood: its parent ends it
+            return
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True

@@ -128,20 +128,23 @@ def test_a_checkpoint_cut_off_while_written_is_passed_over(
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(data: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    """As a terminal sends it: to all processes of the run, those that open images among them."""
     out = tmp_path / "run"
-    arguments = overrides(data, backbones, out, max_steps=2000, logging_steps=1, save_strategy="no")
+    steps = {"max_steps": 2000, "logging_steps": 1, "save_strategy": "no", "dataloader_num_workers": 2}
     process = subprocess.Popen(
-        [sys.executable, "-m", "eden", "train", "phi3.5-mini", *arguments],
+        [sys.executable, "-m", "eden", "train", "phi3.5-mini", *overrides(data, backbones, out, **steps)],
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     while not (out / "training.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     assert "checkpoint written" in stderr and "--resume" in stderr and "Traceback" not in stderr
+    assert stderr.count("stopping after this step") == 1
     (folder,) = out.glob("checkpoint-*")
     assert (folder / "trainer_state.json").exists()
 
