@@ -17,6 +17,7 @@ from rich.console import Console
 
 import eden
 from eden.cli.judge import TASKS
+from eden.cli.main import main
 from eden.errors import InputError
 from eden.evaluate import (
     EvaluationResult,
@@ -49,6 +50,14 @@ def run(*arguments: str | Path, **kwargs) -> subprocess.CompletedProcess[str]:
         text=True,
         **kwargs,
     )
+
+
+def run_here(*arguments: str | Path) -> int | str | None:
+    """The same without a process of its own; its exit code."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["eden", "evaluate", "eden-tiny", *map(str, arguments)])
+        main()
+    return ended.value.code
 
 
 @pytest.fixture(scope="module")
@@ -401,10 +410,14 @@ def test_options_of_another_task_are_refused(official: Path) -> None:
     assert TASKS.split(", ") == ["world", *BENCHMARKS]
 
 
-def test_the_command_refuses_bad_input_in_one_line(official: Path) -> None:
-    refused = run("pope", "--questions", official / "pope.json", "--images", official, "--json")
-    assert refused.returncode == 2 and refused.stdout == ""
-    assert refused.stderr.count("\n") == 1 and "pope.json question 1" in refused.stderr and "--images" in refused.stderr
+def test_the_command_refuses_bad_input_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "[/b]" / "pope.json"  # not markup
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(POPE))
+    assert run_here("pope", "--questions", file, "--json") == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert f"{file} question 1" in printed.err and "--images" in printed.err
 
 
 def test_what_cannot_be_asked_is_named_before_anything_is_asked(assistant: eden.Assistant, tmp_path: Path) -> None:
@@ -433,6 +446,17 @@ def test_what_cannot_be_asked_is_named_before_anything_is_asked(assistant: eden.
         open_task(str(file))
 
 
+def test_an_image_that_is_lost_while_one_asks_is_named_with_its_question(
+    official: Path, assistant: eden.Assistant, tmp_path: Path
+) -> None:
+    for name in NAMES:
+        (tmp_path / name).write_bytes((official / "val2014" / name).read_bytes())
+    task = open_task("pope", questions=official / "pope.json", images=tmp_path)
+    (tmp_path / NAMES[1]).unlink()
+    with pytest.raises(eden.ImageError, match=rf"pope.json question 3: .*{NAMES[1]}: no such image file"):
+        evaluate(assistant, task, console=QUIET)
+
+
 def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
@@ -448,7 +472,9 @@ def keep(task: Task, assistant: eden.Assistant, folder: Path) -> EvaluationResul
     return result
 
 
-def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(assistant: eden.Assistant, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(
+    assistant: eden.Assistant, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = write_dataset(tmp_path / "data", 20, seed=8, turns=1)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     undisturbed = keep(open_task(str(data)), assistant, whole)
@@ -462,13 +488,13 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(assistant: eden.Ass
     assert process.returncode == -signal.SIGKILL and 0 < kept.read_text().count("\n") < 20
     with kept.open("a") as file:
         file.write('{"group": "accur')  # what a write that was cut off leaves
-    resumed = run(*command, "--against", whole)
-    assert resumed.returncode == 0, resumed.stderr
+    assert run_here(*command, "--against", whole) == 0
     assert kept.read_bytes() == (whole / "predictions.jsonl").read_bytes()
     result = json.loads((killed / "result.json").read_text())
     assert result.pop("against")["shared"] == 20 and result == undisturbed.to_dict()
     shown = r"against eden-tiny, 20 questions shared\n  accuracy +\+0\.000  \[\+0\.000, \+0\.000\]\n"
-    assert re.search(shown, resumed.stdout) and re.search(r"\n20 questions in \d+\.\d s\n$", resumed.stdout)
+    printed = capsys.readouterr().out
+    assert re.search(shown, printed) and re.search(r"\n20 questions in \d+\.\d s\n$", printed)
 
 
 def test_what_was_answered_is_not_asked_again(assistant: eden.Assistant, tmp_path: Path) -> None:

@@ -153,6 +153,12 @@ TOKENS = {
     "A group of people on Main St.": "a group of people on main st.",
     "w/ a guy in t-shirt&jeans": "w / a guy in t-shirt & jeans",
     "A chef @ a restaurant!!": "a chef @ a restaurant !!",
+    "W. 42nd St. is 30,000 ft. below, plan B.": "w. 42nd st. is 30,000 ft. below plan b.",
+    "-5 degrees, 10-15 people, b+3": "-5 degrees 10-15 people b +3",
+    "the '57 Chevy, 'til '123": "the '57 chevy 'til 123",
+    "me@mail.com or http://a.com/b #1 #tag": "me@mail.com or http://a.com/b # 1 #tag",
+    "Mt. Hood in Jan. with a Ph.D. student": "mt. hood in jan. with a ph.d. student",
+    "11p.m. at 30°": "11p m. at 30 °",
 }
 
 
