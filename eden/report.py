@@ -143,7 +143,7 @@ def evaluation_page(result: Mapping[str, Any], worst: Sequence[Prediction], poor
         if name in intervals:
             low, high = (_figure(name, end) for end in intervals[name])
             fact += Markup("<small>{} to {}</small>").format(low, high)
-        facts[name] = fact
+        facts[name.replace("cider", "CIDEr")] = fact
     facts["questions"] = result["n"]
     blocks = [
         _facts(facts),

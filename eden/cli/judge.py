@@ -130,7 +130,8 @@ def _print(summary: Mapping[str, Any], seconds: float) -> None:
     for name in shown:
         interval = summary["intervals"].get(name)
         print(f"{name:<24} {summary[name]:.3f}" + (f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
-        for kind, number in summary["by_kind"].get(name, {}).items():
+        kinds = summary["by_kind"].get(name, {})
+        for kind, number in kinds.items() if len(kinds) > 1 else ():
             print(f"  {kind:<22} {number:.3f}")
     if compared := summary.get("against"):
         print(f"against {compared['model']}, {compared['shared']:,} questions shared")
