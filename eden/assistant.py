@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from .checkpoint import Checkpoint
 from .engine import Engine
+from .errors import InputError
 from .generation import Generation, Request
 from .messages import AudioSource, MediaSource, Message, check_conversation, hear, to_chat
 from .sampling import Sampling
@@ -117,11 +119,22 @@ class Assistant:
         *,
         max_new_tokens: int = 128,
         batch_size: int = 32,
+        names: Sequence[str] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
         """Greedy answers to many conversations, `batch_size` at a time, in the order given.
 
         The next conversation takes the place of one that is answered, and is prepared while the others are.
+
+        Args:
+            conversations: each with the user's as the last word.
+            max_new_tokens: the longest answer, in tokens.
+            batch_size: conversations asked at once.
+            names: what each is called in errors; None numbers them.
+            on_progress: called with (answered, all).
+
+        Raises:
+            ImageError, AudioError, MessageError, ContextError: one cannot be asked; `where` names it.
         """
         sampling = Sampling(max_new_tokens=max_new_tokens)
         answers: list[str] = []
@@ -137,8 +150,9 @@ class Assistant:
         with Engine(
             self.checkpoint, max_running=batch_size, max_waiting=batch_size, prefill_tokens=PREFILL_TOKENS
         ) as engine:
-            for messages in conversations:
-                pending.append(engine.submit(self.request(messages, sampling), wait=True))
+            for index, messages in enumerate(conversations):
+                with _naming(names[index] if names else f"conversation {index + 1}"):
+                    pending.append(engine.submit(self.request(messages, sampling), wait=True))
                 collect(2 * batch_size)
             collect(0)
         return answers
@@ -166,6 +180,16 @@ class Assistant:
             yield from (piece.text for piece in generation if piece.text)
         finally:
             generation.cancel()
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """What cannot be asked is named in its error."""
+    try:
+        yield
+    except InputError as error:
+        where = f"{name}: {error.where}" if error.where else name
+        raise type(error)(error.what, where=where, cure=error.cure, kind=error.kind) from error
 
 
 @dataclass

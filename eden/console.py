@@ -29,7 +29,7 @@ def progress(console: Console) -> Progress:
     """A bar with count, rate, time passed and time left; where nobody watches (a file, a pipe) there is none."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(),

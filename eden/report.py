@@ -128,28 +128,37 @@ def data_page(report: Mapping[str, Any]) -> str:
     return _page("Data set", blocks, lead=str(report["path"]))
 
 
-def evaluation_page(result: Mapping[str, Any], worst: Sequence[Prediction]) -> str:
-    """An evaluation (`EvaluationResult.to_dict`, with `against` if compared), and the worst answers with pictures."""
-    groups, intervals = result["by_kind"], result.get("intervals", {})
+def evaluation_page(result: Mapping[str, Any], worst: Sequence[Prediction], poor: int) -> str:
+    """An evaluation.
+
+    Args:
+        result: `EvaluationResult.to_dict`, with `against` if it was compared.
+        worst: the answers that earned least, with their pictures.
+        poor: how many answers of the task's own group earned less than all, those among them.
+    """
+    groups, intervals = result["by_kind"], result["intervals"]
     facts: dict[str, Any] = {}
     for name in {**intervals, **groups}:
-        ends = (
-            f" [{_figure(name, intervals[name][0])}, {_figure(name, intervals[name][1])}]" if name in intervals else ""
-        )
-        facts[name.replace("_", " ")] = f"{_figure(name, result[name])}{_unit(name)}{ends}"
-    facts |= {"questions": f"{result['n']:,}", "seconds": result["seconds"]}
-    blocks = [_facts(facts)]
-    if intervals:
-        blocks.append({"kind": "text", "html": "In brackets: bootstrap intervals at 95 % over the questions."})
+        fact = Markup("{}{}").format(_figure(name, result[name]), _unit(name))
+        if name in intervals:
+            low, high = (_figure(name, end) for end in intervals[name])
+            fact += Markup("<small>{} to {}</small>").format(low, high)
+        facts[name.replace("cider", "CIDEr")] = fact
+    facts["questions"] = result["n"]
+    blocks = [
+        _facts(facts),
+        {"kind": "text", "html": "Below each measure: its bootstrap interval at 95 % over the questions."},
+    ]
     if against := result.get("against"):
         blocks.append(_comparison(against))
     blocks += [
         {"kind": "bars", "title": f"{group.replace('_', ' ').capitalize()}, by kind of question", "rows": kinds.items()}
         for group, kinds in groups.items()
-        if _unit(group)
+        if _unit(group) and len(kinds) > 1
     ]
     if worst:
-        blocks.append(_predictions("The worst answers", worst))
+        title = f"The worst answers ({len(worst)} of {poor:,} that scored below 1)"
+        blocks.append(_predictions(title, worst))
     return _page(f"{result['model']} on {result['task']}", blocks)
 
 
@@ -165,12 +174,12 @@ def _figure(measure: str, value: float, sign: str = "") -> str:
 def _comparison(against: Mapping[str, Any]) -> Block:
     rows = []
     for name, of in against["differences"].items():
-        low, high = (_figure(name, end, "+") for end in of["interval"])
-        rows.append(
-            [name.replace("_", " "), _figure(name, of["difference"], "+"), f"{low} to {high}", f"{of['shared']:,}"]
-        )
+        difference, low, high = (_figure(name, number, "+") for number in (of["difference"], *of["interval"]))
+        points = " points" if _unit(name) else ""
+        rows.append([name.replace("_", " "), f"{difference}{points}", f"{low} to {high}", f"{of['shared']:,}"])
     columns = ["measure", "difference", "95 % interval, paired", "questions shared"]
-    return {"kind": "table", "title": f"Against {against['model']}", "columns": columns, "rows": rows}
+    title = f"Against {against['model']}: this run minus that one"
+    return {"kind": "table", "title": title, "columns": columns, "rows": rows, "words": True}
 
 
 def write_page(path: str | Path, html: str) -> Path:

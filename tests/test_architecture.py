@@ -51,6 +51,7 @@ F4  prepare transcribe seeing
 F4  evaluate.measures
 F4  evaluate.questions evaluate.marking evaluate.captions
 F4  evaluate.official
+F4  evaluate.benchmarks
 F4  evaluate.tasks
 F4  evaluate.spoken evaluate.predictions
 F4  evaluate.run

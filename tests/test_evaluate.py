@@ -16,11 +16,14 @@ import torch
 from rich.console import Console
 
 import eden
+from eden.cli.judge import TASKS
+from eden.cli.main import main
 from eden.errors import InputError
 from eden.evaluate import (
     EvaluationResult,
     Predictions,
     Task,
+    asked_in,
     compare,
     evaluate,
     known_by,
@@ -29,12 +32,14 @@ from eden.evaluate import (
     read_earlier,
     write_report,
 )
+from eden.evaluate.benchmarks import BENCHMARKS
 from eden.evaluate.predictions import row
 from eden.tiny.dataset import write_dataset
 from eden.tiny.world import scenes
 
 QUIET = Console(quiet=True)
 NUMBERS = (42, 393225, 131089)
+SHAPES = Path(__file__).parent.parent / "examples" / "shapes"
 NAMES = [f"COCO_val2014_{number:012d}.jpg" for number in NUMBERS]
 
 
@@ -45,6 +50,14 @@ def run(*arguments: str | Path, **kwargs) -> subprocess.CompletedProcess[str]:
         text=True,
         **kwargs,
     )
+
+
+def run_here(*arguments: str | Path) -> int | str | None:
+    """The same without a process of its own; its exit code."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["eden", "evaluate", "eden-tiny", *map(str, arguments)])
+        main()
+    return ended.value.code
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +320,7 @@ def test_the_page_shows_the_worst_answers_with_their_pictures(official: Path, as
     assert poor, "eden-tiny says Blue. or whole sentences; people said several things"
     page = write_report(official / "page.html", result).read_text()
     assert page.count("data:image/png") == len(poor) and "red ×2" in page and "95 %" in page
+    assert f"{len(poor)} of {len(poor)} that scored below 1" in page and SHORT.strip() not in page
 
 
 WRONG_KIND = {
@@ -327,27 +341,120 @@ def test_a_file_of_another_kind_is_named_with_what_is_expected(name: str, offici
     assert "\n" not in str(caught.value)
 
 
-def test_other_faults_of_the_files_are_one_line_too(official: Path, tmp_path: Path) -> None:
-    def refused(message: str, name: str, content: object = None, **options: Any) -> None:
-        file = tmp_path / "file.json"
-        file.write_text(content if isinstance(content, str) else json.dumps(content))
-        with pytest.raises(InputError, match=message) as caught:
-            open_task(name, questions=file, **options)
-        assert "\n" not in str(caught.value)
+FAULTS: dict[str, tuple[str, object]] = {
+    "no such data file": ("pope", None),
+    "the file is empty": ("pope", "\n"),
+    r"file.json line 1 column \d+: not valid JSON .*cut off": ("pope", '{"question_id": 1,'),
+    r"file.json line 2: not valid JSON": ("pope", json.dumps(POPE[0]) + '\n{"question_id": 2, "im'),
+    r"file.json line 1 column \d+: not valid JSON": ("gqa", json.dumps(GQA)[:-40]),
+    "record 2: it lacks `question_id`": ("pope", [POPE[0], {"image": "x"}]),
+    "question 2: it lacks `label`": ("pope", [POPE[0], {"question_id": 2, "image": "x", "text": "y"}]),
+    "question 1: it is faulty .*neither yes nor no": ("pope", [{**POPE[0], "label": "maybe"}]),
+    "question 1: two questions have this id": ("pope", [POPE[0], POPE[0]]),
+    rf"question 1: .*{NAMES[0]}: no such image file \(2 of 2 images .*--images": ("pope", POPE),
+    "vqav2 needs the annotators' answers": ("vqav2", VQA_QUESTIONS),
+    "question 7: it lacks `imageId`": ("gqa", {**GQA, "7": {"question": "What?", "answer": "dog"}}),
+    "question 34602: it is faulty .nobody answered": ("textvqa", {"data": [{**TEXTVQA["data"][0], "answers": []}]}),
+    "question 4: it is faulty": ("scienceqa", {"4": {**PROBLEM, "answer": 3}}),
+    "no question to ask": ("scienceqa", {"5": SCIENCEQA["5"]}),
+    "2 images with captions are not listed, the first is 393225": (
+        "captions",
+        {**CAPTIONS, "images": CAPTIONS["images"][:1]},
+    ),
+    "question 42: it is faulty .the image has no caption": (
+        "captions",
+        {**CAPTIONS, "annotations": CAPTIONS["annotations"][5:]},
+    ),
+}
 
-    refused("not valid JSON", "pope", '{"question_id": 1,')
-    refused("question 2 lacks `label`", "pope", [POPE[0], {"image": "x"}])
-    refused("question 1 is faulty .*neither yes nor no", "pope", [{**POPE[0], "label": "maybe"}])
-    refused(f"{NAMES[0]}: 1 of 1 images are missing.*--images", "pope", [POPE[0]])
-    refused("vqav2 needs the annotators' answers", "vqav2", VQA_QUESTIONS)
-    refused("not VQAv2's annotations: found a list", "vqav2", VQA_QUESTIONS, annotations=official / "pope.json")
-    refused("no split 'dev'", "scienceqa", SCIENCEQA, split="dev")
-    refused("no question to ask", "scienceqa", {"5": SCIENCEQA["5"]})
-    refused("--split is not for the task gqa", "gqa", GQA, split="test")
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_a_fault_of_a_file_is_one_line_with_its_place(message: str, tmp_path: Path) -> None:
+    name, content = FAULTS[message]
+    file = tmp_path / "file.json"
+    if content is not None:
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError, match=message) as caught:
+        open_task(name, questions=file)
+    assert "\n" not in str(caught.value) and caught.value.cure
+
+
+def test_files_that_do_not_belong_together_are_named(official: Path, tmp_path: Path) -> None:
+    def refused(message: str, questions: object, annotations: object, name: str = "vqav2", **options: Any) -> None:
+        files = tmp_path / "questions.json", tmp_path / "annotations.json"
+        for file, content in zip(files, (questions, annotations), strict=True):
+            file.write_text(json.dumps(content))
+        options |= {"annotations": files[1]} if name == "vqav2" else {}
+        with pytest.raises(InputError, match=message):
+            open_task(name, questions=files[0], images=official / "val2014", **options)
+
+    few = {**VQA_QUESTIONS, "questions": VQA_QUESTIONS["questions"][:1]}
+    one = {**VQA_ANNOTATIONS, "annotations": VQA_ANNOTATIONS["annotations"][:1]}
+    twice = {**VQA_ANNOTATIONS, "annotations": VQA_ANNOTATIONS["annotations"] * 2}
+    refused("not VQAv2's annotations: found a list", VQA_QUESTIONS, POPE)
+    refused("questions.json question 42000: it has no answers in .*annotations.json", VQA_QUESTIONS, one)
+    refused(r"annotations.json question 393225001: 1 annotations are of no question .*--limit", few, VQA_ANNOTATIONS)
+    refused("annotations.json question 393225001: it is annotated twice", VQA_QUESTIONS, twice)
+    refused("no split 'dev'. --split takes one of these: train, test", SCIENCEQA, {}, "scienceqa", split="dev")
+    (tmp_path / "pid_splits.json").write_text(json.dumps({"test": ["4", "99"]}))
+    refused("pid_splits.json problem 99: it is not in questions.json", SCIENCEQA, {}, "scienceqa")
+
+
+def test_options_of_another_task_are_refused(official: Path) -> None:
+    with pytest.raises(InputError, match="--split is not for the task gqa"):
+        open_task("gqa", questions=official / "gqa.json", split="test")
     with pytest.raises(InputError, match=r"textvqa needs its official file.*TextVQA_0.5.1_val.json"):
         open_task("textvqa")
     with pytest.raises(InputError, match="--questions is not for the task world"):
         open_task("world", questions=official / "pope.json")
+    assert TASKS.split(", ") == ["world", *BENCHMARKS]
+
+
+def test_the_command_refuses_bad_input_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "[/b]" / "pope.json"  # not markup
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(POPE))
+    assert run_here("pope", "--questions", file, "--json") == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert f"{file} question 1" in printed.err and "--images" in printed.err
+
+
+def test_what_cannot_be_asked_is_named_before_anything_is_asked(assistant: eden.Assistant, tmp_path: Path) -> None:
+    def record(number: int, words: int, **more: Any) -> dict[str, Any]:
+        turns = [{"from": "human", "value": "word " * words}, {"from": "gpt", "value": "Yes."}]
+        return {"id": f"q{number}", "conversations": turns, **more}
+
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps([record(1, 5), record(2, 2000), record(3, 300), record(4, 2000)]))
+    with pytest.raises(eden.ContextError, match=r"data.json record 2 \(id q2\): .* has [\d,]+ tokens .*1,024 \(1 more"):
+        evaluate(assistant, open_task(str(file)), predictions=Predictions(tmp_path, settings()), console=QUIET)
+    assert not (tmp_path / "predictions.jsonl").exists()
+    assert len(evaluate(assistant, open_task(str(file), limit=1), max_new_tokens=1000, console=QUIET).answers) == 1
+    (tmp_path / "half.png").write_bytes((SHAPES / "1.png").read_bytes()[:200])
+    damaged = record(7, 2, image="half.png")
+    damaged["conversations"][0]["value"] += "<image>"
+    file.write_text(json.dumps([record(1, 5), damaged]))
+    with pytest.raises(eden.DataError, match=r"record 2 \(id q7\): .*half.png: the image is damaged .*1 of 1 images"):
+        open_task(str(file))
+    assert len(open_task(str(file), limit=1).groups["accuracy"]) == 1, "what is not asked is not decoded"
+    damaged["image"] = "gone.png"
+    file.write_text(json.dumps([damaged]))
+    with pytest.raises(
+        eden.DataError, match=r"gone.png: no such image file \(1 of 1 records are faulty\)\. .*--images"
+    ):
+        open_task(str(file))
+
+
+def test_an_image_that_is_lost_while_one_asks_is_named_with_its_question(
+    official: Path, assistant: eden.Assistant, tmp_path: Path
+) -> None:
+    for name in NAMES:
+        (tmp_path / name).write_bytes((official / "val2014" / name).read_bytes())
+    task = open_task("pope", questions=official / "pope.json", images=tmp_path)
+    (tmp_path / NAMES[1]).unlink()
+    with pytest.raises(eden.ImageError, match=rf"pope.json question 3: .*{NAMES[1]}: no such image file"):
+        evaluate(assistant, task, console=QUIET)
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -365,13 +472,15 @@ def keep(task: Task, assistant: eden.Assistant, folder: Path) -> EvaluationResul
     return result
 
 
-def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(assistant: eden.Assistant, tmp_path: Path) -> None:
-    undisturbed = Predictions(tmp_path / "whole", settings())
+def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(
+    assistant: eden.Assistant, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = write_dataset(tmp_path / "data", 20, seed=8, turns=1)
-    whole = evaluate(assistant, open_task(str(data)), batch_size=1, predictions=undisturbed, console=QUIET)
-    command = [str(data), "--batch-size", "1"]
-    killed, kept = tmp_path / "killed", tmp_path / "killed" / "predictions.jsonl"
-    arguments = [sys.executable, "-m", "eden", "evaluate", "eden-tiny", *command, "--out", str(killed)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    undisturbed = keep(open_task(str(data)), assistant, whole)
+    kept = killed / "predictions.jsonl"
+    command = [str(data), "--batch-size", "1", "--out", str(killed)]
+    arguments = [sys.executable, "-m", "eden", "evaluate", "eden-tiny", *command]
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not (kept.exists() and kept.stat().st_size) and process.poll() is None:
             time.sleep(0.002)
@@ -379,25 +488,44 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(assistant: eden.Ass
     assert process.returncode == -signal.SIGKILL and 0 < kept.read_text().count("\n") < 20
     with kept.open("a") as file:
         file.write('{"group": "accur')  # what a write that was cut off leaves
-    resumed = run(*command, "--out", killed, "--json")
-    assert resumed.returncode == 0, resumed.stderr
-    assert kept.read_bytes() == (tmp_path / "whole" / "predictions.jsonl").read_bytes()
-    assert {**whole.to_dict(), "seconds": 0} == {**json.loads(resumed.stdout), "seconds": 0}
+    assert run_here(*command, "--against", whole) == 0
+    assert kept.read_bytes() == (whole / "predictions.jsonl").read_bytes()
+    result = json.loads((killed / "result.json").read_text())
+    assert result.pop("against")["shared"] == 20 and result == undisturbed.to_dict()
+    shown = r"against eden-tiny, 20 questions shared\n  accuracy +\+0\.000  \[\+0\.000, \+0\.000\]\n"
+    printed = capsys.readouterr().out
+    assert re.search(shown, printed) and re.search(r"\n20 questions in \d+\.\d s\n$", printed)
 
 
 def test_what_was_answered_is_not_asked_again(assistant: eden.Assistant, tmp_path: Path) -> None:
-    """By kind, in parts of 8 batches: the first part was kept whole, of the second a line was cut off."""
+    """Kept by kind, as a run writes them; of the last line a part was cut off."""
     world = open_task("world", limit=10)
     task = dataclasses.replace(world, groups={"accuracy": world.groups["accuracy"]})
     kept = [row("accuracy", place, question, "kept") for place, question in enumerate(task.groups["accuracy"])]
-    order = sorted(range(10), key=lambda index: kept[index]["kind"])
+    order = sorted(range(10), key=lambda index: kept[index]["kind"])[:8]
     Predictions(tmp_path, settings()).add(kept[index] for index in order)
     file = tmp_path / "predictions.jsonl"
     file.write_text(file.read_text()[:-9])
     result = evaluate(assistant, task, batch_size=1, predictions=Predictions(tmp_path, settings()), console=QUIET)
     texts = [answer.text for answer in result.answers]
-    assert {index for index in range(10) if texts[index] != "kept"} == set(order[8:])
+    assert {index for index in range(10) if texts[index] == "kept"} == set(order[:7])
     assert [line["answer"] for line in lines_of(tmp_path)] == texts
+
+
+def test_answers_are_the_same_in_batches_of_any_size(assistant: eden.Assistant, tmp_path: Path) -> None:
+    task = open_task("world", limit=15)
+    for size in (1, 4, 64):
+        evaluate(assistant, task, batch_size=size, predictions=Predictions(tmp_path / f"{size}", {}), console=QUIET)
+    first, *others = [(tmp_path / f"{size}" / "predictions.jsonl").read_bytes() for size in (1, 4, 64)]
+    assert others == [first, first]
+
+
+def test_a_limit_asks_the_first_of_the_same_questions(official: Path) -> None:
+    few, more = open_task("world", limit=3), open_task("world", limit=9)
+    for group, questions in few.groups.items():
+        for question, same in zip(questions, more.groups[group], strict=False):
+            assert question.text == same.text
+            assert question.messages[-1].images[0].source.tobytes() == same.messages[-1].images[0].source.tobytes()
 
 
 def test_answers_of_another_run_are_refused(assistant: eden.Assistant, tmp_path: Path) -> None:
@@ -421,23 +549,45 @@ def test_answers_of_another_run_are_refused(assistant: eden.Assistant, tmp_path:
         changed = known_by(assistant.checkpoint)
         weight.sub_(1)
     assert changed != before
+    config = assistant.checkpoint.config
+    config.vision_feature_layer -= 1
+    assert known_by(assistant.checkpoint) != before, "the same weights used in another way are another model"
+    config.vision_feature_layer += 1
+    assert known_by(assistant.checkpoint) == before
+
+
+def test_questions_are_known_by_all_that_is_asked(official: Path) -> None:
+    task = open_official("pope", official)
+    (question, *others) = task.groups["accuracy"]
+
+    def known(**changes: Any) -> str:
+        groups = {"accuracy": [dataclasses.replace(question, **changes), *others]}
+        return asked_in(dataclasses.replace(task, groups=groups))
+
+    (message,) = question.messages
+    asked_otherwise = dataclasses.replace(message, content=(message.content[0], eden.Message.user("Or?").content[0]))
+    of_another_image = dataclasses.replace(message, content=(*others[-1].messages[0].images, *message.content[1:]))
+    changes = ({}, {"expected": "no"}, {"messages": (asked_otherwise,)}, {"messages": (of_another_image,)})
+    assert len({known(**change) for change in changes}) == 4 and known() == asked_in(task)
 
 
 def test_two_runs_are_compared_over_the_questions_they_share(assistant: eden.Assistant, tmp_path: Path) -> None:
-    out, task = tmp_path / "first", open_task("world", limit=12)
-    result = keep(task, assistant, out)
+    out = tmp_path / "first"
+    keep(open_task("world", limit=12), assistant, out)
     lines = lines_of(out)
     lines[0]["answer"] = "Nonsense."  # the earlier run got this one wrong
-    lines[1]["question"] += " Really?"  # and was not asked this one
     (out / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    against = compare(result, read_earlier(out / "result.json", task))
-    assert against["model"] == "eden-tiny" and against["shared"] == 35
+    task = open_task("world", limit=10)  # of the same questions fewer
+    against = compare(evaluate(assistant, task, console=QUIET), read_earlier(out / "result.json", task))
+    assert against["model"] == "eden-tiny" and against["shared"] == 30
     accuracy = against["differences"]["accuracy"]
-    assert accuracy["shared"] == 11 and accuracy["difference"] == pytest.approx(1 / 11, abs=1e-4)
-    assert accuracy["interval"][0] == 0 and accuracy["interval"][1] > 0.09
-    assert against["differences"]["accuracy_blind"] == {"difference": 0, "interval": [0, 0], "shared": 12}
-    shown = run("world", "--limit", "12", "--against", out)
-    assert re.search(r"against eden-tiny, 35 questions shared\n  accuracy +\+0\.091  \[\+0\.000, ", shown.stdout)
+    assert accuracy["shared"] == 10 and accuracy["difference"] == pytest.approx(0.1)
+    assert accuracy["interval"][0] == 0 and accuracy["interval"][1] > 0.1
+    assert against["differences"]["accuracy_blind"] == {"difference": 0, "interval": [0, 0], "shared": 10}
+    lines[1]["question"] += " Really?"
+    (out / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match=r"first/result.json: it was asked other questions: it shares 9 of 10 with"):
+        read_earlier(out, task)
 
 
 def test_what_cannot_be_compared_is_refused(official: Path, assistant: eden.Assistant, tmp_path: Path) -> None:
@@ -453,14 +603,14 @@ def test_what_cannot_be_compared_is_refused(official: Path, assistant: eden.Assi
     assert compare(result, read_earlier(tmp_path / "pope", pope))["differences"]["f1"]["difference"] == 0
     others = [{**record, "text": record["text"].replace("image", "picture")} for record in POPE]
     (official / "others.json").write_text(json.dumps(others))
-    with pytest.raises(InputError, match="shares no question"):
+    with pytest.raises(InputError, match="asked other questions: it shares 0 of 3"):
         read_earlier(
             tmp_path / "pope", open_task("pope", questions=official / "others.json", images=official / "val2014")
         )
 
 
 def test_a_data_file_is_measured_by_exact_match_and_token_f1(assistant: eden.Assistant) -> None:
-    task = open_task(str(Path(__file__).parent.parent / "examples" / "shapes.json"))
+    task = open_task(str(SHAPES.with_suffix(".json")))
     result = evaluate(assistant, task, console=QUIET)
     printed = result.to_dict()
     for name, judge in (("accuracy", marking.exact_match), ("token_f1", marking.token_f1)):

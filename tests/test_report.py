@@ -132,11 +132,12 @@ def test_an_evaluation_page_has_a_bar_for_each_kind() -> None:
         "task": "world",
         "model": NASTY,
         "accuracy": 0.5,
+        "intervals": {"accuracy": [0.47, 0.53]},
         "by_kind": {"accuracy": {"colour": 1.0, "place": 0.25}},
         "n": 2000,
-        "seconds": 1.5,
     }
-    page = evaluation_page(result, [Prediction(make_image("red"), "Where?", "There.", None, NASTY)])
+    page = evaluation_page(result, [Prediction(make_image("red"), "Where?", "There.", None, NASTY)], 1000)
     reader = read(page)
+    assert "47.0 to 53.0" in reader.text and "1 of 1,000" in reader.text
     assert re.findall(r"width:([\d.]+)%\"></i>", page) == ["100.0", "25.0"]
     assert "50.0 %" in reader.text and "2,000" in reader.text and "Before" not in reader.text

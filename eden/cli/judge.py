@@ -48,18 +48,18 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Ask every question of a task and measure the answers, with 95 % intervals."""
-    from ..evaluate import compare, evaluate as run_evaluation, open_task, read_earlier
+    from ..evaluate import compare, evaluate as run_evaluation, read_earlier
 
     _check_voice(spoken, noise_db, questions)
     files = {"questions": questions, "annotations": annotations, "images": images, "audio": audio}
-    opened = open_task(task, **files, split=split, instruction=instruction, limit=limit)
+    opened = _open(task, **files, split=split, instruction=instruction, limit=limit)
     earlier = read_earlier(against, opened) if against is not None else None
     assistant = load_assistant(model, four_bit)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "spoken": spoken, "noise_db": noise_db}
-    options["instruction"] = instruction
-    options |= {name: str(folder.resolve()) for name, folder in (("images", images), ("audio", audio)) if folder}
     if spoken:
         options["ears"] = assistant.checkpoint.config.speech_model
+    folders = {"images": images, "audio": audio}
+    options |= {name: str(folder.resolve()) for name, folder in folders.items() if folder is not None}
     kept = _keep(out, assistant, opened, options)
     hearing = None
     if spoken:
@@ -74,7 +74,20 @@ def evaluate(
     if as_json:
         print_json(summary)
     else:
-        _print(summary)
+        _print(summary, result.seconds)
+
+
+def _open(name: str, **options: Any) -> Task:
+    from ..console import progress
+    from ..evaluate import open_task
+
+    with progress(err) as bar:
+        shown = bar.add_task(f"checking {name}", total=None)
+        return open_task(
+            name,
+            **options,
+            on_progress=lambda done, total: bar.update(shown, completed=done, total=total or None),
+        )
 
 
 def _check_voice(spoken: bool, noise_db: float | None, questions: Path | None) -> None:
@@ -112,15 +125,16 @@ def _keep(out: Path | None, assistant: Assistant, task: Task, options: Mapping[s
     return Predictions(out, settings)
 
 
-def _print(summary: Mapping[str, Any]) -> None:
+def _print(summary: Mapping[str, Any], seconds: float) -> None:
     shown = {**summary["intervals"], **summary["by_kind"]}
     for name in shown:
         interval = summary["intervals"].get(name)
         print(f"{name:<24} {summary[name]:.3f}" + (f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
-        for kind, number in summary["by_kind"].get(name, {}).items():
+        kinds = summary["by_kind"].get(name, {})
+        for kind, number in kinds.items() if len(kinds) > 1 else ():
             print(f"  {kind:<22} {number:.3f}")
     if compared := summary.get("against"):
         print(f"against {compared['model']}, {compared['shared']:,} questions shared")
         for name, of in compared["differences"].items():
             print(f"  {name:<22} {of['difference']:+.3f}  [{of['interval'][0]:+.3f}, {of['interval'][1]:+.3f}]")
-    print(f"{summary['n']:,} questions in {summary['seconds']} s")
+    print(f"{summary['n']:,} questions in {seconds:.1f} s")

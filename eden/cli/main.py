@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from .. import __version__
 from ..errors import EdenError, Interrupted
@@ -74,7 +75,8 @@ def _say(error: EdenError, debug: bool) -> None:
         place = f"in process {number()}: "
     if debug:
         traceback.print_exc()
-    return Console(stderr=True).print(f"[bold red]error[/] {place}{error}", highlight=False, soft_wrap=True)
+    # Not as markup: an error may name a file with brackets in it.
+    return Console(stderr=True).print(Text.assemble(("error", "bold red"), f" {place}{error}"), soft_wrap=True)
 
 
 def _quiet_libraries() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from ..ranks import is_main
 
@@ -30,7 +31,7 @@ def load_assistant(model: str, four_bit: bool) -> Assistant:
         from ..recipe import QuantizationSection
 
         options["quantization"] = QuantizationSection()
-    with err.status(f"loading {model}"):
+    with err.status(Text(f"loading {model}")):
         return load(model, **options)
 
 

@@ -57,8 +57,3 @@ class Folder:
                 listed = frozenset()
             self._names[head] = listed
         return base in listed
-
-
-def resolve_image(name: str, folder: str | Path) -> Path:
-    """`Folder.image` for a single name."""
-    return Folder(folder).image(name)

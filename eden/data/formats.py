@@ -22,10 +22,10 @@ from typing import Any
 
 from ..errors import DataError
 from ..messages import Audio, Image, Message, Part, Role, Text
-from .folders import Folder, resolve_image
+from .folders import Folder
 from .records import DataFile, Record, RecordError, caption_request, open_data
 
-__all__ = ["Media", "RecordError", "Sample", "parse", "read_samples", "resolve_image"]
+__all__ = ["Media", "RecordError", "Sample", "parse", "read_samples"]
 
 PLACEHOLDERS: dict[str, type[Image] | type[Audio]] = {"<image>": Image, "<audio>": Audio}
 """LLaVA's, and Eden's of the same kind; the record names the files under `image` and `audio`."""

@@ -76,6 +76,19 @@ def _of_names(store: RecordStore, column: str, check: Callable[[list[str]], dict
         yield MediaFault(row, *errors[name])
 
 
+def image_errors(
+    sources: Sequence[Path | str | bytes], look: Look, on_progress: Progress | None = None
+) -> dict[int, Error]:
+    """What is wrong with images, by their place among those given.
+
+    Args:
+        sources: paths or encoded images, each once.
+        look: `opened` or `decoded`.
+        on_progress: called as they are checked.
+    """
+    return _attempted(sources, _decode if look == "decoded" else _sniff, look == "decoded", on_progress)
+
+
 def _image_errors(
     store: RecordStore, names: Sequence[str], look: Look, on_progress: Progress | None
 ) -> dict[str, Error]:
@@ -83,8 +96,8 @@ def _image_errors(
     assert folder is not None
     if look == "listed":
         return {name: _missing(folder.root / name) for name in names if folder.find(name) is None}
-    paths = [folder.image(name) for name in names]
-    return _attempted(names, paths, _decode if look == "decoded" else _sniff, look, on_progress)
+    errors = image_errors([folder.image(name) for name in names], look, on_progress)
+    return {names[index]: error for index, error in errors.items()}
 
 
 def _missing(path: Path) -> Error:
@@ -92,24 +105,24 @@ def _missing(path: Path) -> Error:
 
 
 def _audio_errors(store: RecordStore, names: Sequence[str], on_progress: Progress | None) -> dict[str, Error]:
-    return _attempted(names, [store.media.recording(name) for name in names], _hear, "opened", on_progress)
+    errors = _attempted([store.media.recording(name) for name in names], _hear, False, on_progress)
+    return {names[index]: error for index, error in errors.items()}
 
 
 def _attempted(
-    names: Sequence[str],
-    sources: Sequence[Path | str],
+    sources: Sequence[Path | str | bytes],
     attempt: Callable[[Path | str | bytes], Error | None],
-    look: Look,
+    decoded: bool,
     on_progress: Progress | None,
-) -> dict[str, Error]:
-    errors: dict[str, Error] = {}
-    starts = range(0, len(names), _AT_ONCE)
-    with _pool(len(names) if look == "decoded" else 0) as pool:
+) -> dict[int, Error]:
+    errors: dict[int, Error] = {}
+    starts = range(0, len(sources), _AT_ONCE)
+    with _pool(len(sources) if decoded else 0) as pool:
         chunks = pool.map(partial(_attempt_each, attempt), (sources[start : start + _AT_ONCE] for start in starts))
         for start, found in zip(starts, chunks, strict=True):
-            errors |= {names[start + index]: error for index, error in found.items()}
+            errors |= {start + index: error for index, error in found.items()}
             if on_progress is not None:
-                on_progress(min(start + _AT_ONCE, len(names)), len(names))
+                on_progress(min(start + _AT_ONCE, len(sources)), len(sources))
     return errors
 
 

@@ -107,10 +107,8 @@ def open_data(path: str | Path) -> DataFile:
         with path.open(encoding="utf-8-sig") as file:
             start = file.read(4096)
         status = path.stat()
-    except FileNotFoundError:
-        raise DataError("no such data file", where=str(path), cure="Check the path.") from None
     except (UnicodeDecodeError, OSError) as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     unit, read = _kind(start)
     identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
     return DataFile(str(path), unit, path.parent, partial(_read_text, path, read), identity)
@@ -125,7 +123,7 @@ def _kind(start: str) -> tuple[str, Callable[[Path, TextIO], Iterator[Record | R
         return "annotation", _coco_captions
     if not start.startswith("{") and "file_name" in start.partition("\n")[0].split(","):
         return "line", _csv_lines
-    return "line", _json_lines
+    return "line", json_lines
 
 
 def _is_one_record(start: str) -> bool:
@@ -143,10 +141,13 @@ def _read_text(
         with path.open(encoding="utf-8-sig", newline="" if read is _csv_lines else None) as file:
             yield from read(path, file)
     except (UnicodeDecodeError, OSError) as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def unreadable(path: Path, error: Exception) -> DataError:
+    """Why a file cannot be read as text, as one line."""
+    if isinstance(error, FileNotFoundError):
+        return DataError("no such data file", where=str(path), cure="Check the path.")
     if isinstance(error, UnicodeDecodeError):
         return DataError("not a text file in UTF-8", where=str(path), cure="Give a JSON, JSONL, CSV or Parquet file.")
     return DataError(f"cannot be read ({getattr(error, 'strerror', error)})", where=str(path), cure="Check the path.")
@@ -159,7 +160,8 @@ def _json_list(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
     stream.end()
 
 
-def _json_lines(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
+def json_lines(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
+    """The records of JSON lines; a line that is no JSON comes as an error with its number."""
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue

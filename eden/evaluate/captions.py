@@ -77,19 +77,24 @@ APART = (("can", "not"), ("gon", "na"), ("wan", "na"), ("got", "ta"), ("lem", "m
 """Words that the Penn Treebank cuts in two."""
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 """Brackets stay, by name: the official list of what goes has these names in capitals."""
-ABBREVIATIONS = "mr mrs ms dr st ave vs jr sr etc prof inc co corp ltd blvd rd"
+ABBREVIATIONS = """
+    mr mrs ms dr st ave vs jr sr etc prof gen gov sen rep inc co corp ltd dept univ bldg blvd rd ln pl ct sq ft mt ph.d
+    fig pp jan feb mar apr jun jul aug sept sep oct nov dec mon tues wed thurs fri sat sun
+"""
+"""What keeps its period."""
 TOKEN = re.compile(
     rf"""
       n't | '(?:s|m|d|ll|re|ve)\b            # what is left of a contraction
-    | '\d0s | '[nt]'?(?!\w)                  # '90s, rock 'n' roll
-    | (?:[a-z]\.)+[a-z]\b\.? | [a-z]\.(?=[a-z]\.)   # u.s., p.m.
-    | (?:{"|".join(ABBREVIATIONS.split())})\. | no\.(?=\ *\d)
-    | \d+:\d+ | \d+(?:[.,/]\d+)*(?:[-\w]*\w)?   # 5:30, 3.50, 1,000, 1/2, 8x10
-    | @\w+ | <\w+>                          # names and tags
+    | '\d\ds?(?!\w) | '(?:cause|em|til)\b | '[nt]'?(?!\w)   # '90s, 'til, rock 'n' roll
+    | https?://\S+ | [\w.]+@[\w.]+\w       # addresses
+    | (?:[a-z]\.)+[a-z]\b\.? | [a-z]\.(?!\w) | [a-z]\.(?=[a-z]\.)   # u.s., p.m., j. smith
+    | (?:{"|".join(map(re.escape, ABBREVIATIONS.split()))})\. | nos?\.(?=\ *\d)
+    | \d+:\d+ | [+-]?\d+(?:[.,/]\d+)*(?:[-\w]*\w)?   # 5:30, -5, 3.50, 1,000, 1/2, 8x10
+    | @\w+ | \#[a-z]\w* | <\w+>             # names and tags
     | y'(?=all)
     | [^\W\d_](?:[^\W_]|[-./_](?=[^\W_])|'(?=clock))*   # half-eaten, black/white
     | \w+
-    | [()\[\]{{}}] | [%$\#&*@+=<>|~^/_] | [!?]{{2,}}   # signs that stay
+    | [()\[\]{{}}] | [%$\#&*@+=<>|~^/_°] | [!?]{{2,}}   # signs that stay
     """,
     re.VERBOSE,
 )

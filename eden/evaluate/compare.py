@@ -32,7 +32,8 @@ def read_earlier(path: str | Path, task: Task) -> Earlier:
         task: what is going to be asked, or was.
 
     Raises:
-        InputError: there is no such run, it is of another task, or it shares no question with this one.
+        InputError: there is no such run, it is of another task, or it was asked other questions. One that was asked
+            more of them, or fewer (`--limit`), is none of these.
     """
     path = Path(path)
     path = path / RESULT if path.is_dir() else path
@@ -43,7 +44,7 @@ def read_earlier(path: str | Path, task: Task) -> Earlier:
         raise InputError("no result here", where=str(path), cure=cure) from None
     except (OSError, ValueError) as error:
         raise InputError(f"not a result ({first_line(error)})", where=str(path), cure=cure) from None
-    if not isinstance(found, dict) or not {"task", "model", "by_kind"} <= found.keys():
+    if not isinstance(found, dict) or not {"task", "model"} <= found.keys():
         raise InputError("not the result of an evaluation", where=str(path), cure=cure)
     if found["task"] != task.name:
         raise InputError(
@@ -52,8 +53,14 @@ def read_earlier(path: str | Path, task: Task) -> Earlier:
     rows = defaultdict(list)
     for line in read_predictions(path.with_name(PREDICTIONS)):
         rows[line["group"]].append(line)
-    if not any(shared_with(questions, rows[group]) for group, questions in task.groups.items()):
-        raise InputError("it shares no question with this run", where=str(path), cure="Ask both the same questions.")
+    for group, questions in task.groups.items():
+        shared, both = len(shared_with(questions, rows[group])), min(len(questions), len(rows[group]))
+        if shared < both or (group == next(iter(task.groups)) and not shared):
+            raise InputError(
+                f"it was asked other questions: it shares {shared:,} of {both:,} with this run",
+                where=str(path),
+                cure="Ask both the same questions; only --limit may differ.",
+            )
     return Earlier(str(found["model"]), rows)
 
 

@@ -84,7 +84,13 @@ def vqa_unpunctuated(text: str) -> str:
 
 def vqa_references(answers: Sequence[str]) -> tuple[str, ...]:
     """The annotators' answers as an answer is compared with them: punctuation goes only where they disagree."""
-    return tuple(map(vqa_unpunctuated, answers) if len(set(answers)) > 1 else answers)
+    return _some(tuple(map(vqa_unpunctuated, answers) if len(set(answers)) > 1 else answers))
+
+
+def _some(answers: tuple[str, ...]) -> tuple[str, ...]:
+    if not answers:
+        raise ValueError("nobody answered it")
+    return answers
 
 
 def vqa(references: Sequence[str], answer: str) -> Marks:
@@ -106,39 +112,40 @@ def textvqa_plain(answer: str) -> str:
     return vqa_plain(answer.lower().replace(",", "").replace("?", "").replace("'s", " 's"))
 
 
+def textvqa_references(answers: Sequence[str]) -> tuple[str, ...]:
+    return _some(tuple(map(textvqa_plain, answers)))
+
+
 def textvqa(references: Sequence[str], answer: str) -> Marks:
-    """Soft accuracy; the references must be `textvqa_plain` already."""
     return {"score": agreement(references, textvqa_plain(answer))}
 
 
-# GQA: https://cs.stanford.edu/people/dorarad/gqa, eval.py; answers are lower case and without a final period
+# GQA: https://cs.stanford.edu/people/dorarad/gqa, eval.py, which compares as is; before that, answers become lower
+# case and lose a final period, as LLaVA's have it
 
 
 def gqa(expected: str, answer: str) -> Marks:
     return {"right": answer.strip().rstrip(".").lower() == expected}
 
 
-# ScienceQA: https://github.com/lupantech/ScienceQA, read as LLaVA reads it; an answer that names no option is wrong
+# ScienceQA: https://github.com/haotian-liu/LLaVA, eval_science_qa.py. The paper's own scorer guesses where no option
+# is named; here as there that is wrong.
 
 LETTERS = "ABCDE"
-LETTER_FIRST = re.compile(r"\(?([A-E])(?:[.):\n]|$)")
-LETTER_SAID = re.compile(r"[Tt]he answer is \(?([A-E])\b")
+LETTER_NAMED = [
+    re.compile(rule) for rule in (r"^([A-E])(?:$|\. )", r"The answer is ([A-E])\.", r"The answer is ([A-E])")
+]
 
 
-def choice(answer: str, options: Sequence[str]) -> int | None:
-    """Which option an answer names: by its letter (`B`, `B. ...`, `(B)`, `The answer is B`) or in its own words."""
-    text = answer.strip()
-    found = LETTER_FIRST.match(text) or LETTER_SAID.search(text)
-    if found:
-        index = LETTERS.index(found[1])
-        return index if index < len(options) else None
-    plain = [plain_words(option) for option in options]
-    return plain.index(plain_words(text)) if plain_words(text) in plain else None
+def letter(answer: str) -> str | None:
+    """The option an answer names: `B`, `B. ...`, or `The answer is B` anywhere, which counts first before a period."""
+    text = answer.replace("\n", ". ").strip()
+    found = next(filter(None, (rule.search(text) for rule in LETTER_NAMED)), None)
+    return found[1] if found else None
 
 
-def scienceqa(reference: tuple[int, tuple[str, ...]], answer: str) -> Marks:
-    right, options = reference
-    return {"right": choice(answer, options) == right}
+def scienceqa(right: str, answer: str) -> Marks:
+    return {"right": letter(answer) == right}
 
 
 # Data files
@@ -146,11 +153,11 @@ def scienceqa(reference: tuple[int, tuple[str, ...]], answer: str) -> Marks:
 
 def exact_match(expected: str, answer: str) -> bool:
     """Equal but for case, outer punctuation and spacing."""
-    return plain_words(expected) == plain_words(answer)
+    return _bare(expected) == _bare(answer)
 
 
-def plain_words(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip(" .!?\"'").casefold()
+def _bare(text: str) -> str:
+    return " ".join(text.split()).strip(" .!?\"'").casefold()
 
 
 def token_f1(expected: str, answer: str) -> float:
@@ -170,5 +177,5 @@ def reply(expected: str, answer: str) -> Marks:
 
 
 def _tokens(text: str) -> list[str]:
-    words = text.lower().translate(str.maketrans("", "", string.punctuation)).split()
-    return [word for word in words if word not in ARTICLES]
+    plain = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(?:a|an|the)\b", " ", plain).split()

@@ -1,30 +1,24 @@
-"""Benchmarks from their official files: POPE, VQAv2, GQA, TextVQA, ScienceQA and COCO captions.
-
-Each benchmark says how its file looks, how a record becomes a question, how answers are marked and what is measured.
-"""
+"""Benchmarks from their official files: what a benchmark is, and how a file becomes a task or one clear line."""
 
 from __future__ import annotations
 
-import itertools
+import io
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..data.formats import resolve_image
-from ..errors import DataError, InputError
+from ..data.folders import Folder
+from ..data.records import RecordError, json_lines, unreadable
+from ..data.store import Progress
+from ..errors import DataError
 from ..messages import Message
-from . import marking
-from .captions import cider
 from .measures import Measure
-from .questions import Marking, Question, Task, one_by_one, votes
+from .questions import Marking, Question, Task, check_images
 
-# How models are asked, unless told otherwise. The words are LLaVA-1.5's; most published numbers were made with them.
-SHORT = "Answer the question using a single word or phrase."
-LETTER = "Answer with the option's letter from the given choices directly."
-CAPTION = "Provide a one-sentence caption for the provided image."
+PUBLISHED = "Take the file as it was published."
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ class Files:
 
     questions: Path
     annotations: Path | None
-    images: Path
+    images: Folder
     split: str | None
     instruction: str | None
 
@@ -49,6 +43,10 @@ class Files:
         """The question with the words that say how to answer on a line of their own."""
         instruction = usual if self.instruction is None else self.instruction
         return (Message.user("\n".join(filter(None, (question, instruction))), [image]),)
+
+    def place(self, question_id: str) -> str:
+        """A question's place, for people."""
+        return f"{self.questions} question {question_id}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,8 @@ class Benchmark:
     Attributes:
         file: how its file looks, for people.
         fits: whether a parsed file looks so.
-        read: the questions of a parsed file, in its order.
+        records: what the file says of each question, by the question's id.
+        question: of an id and its record.
         mark: judges answers.
         measures: what is made of the marks; the first is the benchmark's own.
         takes: options it takes beside the questions and the images.
@@ -66,213 +65,107 @@ class Benchmark:
 
     file: str
     fits: Callable[[Any], bool]
-    read: Callable[[Any, Files], Iterator[Question]]
+    records: Callable[[Any, Files], Iterable[tuple[str, Any]]]
+    question: Callable[[str, Any, Files], Question]
     mark: Marking
     measures: Mapping[str, Measure]
     takes: frozenset[str] = frozenset()
 
 
-def open_benchmark(name: str, files: Files, limit: int | None) -> Task:
+def open_benchmark(
+    name: str, benchmarks: Mapping[str, Benchmark], files: Files, limit: int | None, on_progress: Progress | None
+) -> Task:
     """A benchmark's task.
 
     Args:
-        name: of the benchmark, a key of `BENCHMARKS`.
+        name: of the benchmark.
+        benchmarks: all of them, for a file of one may be given as that of another.
         files: the official files.
         limit: at most this many questions, the first ones.
+        on_progress: called as images are checked.
 
     Raises:
-        DataError: a file is missing, damaged or of another kind, or images are missing.
+        DataError: a file is missing, damaged or of another kind, or an image cannot be used.
     """
-    benchmark = BENCHMARKS[name]
+    benchmark = benchmarks[name]
     content = read_json(files.questions)
     if benchmark.fits([content]):
         content = [content]  # JSON lines of one line
     if not benchmark.fits(content):
-        raise _wrong_kind(name, files.questions, content)
-    questions = list(itertools.islice(_guarded(benchmark.read(content, files), files.questions), limit))
+        others = [other for other, its in benchmarks.items() if its.fits(content)]
+        looks = f" This looks like a file of {others[0]}." if others else ""
+        raise DataError(
+            f"not a file of {name}: found {describe(content)}",
+            where=str(files.questions),
+            cure=f"Expected {benchmark.file}.{looks}",
+        )
+    questions: dict[str, Question] = {}
+    for question_id, record in islice(benchmark.records(content, files), limit):
+        if question_id in questions:
+            raise DataError("two questions have this id", where=files.place(question_id), cure=PUBLISHED)
+        questions[question_id] = _question(benchmark, question_id, record, files)
     if not questions:
         raise DataError("no question to ask", where=str(files.questions), cure=f"Expected {benchmark.file}.")
-    _check_images(questions)
-    return Task(name, {next(iter(benchmark.measures)): questions}, benchmark.mark, benchmark.measures)
+    asked = list(questions.values())
+    check_images(asked, on_progress)
+    return Task(name, {next(iter(benchmark.measures)): asked}, benchmark.mark, benchmark.measures)
+
+
+def _question(benchmark: Benchmark, question_id: str, record: Any, files: Files) -> Question:
+    """A record as a question, or what is wrong with it in one line."""
+    try:
+        return benchmark.question(question_id, record, files)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        what = f"it lacks `{error.args[0]}`" if isinstance(error, KeyError) else f"it is faulty ({error})"
+        raise DataError(what, where=files.place(question_id), cure=PUBLISHED) from None
 
 
 def read_json(path: Path) -> Any:
     """A JSON file, or a list of the objects of a file of JSON lines.
 
     Raises:
-        DataError: the file is missing, or neither.
+        DataError: the file is missing or empty, or neither.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError("no such file", where=str(path), cure="Check the path.") from None
-    except UnicodeDecodeError:
-        raise DataError("not a text file in UTF-8", where=str(path), cure="Give a JSON file.") from None
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=str(path), cure="Check the path.") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise unreadable(path, error) from None
+    if not text.strip():
+        raise DataError("the file is empty", where=str(path), cure="Copy it again.")
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as whole:
-        try:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        except (json.JSONDecodeError, RecursionError):
-            raise DataError(
-                f"not valid JSON ({whole})", where=str(path), cure="The file may be cut off; copy it again."
-            ) from None
-
-
-def _pope(records: Any, files: Files) -> Iterator[Question]:
-    for record in records:
-        if record["label"] not in ("yes", "no"):
-            raise ValueError(f"the label {record['label']!r} is neither yes nor no")
-        yield Question(
-            id=str(record["question_id"]),
-            messages=files.ask(record["text"], SHORT, resolve_image(record["image"], files.images)),
-            text=record["text"],
-            expected=record["label"],
-            kind=record.get("category", "all"),
-            reference=record["label"],
-        )
-
-
-def _vqav2(content: Any, files: Files) -> Iterator[Question]:
-    if files.annotations is None:
-        raise InputError("vqav2 needs the annotators' answers", cure="Give --annotations v2_..._annotations.json.")
-    annotations = read_json(files.annotations)
-    if not _has_list(annotations, "annotations", "question_id", "answers"):
-        expected = "one object with a list `annotations` of question_id, answers, answer_type"
+    except RecursionError:
+        raise DataError("not valid JSON (nested too deep)", where=str(path), cure=PUBLISHED) from None
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # a whole value, and behind it more
+            return list(_lines(path, text))
         raise DataError(
-            f"not VQAv2's annotations: found {_describe(annotations)}",
-            where=str(files.annotations),
-            cure=f"Expected {expected}, as in v2_mscoco_val2014_annotations.json.",
-        )
-    known = {record["question_id"]: record for record in annotations["annotations"]}
-    subset = content.get("data_subtype", "val2014")
-    places: dict[int, Path] = {}  # five questions to an image
-    for record in content["questions"]:
-        if record["question_id"] not in known:
-            raise ValueError(f"question {record['question_id']} has no answers in {files.annotations}")
-        annotation = known[record["question_id"]]
-        answers = [given["answer"] for given in annotation["answers"]]
-        number = record["image_id"]
-        if number not in places:
-            places[number] = resolve_image(f"COCO_{subset}_{number:012d}.jpg", files.images)
-        yield Question(
-            id=str(record["question_id"]),
-            messages=files.ask(record["question"], SHORT, places[number]),
-            text=record["question"],
-            expected=votes(answers),
-            kind=annotation.get("answer_type", "all"),
-            reference=marking.vqa_references(answers),
-        )
+            f"not valid JSON ({error.msg})",
+            where=f"{path} line {error.lineno} column {error.colno}",
+            cure="The file may be cut off; copy it again.",
+        ) from None
 
 
-def _gqa(content: Any, files: Files) -> Iterator[Question]:
-    for number, record in content.items():
-        if not record.get("isBalanced", True):
-            continue  # the official accuracy counts the balanced questions only
-        yield Question(
-            id=number,
-            messages=files.ask(record["question"], SHORT, resolve_image(f"{record['imageId']}.jpg", files.images)),
-            text=record["question"],
-            expected=record["answer"],
-            kind=record.get("types", {}).get("structural", "all"),
-            reference=record["answer"],
-        )
+def _lines(path: Path, text: str) -> Iterator[Any]:
+    for record in json_lines(path, io.StringIO(text)):
+        if isinstance(record, RecordError):
+            raise record
+        yield record.value
 
 
-def _textvqa(content: Any, files: Files) -> Iterator[Question]:
-    for record in content["data"]:
-        yield Question(
-            id=str(record["question_id"]),
-            messages=files.ask(record["question"], SHORT, resolve_image(f"{record['image_id']}.jpg", files.images)),
-            text=record["question"],
-            expected=votes(record["answers"]),
-            kind="all",
-            reference=tuple(map(marking.textvqa_plain, record["answers"])),
-        )
+def by_id(records: Iterable[Any], key: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """The records of a list by what each holds under `key`, as text.
+
+    Raises:
+        DataError: one has no such key.
+    """
+    for number, record in enumerate(records, 1):
+        if not has(record, key):
+            raise DataError(f"it lacks `{key}`", where=f"{path} record {number}", cure=PUBLISHED)
+        yield str(record[key]), record
 
 
-def _scienceqa(problems: Any, files: Files) -> Iterator[Question]:
-    split = files.split or "test"
-    listed = files.questions.with_name("pid_splits.json")
-    splits = read_json(listed) if listed.exists() else defaultdict(list)
-    if not listed.exists():
-        for number, record in problems.items():
-            splits[record["split"]].append(number)
-    if split not in splits:
-        raise DataError(f"no split {split!r}", where=str(files.questions), cure=f"Use one of {', '.join(splits)}.")
-    for number in splits[split]:
-        record = problems[number]
-        if not record["image"]:
-            continue
-        options = tuple(record["choices"])
-        letters = " ".join(f"({letter}) {option}" for letter, option in zip(marking.LETTERS, options, strict=False))
-        text = f"Context: {record.get('hint') or 'N/A'}\nQuestion: {record['question']}\nOptions: {letters}"
-        folders = (files.images / record["split"], files.images)
-        places = [folder / number / record["image"] for folder in folders]
-        yield Question(
-            id=number,
-            messages=files.ask(text, LETTER, next((place for place in places if place.exists()), places[0])),
-            text=text,
-            expected=f"{marking.LETTERS[record['answer']]}. {options[record['answer']]}",
-            kind=record.get("subject", "all"),
-            reference=(record["answer"], options),
-        )
-
-
-def _captions(content: Any, files: Files) -> Iterator[Question]:
-    captions: dict[Any, list[str]] = defaultdict(list)
-    for record in content["annotations"]:
-        captions[record["image_id"]].append(record["caption"])
-    for record in content["images"]:
-        if record["id"] not in captions:
-            continue
-        yield Question(
-            id=str(record["id"]),
-            messages=files.ask("", CAPTION, resolve_image(record["file_name"], files.images)),
-            text=record["file_name"],
-            expected=" / ".join(caption.strip() for caption in captions[record["id"]]),
-            kind="all",
-            reference=tuple(captions[record["id"]]),
-        )
-
-
-def _guarded(questions: Iterator[Question], path: Path) -> Iterator[Question]:
-    """The questions; a record that is not as its benchmark has them becomes one line with its number."""
-    for number in itertools.count(1):
-        try:
-            yield next(questions)
-        except StopIteration:
-            return
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            what = f"lacks `{error.args[0]}`" if isinstance(error, KeyError) else f"is faulty ({error})"
-            raise DataError(
-                f"the record of question {number} {what}", where=str(path), cure="Take the file as it was published."
-            ) from None
-
-
-def _check_images(questions: list[Question]) -> None:
-    """Missing images are one error before the model is loaded, and not the first of many after an hour."""
-    places = {image.source: None for question in questions for image in question.messages[-1].images}
-    missing = [place for place in places if not Path(str(place)).exists()]
-    if missing:
-        raise DataError(
-            f"{len(missing):,} of {len(places):,} images are missing",
-            where=str(missing[0]),
-            cure="Give the folder they are in with --images.",
-        )
-
-
-def _wrong_kind(name: str, path: Path, content: Any) -> DataError:
-    others = [other for other, benchmark in BENCHMARKS.items() if benchmark.fits(content)]
-    cure = f"Expected {BENCHMARKS[name].file}."
-    if others:
-        cure += f" This looks like a file of {others[0]}."
-    return DataError(f"not a file of {name}: found {_describe(content)}", where=str(path), cure=cure)
-
-
-def _describe(content: Any) -> str:
+def describe(content: Any) -> str:
     """What a parsed file is, in a few words."""
     if isinstance(content, dict):
         if content and all(isinstance(value, dict) for value in content.values()):
@@ -288,72 +181,21 @@ def _keys(record: Any) -> str:
     return ", ".join(map(str, list(record)[:8])) if isinstance(record, dict) else f"{type(record).__name__}s"
 
 
-def _has(record: Any, *keys: str) -> bool:
+def has(record: Any, *keys: str) -> bool:
+    """Whether it is an object with these keys."""
     return isinstance(record, dict) and all(key in record for key in keys)
 
 
-def _has_list(content: Any, name: str, *keys: str) -> bool:
-    return isinstance(content, dict) and _is_list(content.get(name), *keys)
+def is_list(content: Any, *keys: str) -> bool:
+    """Whether it is a list of objects with these keys."""
+    return isinstance(content, list) and bool(content) and has(content[0], *keys)
 
 
-def _is_list(content: Any, *keys: str) -> bool:
-    return isinstance(content, list) and bool(content) and _has(content[0], *keys)
+def has_list(content: Any, name: str, *keys: str) -> bool:
+    """Whether it is an object with such a list under this name."""
+    return isinstance(content, dict) and is_list(content.get(name), *keys)
 
 
-def _by_id(content: Any, *keys: str) -> bool:
-    return isinstance(content, dict) and bool(content) and _has(next(iter(content.values())), *keys)
-
-
-ACCURACY = {"accuracy": Measure(("right",))}
-SOFT_ACCURACY = {"accuracy": Measure(("score",))}
-
-BENCHMARKS = {
-    "pope": Benchmark(
-        "JSON lines of question_id, image, text, label, as in coco_pope_random.json",
-        lambda content: _is_list(content, "question_id", "image", "text", "label"),
-        _pope,
-        one_by_one(marking.pope),
-        marking.POPE_MEASURES,
-    ),
-    "vqav2": Benchmark(
-        "one object with a list `questions` of question_id, image_id, question, as in "
-        "v2_OpenEnded_mscoco_val2014_questions.json",
-        lambda content: _has_list(content, "questions", "question_id", "image_id", "question"),
-        _vqav2,
-        one_by_one(marking.vqa),
-        SOFT_ACCURACY,
-        frozenset(("annotations",)),
-    ),
-    "gqa": Benchmark(
-        "one object of questions by id with question, answer, imageId, as in testdev_balanced_questions.json",
-        lambda content: _by_id(content, "question", "answer", "imageId"),
-        _gqa,
-        one_by_one(marking.gqa),
-        ACCURACY,
-    ),
-    "textvqa": Benchmark(
-        "one object with a list `data` of question_id, question, image_id, answers, as in TextVQA_0.5.1_val.json",
-        lambda content: _has_list(content, "data", "question_id", "question", "image_id", "answers"),
-        _textvqa,
-        one_by_one(marking.textvqa),
-        SOFT_ACCURACY,
-    ),
-    "scienceqa": Benchmark(
-        "one object of problems by id with question, choices, answer, image, split, as in problems.json",
-        lambda content: _by_id(content, "question", "choices", "answer", "image", "split"),
-        _scienceqa,
-        one_by_one(marking.scienceqa),
-        ACCURACY,
-        frozenset(("split",)),
-    ),
-    "captions": Benchmark(
-        "one object with lists `images` of id, file_name and `annotations` of image_id, caption, as in "
-        "captions_val2014.json",
-        lambda content: (
-            _has_list(content, "annotations", "image_id", "caption") and _has_list(content, "images", "id", "file_name")
-        ),
-        _captions,
-        cider,
-        {"cider": Measure(("cider",))},
-    ),
-}
+def is_table(content: Any, *keys: str) -> bool:
+    """Whether it is an object whose values are objects with these keys."""
+    return isinstance(content, dict) and bool(content) and has(next(iter(content.values())), *keys)

@@ -12,15 +12,12 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import InputError
 from ..files import storage_error, write_file
 from .questions import Question, Task
-
-Key: TypeAlias = tuple[str, int]
-"""A group, and a question's place in it."""
 
 SETTINGS, PREDICTIONS, RESULT, REPORT = "settings.json", "predictions.jsonl", "result.json", "report.html"
 SAMPLED = 1024
@@ -42,17 +39,16 @@ class Predictions:
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]):
         self.folder = Path(folder)
         self.path = self.folder / PREDICTIONS
-        self.answers: dict[Key, str] = {}
+        self._kept: list[dict[str, Any]] = []
         found = self.folder / SETTINGS
         if self.path.exists() or found.exists():
             self._refuse_another(settings)
         else:
             write_file(found, json.dumps(dict(settings), indent=2) + "\n")
         if self.path.exists():
-            lines = read_predictions(self.path)
-            self.answers = {(line["group"], line["index"]): line["answer"] for line in lines}
+            self._kept = read_predictions(self.path)
             # Without what was cut off, or the next line would be added to it.
-            write_file(self.path, "".join(map(_line, lines)))
+            write_file(self.path, "".join(map(_line, self._kept)))
 
     def _refuse_another(self, settings: Mapping[str, Any]) -> None:
         cure = "Give another --out, or delete this folder."
@@ -65,6 +61,10 @@ class Predictions:
             key = different[0]
             what = NAMES.get(key, f"{key.replace('_', ' ')} {before.get(key)}, now {settings.get(key)}")
             raise InputError(f"it holds the answers of another run: {what}", where=str(self.folder), cure=cure)
+
+    def of(self, group: str) -> dict[int, str]:
+        """The answers of a group that were there already, by the question's place in it."""
+        return {line["index"]: line["answer"] for line in self._kept if line["group"] == group}
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keeps answers on the disk before the next are asked for.
@@ -131,10 +131,14 @@ ROW = ("group", "index", "id", "kind", "question", "expected", "answer", "score"
 
 
 def known_by(checkpoint: Checkpoint) -> str:
-    """A model by its weights and not by its path, which a later training run may fill anew."""
+    """A model by its weights, its configuration and its processor, not by its path, which another may fill."""
     import torch
 
-    digest = hashlib.sha256()
+    config, processor = checkpoint.config.to_dict(), checkpoint.processor
+    for name in ("_name_or_path", "transformers_version"):
+        config.pop(name, None)
+    parts = [config, processor.chat_template, processor.image_processor.to_dict()]
+    digest = hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode())
     for name, tensor in sorted(checkpoint.model.state_dict().items()):
         flat = tensor.detach().flatten()
         sample = flat[:: max(1, flat.numel() // SAMPLED)].contiguous().cpu()
@@ -144,11 +148,14 @@ def known_by(checkpoint: Checkpoint) -> str:
 
 
 def asked_in(task: Task) -> str:
-    """The questions of a task, what is expected included, as one number."""
+    """All that is asked in a task and what is expected, as one number; images by their names."""
     digest = hashlib.sha256()
     for group, questions in task.groups.items():
         for question in questions:
-            digest.update(json.dumps([group, *_identity(question)]).encode())
+            said = [(message.role, message.text) for message in question.messages]
+            sources = [image.source for message in question.messages for image in message.images]
+            images = [Path(source).name for source in sources if isinstance(source, str | Path)]
+            digest.update(json.dumps([group, *_identity(question), said, images]).encode())
     return digest.hexdigest()[:16]
 
 

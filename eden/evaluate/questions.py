@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
+from ..data.media import image_errors
+from ..data.store import Progress
+from ..errors import DataError
 from ..messages import Message
 from .measures import Marks, Measure
 
@@ -25,6 +29,7 @@ class Question:
         expected: the reference answer, for people to read.
         kind: what is asked about; results are also given by kind.
         reference: what the task's marking needs to know about the right answer.
+        where: file and record, for messages to people.
     """
 
     id: str
@@ -33,6 +38,7 @@ class Question:
     expected: str
     kind: str
     reference: Any
+    where: str
 
 
 @dataclass(frozen=True)
@@ -70,3 +76,33 @@ def one_by_one(judge: Callable[[Any, str], Marks]) -> Marking:
 def votes(answers: Sequence[str]) -> str:
     """What several people answered, for people to read: `red ×8, dark red ×2`."""
     return ", ".join(f"{answer} ×{number}" for answer, number in Counter(answers).most_common())
+
+
+def check_images(questions: Sequence[Question], on_progress: Progress | None = None) -> None:
+    """Decodes every image once: one that cannot be used is one error before the model is loaded, not after an hour.
+
+    Args:
+        questions: those that will be asked.
+        on_progress: called as images are checked.
+
+    Raises:
+        DataError: what is wrong with the first such image, and how many there are.
+    """
+    named: dict[Path | str | bytes, Question] = {}
+    for question in questions:
+        for message in question.messages:
+            for image in message.images:
+                if isinstance(image.source, Path | str | bytes):
+                    named.setdefault(image.source, question)
+    sources = list(named)
+    errors = image_errors(sources, "decoded", on_progress)
+    if not errors:
+        return
+    first = min(errors)
+    kind, what, where, cure = errors[first]
+    raise DataError(
+        f"{where}: {what} ({len(errors):,} of {len(sources):,} images cannot be used)",
+        where=named[sources[first]].where,
+        cure="Give the folder they are in with --images." if kind == "missing_image" else cure,
+        kind=kind,
+    )

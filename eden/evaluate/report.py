@@ -32,6 +32,6 @@ def write_report(path: str | Path, result: EvaluationResult, summary: Mapping[st
     for answer in poor[:SHOWN]:
         images = [image for message in answer.question.messages for image in message.images]
         picture = open_image(images[0].source) if images else None
-        question = answer.question.messages[-1].text or "(asked by voice)"
+        question = answer.question.text or "(asked by voice)"
         shown.append(Prediction(picture, question, answer.question.expected, None, answer.text, answer.score))
-    return write_page(path, evaluation_page(summary or result.to_dict(), shown))
+    return write_page(path, evaluation_page(summary or result.to_dict(), shown, len(poor)))

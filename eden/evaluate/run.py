@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from ..assistant import Assistant
 from ..console import progress
-from ..errors import Interrupted
+from ..errors import ContextError, Interrupted
+from ..messages import to_chat
 from .measures import Marks, intervals, value
 from .predictions import Predictions, row
 from .questions import Question, Task
@@ -23,6 +23,8 @@ from .spoken import Hearing
 WORD_ERRORS = "word_error_rate"
 BATCHES_KEPT = 8
 """Batches between two times that answers are written down; at most as many are asked again after a crash."""
+TURN_TOKENS = 16
+"""More than a turn's own control tokens, the line breaks at its ends and the prompt for an answer."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class EvaluationResult:
+    """What a model said to a task.
+
+    Attributes:
+        task: what was asked.
+        model: its name.
+        answers: in the task's order.
+        seconds: that this run took; of a run that was stopped, since it went on.
+        hearing: what was heard, if the task was spoken.
+    """
+
     task: Task
     model: str
     answers: list[Answer]
@@ -90,7 +102,6 @@ class EvaluationResult:
             "intervals": ranges,
             "by_kind": by_kind,
             "n": len(self.answers),
-            "seconds": round(self.seconds, 1),
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -113,7 +124,9 @@ def evaluate(
     predictions: Predictions | None = None,
     console: Console | None = None,
 ) -> EvaluationResult:
-    """Asks every question of the task, greedily; the same model and task give the same result.
+    """Asks every question of the task, greedily; the same model and task give the same result, whatever the batches.
+
+    (In bfloat16 two likeliest tokens that nearly tie may swap with what else is in the batch.)
 
     Args:
         assistant: the model.
@@ -125,28 +138,35 @@ def evaluate(
         console: where progress is shown; None shows it on stderr.
 
     Raises:
+        ContextError: a question and its answer may be longer than the model reads; nothing was asked yet.
+        InputError: a question cannot be asked, for what is wrong with its image or recording.
         Interrupted: stopped by the user; with `predictions` the next run goes on from there.
         StorageError: the disk is full.
     """
     started = time.monotonic()
     console = console or Console(stderr=True)
+    _check_lengths(assistant, task, max_new_tokens)
     answers: list[Answer] = []
     for group, questions in task.groups.items():
-        said: dict[int, str] = {}
-        part_size = batch_size * BATCHES_KEPT if predictions else len(questions)
-        with progress(console) as bar:
-            shown = bar.add_task(f"{task.name}: {group}", total=len(questions))
-            for part in _parts(questions, part_size):
-                said |= _ask(
-                    assistant,
-                    group,
-                    {index: questions[index] for index in part},
-                    predictions,
-                    batch_size=batch_size,
+        said = predictions.of(group) if predictions else {}
+        # By kind, so that short answers do not wait for long ones.
+        left = sorted((place for place in range(len(questions)) if place not in said), key=lambda i: questions[i].kind)
+        part_size = batch_size * BATCHES_KEPT if predictions else len(left) or 1
+        with progress(console) as bar, _going_on_later(predictions):
+            shown = bar.add_task(f"{task.name}: {group}", total=len(questions), completed=len(said))
+            for start in range(0, len(left), part_size):
+                part = left[start : start + part_size]
+                texts = assistant.answer_all(
+                    [questions[place].messages for place in part],
                     max_new_tokens=max_new_tokens,
-                    on_progress=partial(_show, bar, shown, len(said)),
+                    batch_size=batch_size,
+                    names=[questions[place].where for place in part],
+                    on_progress=lambda *_: bar.advance(shown),  # noqa: B023
                 )
-        texts = [said[index] for index in range(len(questions))]
+                said |= zip(part, texts, strict=True)
+                if predictions is not None:
+                    predictions.add(row(group, place, questions[place], said[place]) for place in part)
+        texts = [said[place] for place in range(len(questions))]
         earned = task.mark([question.reference for question in questions], texts)
         answers += [Answer(group, *item) for item in zip(questions, texts, earned, strict=True)]
     result = EvaluationResult(task, assistant.checkpoint.name, answers, time.monotonic() - started, hearing)
@@ -155,34 +175,44 @@ def evaluate(
     return result
 
 
-def _show(bar: Progress, task: TaskID, before: int, done: int, total: int) -> None:
-    bar.update(task, completed=before + done)
-
-
-def _parts(questions: Sequence[Question], size: int) -> Iterable[list[int]]:
-    """Places of questions to be asked together: by kind, so that short answers do not wait for long ones."""
-    order = sorted(range(len(questions)), key=lambda index: questions[index].kind)
-    for start in range(0, len(order), max(1, size)):
-        yield order[start : start + size]
-
-
-def _ask(
-    assistant: Assistant, group: str, part: Mapping[int, Question], predictions: Predictions | None, **options: Any
-) -> dict[int, str]:
-    """Answers by place. A part that was answered only in part is asked again, whole: so the batches stay the same."""
-    on_progress = options["on_progress"]
-    if predictions is not None and all((group, index) in predictions.answers for index in part):
-        on_progress(len(part), len(part))
-        return {index: predictions.answers[group, index] for index in part}
+@contextmanager
+def _going_on_later(predictions: Predictions | None) -> Iterator[None]:
+    """Who stops a run whose answers are kept is told how to go on."""
     try:
-        texts = assistant.answer_all([question.messages for question in part.values()], **options)
+        yield
     except KeyboardInterrupt:
         if predictions is None:
             raise
-        raise Interrupted(
-            "stopped", where=str(predictions.folder), cure="Run the same command again to go on."
-        ) from None
-    answers = dict(zip(part, texts, strict=True))
-    if predictions is not None:
-        predictions.add(row(group, index, part[index], text) for index, text in answers.items())
-    return answers
+        where, cure = str(predictions.folder), "Run the same command again to go on."
+        raise Interrupted("stopped", where=where, cure=cure) from None
+
+
+def _check_lengths(assistant: Assistant, task: Task, max_new_tokens: int) -> None:
+    """Finds questions that are too long before the first is asked.
+
+    Only those with many characters are encoded for it: no token is less than a byte, and a turn's own tokens are few.
+    A recording's words are not known yet; what is too long for them is found when it is asked.
+    """
+    room = assistant.context_length - max_new_tokens
+    per_image = assistant.processor.num_image_tokens
+    long: list[tuple[Question, int]] = []
+    for question in (question for questions in task.groups.values() for question in questions):
+        if any(message.audio for message in question.messages):
+            continue
+        at_most = sum(
+            len(message.text.encode()) + per_image * len(message.images) + TURN_TOKENS for message in question.messages
+        )
+        if at_most > room:
+            tokens = len(
+                assistant.processor.encode(to_chat(question.messages), add_generation_prompt=True)["input_ids"]
+            )
+            if tokens > room:
+                long.append((question, tokens))
+    if long:
+        (question, tokens), more = long[0], len(long) - 1
+        raise ContextError(
+            f"the question has {tokens:,} tokens and its answer may take {max_new_tokens:,}; the model reads "
+            f"{assistant.context_length:,}" + (f" ({more:,} more questions are too long)" if more else ""),
+            where=question.where,
+            cure="Shorten it, leave it out, or lower --max-new-tokens.",
+        )

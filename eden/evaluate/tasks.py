@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import PIL.Image
 
-from ..data.validate import load_samples
-from ..errors import InputError
+from ..data.folders import Folder
+from ..data.records import HUB
+from ..data.store import Progress
+from ..data.validate import check
+from ..errors import DataError, InputError
 from ..messages import Message
 from ..tiny import questions as world_questions
 from ..tiny.dataset import evaluation_set
 from ..tiny.world import Scene
 from . import marking
+from .benchmarks import ACCURACY, BENCHMARKS
 from .measures import Marks, Measure
-from .official import ACCURACY, BENCHMARKS, Files, open_benchmark
-from .questions import Question, Task, one_by_one
+from .official import Files, open_benchmark
+from .questions import Question, Task, check_images, one_by_one
 
 WORLD_SEED = 2026
 WORLD_QUESTIONS = {"accuracy": 2000, "accuracy_unseen_pairs": 500, "accuracy_blind": 500}
@@ -31,6 +36,7 @@ def open_task(
     split: str | None = None,
     instruction: str | None = None,
     limit: int | None = None,
+    on_progress: Progress | None = None,
 ) -> Task:
     """A task by name, or a data file in any format that `eden check` reads.
 
@@ -45,9 +51,10 @@ def open_task(
         instruction: the words after a benchmark's question that say how to answer, or those that ask for a caption;
             None is what is usual.
         limit: at most this many questions a group.
+        on_progress: called with (done, total) as records are read (out of 0), and as images are checked.
 
     Raises:
-        DataError: a file is missing, faulty or of another kind.
+        DataError: a file is missing, faulty or of another kind, or an image cannot be used.
         InputError: there is no such task, or an option is missing or not of this task.
     """
     given = {"questions": questions, "annotations": annotations, "images": images, "audio": audio}
@@ -58,9 +65,10 @@ def open_task(
     if name in BENCHMARKS and questions is not None:
         path = Path(questions)
         answers = Path(annotations) if annotations is not None else None
-        folder = Path(images) if images is not None else path.parent
-        return open_benchmark(name, Files(path, answers, folder, split, instruction), limit)
-    return _data_file(name, images, audio, limit)
+        folder = Folder(path.parent if images is None else images)
+        files = Files(path, answers, folder, split, instruction)
+        return open_benchmark(name, BENCHMARKS, files, limit, on_progress)
+    return _data_file(name, images, audio, limit, on_progress)
 
 
 def _check_options(name: str, given: set[str]) -> None:
@@ -72,7 +80,7 @@ def _check_options(name: str, given: set[str]) -> None:
         takes = {"questions", "images", "instruction"} | benchmark.takes
     elif name == "world":
         takes = set()
-    elif Path(name).exists():
+    elif name.startswith(HUB) or Path(name).exists():
         takes = {"images", "audio"}
     else:
         raise InputError(
@@ -86,9 +94,20 @@ def _check_options(name: str, given: set[str]) -> None:
 REPLY_MEASURES = {"accuracy": Measure(("right",)), "token_f1": Measure(("f1",))}
 
 
-def _data_file(path: str, images: str | Path | None, audio: str | Path | None, limit: int | None) -> Task:
+def _data_file(
+    path: str, images: str | Path | None, audio: str | Path | None, limit: int | None, on_progress: Progress | None
+) -> Task:
     """Each conversation's last answer is the reference; all before it is asked."""
-    samples, _ = load_samples(path, images, audio)
+    report, samples = check(path, images, audio, look="listed", on_progress=on_progress)
+    if report.faulty:
+        fault = report.faults[0]
+        missing = fault.kind == "missing_image"
+        raise DataError(
+            f"{fault.message} ({report.faulty:,} of {report.samples:,} records are faulty)",
+            where=fault.where,
+            cure="Give the folder of the images with --images." if missing else f"{fault.cure} `eden check` lists all.",
+            kind=fault.kind,
+        )
     questions = [
         Question(
             id=sample.id,
@@ -97,27 +116,28 @@ def _data_file(path: str, images: str | Path | None, audio: str | Path | None, l
             expected=sample.messages[-1].text,
             kind="all",
             reference=sample.messages[-1].text,
+            where=sample.where,
         )
         for sample in samples[:limit]
     ]
+    check_images(questions, on_progress)
     return Task(Path(path).stem, {"accuracy": questions}, one_by_one(marking.reply), REPLY_MEASURES)
 
 
 def _world(limit: int | None) -> Task:
-    """Unseen scenes, never-seen shape-colour pairs, and unseen scenes whose images were shuffled between questions.
+    """Unseen scenes, never-seen shape-colour pairs, and unseen scenes each with the image of the next.
 
     The last group tells what a model that does not look would reach.
     """
     sizes = {group: min(size, limit or size) for group, size in WORLD_QUESTIONS.items()}
-    test = evaluation_set(max(sizes["accuracy"], sizes["accuracy_blind"]), seed=WORLD_SEED, split="test")
-    unseen = evaluation_set(sizes["accuracy_unseen_pairs"], seed=WORLD_SEED, split="unseen_pairs")
-    blind = test[: sizes["accuracy_blind"]]
-    shuffled = [image for _, image, _ in blind[1:] + blind[:1]]
+    blind = sizes["accuracy_blind"]
+    test = evaluation_set(max(sizes["accuracy"], blind + 1), seed=WORLD_SEED, split="test")
     asked = {
         "accuracy": test[: sizes["accuracy"]],
-        "accuracy_unseen_pairs": unseen,
+        "accuracy_unseen_pairs": evaluation_set(sizes["accuracy_unseen_pairs"], seed=WORLD_SEED, split="unseen_pairs"),
+        # Each with the next one's image, so that a limit changes no question.
         "accuracy_blind": [
-            (scene, image, question) for (scene, _, question), image in zip(blind, shuffled, strict=True)
+            (scene, image, question) for (scene, _, question), (_, image, _) in pairwise(test[: blind + 1])
         ],
     }
     groups = {
@@ -135,6 +155,7 @@ def _world_question(number: str, scene: Scene, image: PIL.Image.Image, question:
         expected=question.answer,
         kind=question.kind,
         reference=(question, scene),
+        where=f"world question {number}",
     )
 
 
