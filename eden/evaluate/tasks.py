@@ -8,7 +8,7 @@ from pathlib import Path
 import PIL.Image
 
 from ..data.folders import Folder
-from ..data.records import HUB
+from ..data.parquet import HUB
 from ..data.store import Progress
 from ..data.validate import check
 from ..errors import DataError, InputError
