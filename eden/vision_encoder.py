@@ -62,6 +62,12 @@ class VisionEncoder:
         """Pixels [I,3,H,W] -> features [I,N,Dv], as the model itself takes them."""
         return image_features(self.tower, pixels.to(self.tower.device), self.feature, self.layer)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of an image's features: [N,Dv]."""
+        config = MultimodalPhiConfig(vision_config=self.tower.config, vision_feature=self.feature)
+        return config.num_image_tokens, config.image_feature_size
+
     def to(self, dtype: torch.dtype) -> VisionEncoder:
         """The same in another number format; its weights are those of this one, rounded or not."""
         if dtype == self.tower.dtype:
@@ -73,10 +79,12 @@ class VisionEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for encoders that give equal features: weights, architecture, layer, preprocessing, number format."""
+        """Equal for encoders that give equal features: weights, kernels, architecture, layer, pixels, number format."""
         digest = hashlib.sha256()
         architecture = {key: value for key, value in self.tower.config.to_dict().items() if not key.startswith("_")}
-        for part in (architecture, self.image_processor.to_dict(), [self.feature, self.layer]):
+        del architecture["dtype"]  # what was once saved; the weights below have their own
+        taken = [self.feature, self.layer, self.tower.config._attn_implementation]
+        for part in (architecture, self.image_processor.to_dict(), taken):
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
         for name, weight in sorted(self.tower.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())

@@ -18,10 +18,12 @@ from conftest import make_image, make_model, make_processor
 from safetensors.torch import load_file
 
 from eden import ImageError, StorageError
+from eden.checkpoint import load_for_training
 from eden.data import features as module
 from eden.data.features import FeatureStore, in_best_format
+from eden.recipe import load_recipe
 from eden.vision import open_image
-from eden.vision_encoder import VisionEncoder
+from eden.vision_encoder import VisionEncoder, load_vision_encoder
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,12 +57,14 @@ def test_it_gives_what_the_tower_gives(feature: str, tmp_path: Path, monkeypatch
     store = FeatureStore(encoder, tmp_path / "cache")
     assert store.missing(sources) == sources
     store.fill(sources)
+    shape = store.shape
     for again in (store, FeatureStore(encoder, tmp_path / "cache")):
         again.fill(sources)
         assert again.missing(sources) == [] and again.faults == {} and len(again) == 50
         for source in sources:
             plain = encoder.features(encoder.pixels([open_image(source)]))[0]
             torch.testing.assert_close(again.features(source), plain, rtol=1e-4, atol=1e-4)
+            assert plain.shape == shape
     assert len(contents(tmp_path / "cache")) == 3
 
 
@@ -100,6 +104,17 @@ def test_what_changes_is_computed_anew(change: str, tmp_path: Path) -> None:
     store.fill(files)
     plain = other.features(other.pixels([open_image(files[0])]))[0]
     torch.testing.assert_close(store.features(files[0]), plain, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("start", ["base", "backbones"])
+@pytest.mark.parametrize("attention", ["null", "eager"])
+def test_a_cache_made_ahead_is_the_runs_own(start: str, attention: str, backbones: tuple[Path, Path]) -> None:
+    """`eden cache` loads the tower alone, `eden train` the whole model: both are the same encoder."""
+    name, overrides = "digits", ["model.dtype=float32"]
+    if start == "backbones":
+        name, overrides = "phi3.5-mini", [f"model.vision={backbones[0]}", f"model.language={backbones[1]}"]
+    recipe = load_recipe(name, [f"model.attn_implementation={attention}", *overrides])
+    assert load_vision_encoder(recipe).fingerprint == VisionEncoder.of(load_for_training(recipe)).fingerprint
 
 
 def test_bad_images_are_named_and_not_read_again(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ class FeatureStore:
 
     def __init__(self, encoder: VisionEncoder, folder: Path | None = None):
         self._encoder: VisionEncoder | None = encoder
+        self._shape = encoder.shape
         self.folder = (folder or cache_folder() / "features") / encoder.fingerprint[:32]
         self._table = ImageTable(folder and folder / "images.sqlite")
         self._index: dict[Key, tuple[str, int]] = {}
@@ -82,8 +83,7 @@ class FeatureStore:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of an image's features: [N,Dv]."""
-        name = next(iter(self._shards))
-        return tuple(self._open(name).get_shape()[1:])
+        return self._shape
 
     def missing(self, sources: Sequence[Source]) -> list[Source]:
         """The images that were not encoded yet, nor found to be faulty."""
