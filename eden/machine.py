@@ -44,6 +44,16 @@ def one_core_each(threads: int) -> Iterator[Executor]:
 
 
 @contextmanager
+def out_of_earshot() -> Iterator[None]:
+    """Processes that are started in the block do not hear Ctrl-C, which is this process's to answer."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
 def processes(begin: Callable[..., None] | None = None, *arguments: Any) -> Iterator[Executor]:
     """Other processes to compute in, one a core; they end with this one, however it ends.
 

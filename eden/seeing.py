@@ -14,7 +14,7 @@ from .data.features import MEASURED, FeatureStore, in_best_format, seconds_ahead
 from .data.image_table import Source
 from .errors import ImageError
 from .files import write_file
-from .machine import cores
+from .machine import cores, out_of_earshot
 from .recipe import Recipe
 from .vision import open_image
 from .vision_encoder import VisionEncoder, load_vision_encoder
@@ -71,8 +71,9 @@ def cache_features(recipe: Recipe, images: Sequence[Source], console: Console, w
     context = multiprocessing.get_context("spawn")
     share = max(1, cores() // workers)
     helpers = [context.Process(target=_help, args=(recipe, images, share), daemon=True) for _ in range(workers - 1)]
-    for helper in helpers:
-        helper.start()
+    with out_of_earshot():
+        for helper in helpers:
+            helper.start()
     fill(store, images, console, threads=share)  # what a helper that dies leaves undone is done here
     for helper in helpers:
         helper.join()

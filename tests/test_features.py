@@ -252,3 +252,30 @@ def test_two_processes_share_the_work(nursery: Nursery, tmp_path: Path) -> None:
     assert nursery.wait(nursery.start(tmp_path / "alone")) == 0
     assert contents(tmp_path / "together") == contents(tmp_path / "alone")
     assert len(contents(tmp_path / "alone")) == 25
+
+
+def test_ctrl_c_ends_the_command_and_its_helpers_with_a_word(tmp_path: Path) -> None:
+    files = make_files(tmp_path / "images", 1500)
+    turns = [{"from": "human", "value": "<image>\nwhat is it"}, {"from": "gpt", "value": "a colour"}]
+    records = [{"id": path.stem, "image": path.name, "conversations": turns} for path in files]
+    data = tmp_path / "images" / "data.json"
+    data.write_text(json.dumps(records))
+    command = [sys.executable, "-m", "eden", "cache", "digits", f"data.path={data}", "data.features=cached"]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # as a terminal sends it: to all processes
+        env={**os.environ, "EDEN_CACHE": str(tmp_path / "cache")},
+    )
+    while not list(tmp_path.glob("cache/features/*/*.lock")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "stopped\n")
+    until = time.monotonic() + 30
+    with pytest.raises(ProcessLookupError):  # nobody is left of them
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)

@@ -58,9 +58,10 @@ def main() -> None:
     except EdenError as error:
         _say(error, "--debug" in sys.argv)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("stopped")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == Interrupted.exit_code and is_main():  # so typer ends at Ctrl-C, without a word
+            err.print("stopped")
+        raise
     except Exception:
         let_the_cause_speak()
         raise
