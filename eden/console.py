@@ -1,4 +1,4 @@
-"""How long work is shown: one style of progress bar for the whole package, on stderr."""
+"""What people see of long work and large numbers: one style of progress bar on stderr, one way to write sizes."""
 
 from __future__ import annotations
 
@@ -38,3 +38,12 @@ def progress(console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+def written_size(size: float) -> str:
+    """Bytes for people: `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB" if size < 100 else f"{size:,.0f} GiB"

@@ -1,6 +1,7 @@
 """Plans: counted exactly where a count is possible, compared with what really is held where it is an estimate."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,8 +131,10 @@ def test_a_layer_keeps_what_the_formula_says(overrides: list[str], attention: st
     assert (all_of_them - of_one) / (len(layers) - 1) == pytest.approx(estimated, rel=0.05)
 
 
-@pytest.mark.parametrize("attention", ["eager", "null"])
-@pytest.mark.parametrize("checkpointing", ["true", "false"])
+@pytest.mark.parametrize(
+    ("attention", "checkpointing"),
+    [("eager", "true"), ("eager", "false"), ("null", "true"), ("null", "false"), ("sdpa", "false")],
+)
 def test_a_real_step_takes_the_memory_that_was_estimated(attention: str, checkpointing: str, tmp_path: Path) -> None:
     """Rows long enough for activations to outweigh all else; no data, so lengths are assumed."""
     large = [f"model.attn_implementation={attention}", f"training.activation_checkpointing={checkpointing}"]
@@ -185,7 +188,8 @@ def test_a_budget_nothing_fits_is_one_line_with_what_would_help() -> None:
     result = run("plan", "phi3.5-mini", "--budget", "1GiB", "--steps", "0")
     assert result.returncode == 2 and result.stdout == ""
     (line,) = result.stderr.strip().splitlines()
-    assert "nothing fits 1 GiB" in line and "training.optim=paged_adamw_8bit" in line and "Give at least" in line
+    assert "nothing fits 1 GiB" in line and "training.optim=paged_adamw_8bit" in line
+    assert re.search(r"Give at least [\d,]+MiB", line)
     with pytest.raises(InputError, match="no size: 'much'"):
         from eden.plan.budget import parse_size
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..console import written_size
 from .shared import Json, err, print_json
 
 if TYPE_CHECKING:
@@ -59,21 +60,22 @@ def _print(plan: Plan, missing: str) -> None:
     print(f"memory, estimated for {'a GPU' if plan.gpu else 'a CPU'} ({places})")
     for part, size in plan.memory.parts.items():
         if size:
-            _line(f"  {part}", f"{_size(size):>10}")
-    _line("  in all", f"{_size(plan.memory.total):>10}")
+            _line(f"  {part}", f"{written_size(size):>10}")
+    _line("  in all", f"{written_size(plan.memory.total):>10}")
     _print_times(plan)
     print("disk, estimated")
     for part, size in plan.disk.items():
         if size:
-            _line(f"  {part}", f"{_size(size):>10}")
+            _line(f"  {part}", f"{written_size(size):>10}")
     for verdict in plan.verdicts:
         says = "enough" if verdict.fits else "enough with these changes:"
         if not verdict.possible:
             least = verdict.changes[-1].total if verdict.changes else plan.memory.total
-            says = f"not enough: {_size(least)} with all that can be changed"
-        _line(_size(verdict.budget), says)
+            says = f"not enough: {written_size(least)} with all that can be changed"
+        _line(written_size(verdict.budget), says)
         for change in verdict.changes if verdict.possible else []:
-            _line(f"{_size(change.total):>10}", " ".join(change.overrides))
+            without = f"  ({change.skipped:,} samples left out)" if change.skipped else ""
+            _line(f"{written_size(change.total):>10}", " ".join(change.overrides) + without)
 
 
 def _print_times(plan: Plan) -> None:
@@ -85,12 +87,15 @@ def _print_times(plan: Plan) -> None:
     if measured.what == "model":
         print(f"measured, on this machine's {device}: the whole model on batches of {measured.tokens:,} places")
         assert measured.held is not None and measured.peak is not None
-        _line("  weights", f"{_size(measured.held):>10}  (estimate {_size(plan.memory.held)})")
-        _line("  most at a time", f"{_size(measured.peak):>10}  (estimate {_size(plan.memory.total)})")
+        _line("  weights", f"{written_size(measured.held):>10}  (estimate {written_size(plan.memory.held)})")
+        _line("  most at a time", f"{written_size(measured.peak):>10}  (estimate {written_size(plan.memory.total)})")
     else:
         print(f"measured, on this machine's {device}: one layer of the real shape with random weights")
         assert measured.kept is not None and measured.kept_estimate is not None
-        _line("  kept for backward", f"{_size(measured.kept):>10}  (estimate {_size(measured.kept_estimate)})")
+        _line(
+            "  kept for backward",
+            f"{written_size(measured.kept):>10}  (estimate {written_size(measured.kept_estimate)})",
+        )
     _line(
         "  longest step",
         f"{_duration(measured.seconds):>10}"
@@ -103,14 +108,6 @@ def _print_times(plan: Plan) -> None:
 
 def _line(name: str, text: str) -> None:
     print(f"{name:<22} {text}")
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.3g} GiB" if size < 100 else f"{size:,.0f} GiB"
 
 
 def _duration(seconds: float) -> str:

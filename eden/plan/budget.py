@@ -20,10 +20,17 @@ SHORTEST, SMALLEST_RANK = 256, 8
 
 @dataclass(frozen=True)
 class Change:
-    """Overrides of a recipe, and the estimated bytes with them and all before them."""
+    """Overrides of a recipe, and what comes of them and all before them.
+
+    Attributes:
+        overrides: as `eden train` takes them.
+        total: estimated bytes.
+        skipped: samples that the run would leave out for being too long.
+    """
 
     overrides: list[str]
     total: int
+    skipped: int
 
 
 def parse_size(text: str) -> int:
@@ -65,15 +72,15 @@ def changes(recipe: Recipe, longest: int) -> Iterator[list[str]]:
     while row is not None and row // 2 >= max(longest, SHORTEST):  # more padding, the same samples
         row //= 2
         yield [f"data.row_length={row}"]
+    rank = recipe.lora.r if recipe.lora is not None else 0
+    while rank > SMALLEST_RANK:  # less can be learned, if mostly little: https://arxiv.org/abs/2305.14314
+        rank = max(SMALLEST_RANK, rank // 2)
+        yield [f"lora.r={rank}"]
     allowed = min(recipe.data.max_length, longest)
     while allowed > SHORTEST:  # long samples are left out
         allowed = max(SHORTEST, allowed // 2)
         shorter = [f"data.max_length={allowed}", "data.on_error=skip"]
         yield shorter if row is None else [*shorter, f"data.row_length={max(allowed, SHORTEST)}"]
-    rank = recipe.lora.r if recipe.lora is not None else 0
-    while rank > SMALLEST_RANK:  # less can be learned
-        rank = max(SMALLEST_RANK, rank // 2)
-        yield [f"lora.r={rank}"]
 
 
 def override(recipe: Recipe, overrides: list[str]) -> Recipe:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 
+from ..console import written_size
 from ..errors import InputError
 from ..recipe import Recipe
 from .budget import CARDS, Change, changes, override
@@ -108,7 +109,7 @@ class Plan:
                     "budget": verdict.budget,
                     "fits": verdict.fits,
                     "possible": verdict.possible,
-                    "changes": [{"overrides": change.overrides, "total": change.total} for change in verdict.changes],
+                    "changes": [vars(change) for change in verdict.changes],
                 }
                 for verdict in self.verdicts
             ],
@@ -135,11 +136,11 @@ def forecast(recipe: Recipe, console: Console, *, budget: int | None = None, ste
     workload = workload_of(recipe, lengths, arguments)
     gpu = torch.cuda.is_available() or shapes.parameters >= LARGE  # nobody trains a large model without one
 
-    def estimated(changed: Recipe) -> Memory:
+    def estimated(changed: Recipe) -> tuple[int, int]:
         again = changed.training_arguments()
         same = (changed.quantization, changed.lora) == (recipe.quantization, recipe.lora)
-        new = shapes if same else shapes_of(changed)
-        return estimate(changed, new, workload_of(changed, lengths, again), again, gpu=gpu)
+        new, work = shapes if same else shapes_of(changed), workload_of(changed, lengths, again)
+        return estimate(changed, new, work, again, gpu=gpu).total, work.skipped
 
     memory = estimate(recipe, shapes, workload, arguments, gpu=gpu)
     verdicts = [_verdict(recipe, memory, size, lengths.tokens.max(), estimated) for size in _budgets(budget)]
@@ -169,35 +170,38 @@ def _budgets(budget: int | None) -> Sequence[int]:
     return [budget] if budget is not None else [card * GIB for card in CARDS]
 
 
-def _verdict(recipe: Recipe, memory: Memory, budget: int, longest: int, estimated: Any) -> Verdict:
+def _verdict(
+    recipe: Recipe, memory: Memory, budget: int, longest: int, estimated: Callable[[Recipe], tuple[int, int]]
+) -> Verdict:
+    """What a budget needs; `estimated` gives a changed recipe's bytes, and how many samples it leaves out."""
     if memory.total <= budget:
         return Verdict(budget, True, [], True)
     made = []
     total = memory.total
     for change in changes(recipe, int(longest)):
         recipe, was = override(recipe, change), recipe
-        new = estimated(recipe).total
+        new, skipped = estimated(recipe)
         if new >= total:  # it would cost something and save nothing
             recipe = was
             continue
         total = new
-        made.append(Change(change, total))
+        made.append(Change(change, total, skipped))
         if total <= budget:
             return Verdict(budget, False, made, True)
     return Verdict(budget, False, made, False)
 
 
 def _refusal(budget: int, memory: Memory, made: Sequence[Change]) -> InputError:
-    needed = f"an estimated {memory.total / GIB:.1f} GiB"
+    needed = f"an estimated {written_size(memory.total)}"
     if made:
         last = dict(word.split("=") for change in made for word in change.overrides)  # the last of a key holds
         words = " ".join(f"{key}={value}" for key, value in last.items())
-        needed += f", and {made[-1].total / GIB:.1f} GiB with all that can be changed: {words}"
-    least = (made[-1].total if made else memory.total) / GIB
+        needed += f", and {written_size(made[-1].total)} with all that can be changed: {words}"
+    least = made[-1].total if made else memory.total
     return InputError(
-        f"nothing fits {budget / GIB:.3g} GiB: the run needs {needed}",
+        f"nothing fits {written_size(budget)}: the run needs {needed}",
         where="--budget",
-        cure=f"Give at least {math.ceil(least * 10) / 10:.1f} GiB, or name a smaller model.",
+        cure=f"Give at least {math.ceil(least / 2**20):,}MiB, or name a smaller model.",
     )
 
 

@@ -232,15 +232,18 @@ def _example(checkpoint: Checkpoint, length: int) -> dict[str, Any]:
 
 
 class _Clock(TrainerCallback):
-    """Seconds of each optimizer step; on a CPU also the bytes that the first one had in tensors at most."""
+    """Seconds of each optimizer step; on a CPU also the bytes that one of them had in tensors at most."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.most = 0
         self.profile: Any = None
 
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        if not self.seconds and not torch.cuda.is_available():
+    def on_step_begin(self, *args: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        if len(self.seconds) == WARM_UP - 1 and not torch.cuda.is_available():
+            # The optimizer has its state since the end of the first step, and keeps it.
+            states = [tensor for state in optimizer.state.values() for tensor in state.values()]
+            self.state = sum(t.numel() * t.element_size() for t in states if isinstance(t, torch.Tensor))
             activities = [torch.profiler.ProfilerActivity.CPU]
             self.profile = torch.profiler.profile(activities=activities, profile_memory=True)
             with _unheard():
@@ -256,7 +259,7 @@ class _Clock(TrainerCallback):
                 self.profile.stop()
             events = [event for event in self.profile.profiler.kineto_results.events() if event.name() == "[memory]"]
             changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-            self.most, self.profile = max(itertools.accumulate(changes, initial=0)), None
+            self.most, self.profile = self.state + max(itertools.accumulate(changes, initial=0)), None
 
 
 @contextmanager

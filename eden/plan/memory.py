@@ -7,6 +7,7 @@ Half-precision numbers (autocast) take 2 bytes, fp32 takes 4. What autograd keep
     attention              2 (Q + K + D + D) n  Q the joint query, key, value; K the rotated key; rotated query; output
                            4 H n                sdpa: the log-sum-exp of each query
                            6 H T^2 a sample     eager: the probabilities in fp32 and in half precision
+                           2 T^2 a sample       sdpa over padded samples: the mask, added to the scores
     MLP                    6 F n                gate and up, and the activated gate
     adapters               (2 in + 2 r) n each  the input in half precision, and what the rank holds
                            mask in n            dropout's mask: 1 byte on a GPU, 4 on a CPU
@@ -107,7 +108,8 @@ def layer_activations(recipe: Recipe, shapes: Shapes, lengths: Sequence[int], *,
         gpu: keep dropout's mask as a GPU does.
     """
     text: Any = shapes.config.text_config
-    lengths = lengths if flat else [max(lengths)] * len(lengths)
+    padded = not flat and min(lengths) < max(lengths)
+    lengths = [max(lengths)] * len(lengths) if padded else lengths
     n, width, heads = sum(lengths), text.hidden_size, text.num_attention_heads
     keys = width // heads * text.num_key_value_heads
     half = 2 if _is_mixed(recipe) or recipe.model.dtype == "bfloat16" else 4
@@ -119,6 +121,7 @@ def layer_activations(recipe: Recipe, shapes: Shapes, lengths: Sequence[int], *,
         squares = (4 + half) * heads * sum(length**2 for length in lengths)
     else:
         attention += 4 * heads
+        squares = half * sum(length**2 for length in lengths) if padded else 0
     adapters = 0
     if recipe.lora is not None:
         mask = 0 if not recipe.lora.lora_dropout else 1 if gpu else 4
