@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-LLAVA = {"conversation": (58_000, 240, 70), "detail": (23_000, 155, 25), "reasoning": (77_000, 215, 35)}
+LLAVA = {"conversation": (57_829, 240, 70), "detail": (23_240, 155, 25), "reasoning": (76_643, 215, 35)}
 """LLaVA-Instruct-150K by kind: samples, and tokens of one in mean and spread. The numbers of samples are published, the
 tokens are assumed: the real file was not measured."""
 LLAVA_LONGEST = 1024
@@ -94,7 +94,8 @@ def read_lengths(recipe: Recipe, processor: MultimodalPhiProcessor | None, image
         DataError: as in training.
     """
     if not all(Path(source.path).exists() for source in recipe.data.all_sources):
-        return _assumed(image_tokens)
+        held_out = 0.0 if recipe.data.eval_path is not None else recipe.data.eval_fraction
+        return _assumed(image_tokens, 1 - held_out)
     samples, _, _ = read_data(recipe, out)
     images = len(samples.images())
     if processor is None:
@@ -158,12 +159,12 @@ def _of_rows(sizes: Array, rows: list[list[int]] | None) -> tuple[Array, Array, 
     return np.add.reduceat(ordered, starts), np.maximum.reduceat(ordered, starts), members
 
 
-def _assumed(image_tokens: int) -> Lengths:
+def _assumed(image_tokens: int, share: float) -> Lengths:
     rng = np.random.default_rng(0)
     drawn = []
     for number, mean, spread in LLAVA.values():
         sigma = math.sqrt(math.log(1 + (spread / mean) ** 2))  # a log-normal has few long samples and none below zero
-        drawn.append(rng.lognormal(math.log(mean) - sigma**2 / 2, sigma, number))
+        drawn.append(rng.lognormal(math.log(mean) - sigma**2 / 2, sigma, round(number * share)))
     text = np.clip(np.concatenate(drawn), 16, LLAVA_LONGEST).astype(np.int64)
     return Lengths("assumed", text + image_tokens, round(float(text.sum()) * LLAVA_SUPERVISED), LLAVA_IMAGES)
 
