@@ -347,6 +347,7 @@ FAULTS: dict[str, tuple[str, object]] = {
     r"file.json line 1 column \d+: not valid JSON .*cut off": ("pope", '{"question_id": 1,'),
     r"file.json line 2: not valid JSON": ("pope", json.dumps(POPE[0]) + '\n{"question_id": 2, "im'),
     r"file.json line 1 column \d+: not valid JSON": ("gqa", json.dumps(GQA)[:-40]),
+    r"file.json: not valid JSON \(Exceeds": ("pope", f'[{{"question_id": {"9" * 5000}}}]'),
     "record 2: it lacks `question_id`": ("pope", [POPE[0], {"image": "x"}]),
     "question 2: it lacks `label`": ("pope", [POPE[0], {"question_id": 2, "image": "x", "text": "y"}]),
     "question 1: it is faulty .*neither yes nor no": ("pope", [{**POPE[0], "label": "maybe"}]),

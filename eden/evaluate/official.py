@@ -13,7 +13,7 @@ from typing import Any
 from ..data.folders import Folder
 from ..data.records import RecordError, json_lines, unreadable
 from ..data.store import Progress
-from ..errors import DataError
+from ..errors import DataError, first_line
 from ..messages import Message
 from .measures import Measure
 from .questions import Marking, Question, Task, check_images
@@ -144,6 +144,8 @@ def read_json(path: Path) -> Any:
             where=f"{path} line {error.lineno} column {error.colno}",
             cure="The file may be cut off; copy it again.",
         ) from None
+    except ValueError as error:  # Python reads no number of thousands of digits
+        raise DataError(f"not valid JSON ({first_line(error)})", where=str(path), cure=PUBLISHED) from None
 
 
 def _lines(path: Path, text: str) -> Iterator[Any]:
