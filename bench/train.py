@@ -51,7 +51,13 @@ from eden.vision_encoder import VisionEncoder
 SAMPLES, BATCH, ROW_LENGTH, STEPS, PICTURES = 192, 8, 2048, 5, 64
 CHARACTERS_A_TOKEN, IMAGE_TOKENS, IMAGE_ID, PADDING, VOCABULARY = 4, 49, 32_011, 32_000, 32_064
 TARGETS = ["o_proj", "qkv_proj", "gate_up_proj"]
-WAYS = ("peer", "live", "cached")
+WAYS = {
+    "live": "images live",
+    "cached": "cached features",
+    "loaders": "images live, opened by two processes of a data loader",
+    "compiled": "images live, torch.compile",
+}
+"""Eden's, by what they are called in the table; only the first two are in `make bench`."""
 FIGURES = (
     ("supervised", "supervised tokens", "tokens/s", Bar(2, of_ratio=True)),
     ("peak", "peak memory", "MiB", None),
@@ -60,19 +66,18 @@ FIGURES = (
 Example = dict[str, Any]
 
 
-def measure() -> list[Row]:
+def measure(ways: Sequence[str] = ("live", "cached")) -> list[Row]:
     """The peer and Eden, one after the other."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder), PICTURES)
-        for way in WAYS:
+        for way in ("peer", *ways):
             finished = run(["-m", "bench.train", "--alone", way, "--pictures", folder])
             found[way] = {"supervised": float(finished.output.splitlines()[-1]), "peak": finished.peak}
-    rows, peer = [], found["peer"]
-    for way, images in (("live", "images live"), ("cached", "cached features")):
+    rows, beside, peer = [], "transformers' LLaVA and Trainer", found["peer"]
+    for way in ways:
         for key, what, unit, bar in FIGURES:
-            what = f"{what}, {images}"
-            rows.append(Row(what, found[way][key], unit, "transformers' LLaVA and Trainer", peer[key], bar))
+            rows.append(Row(f"{what}, {WAYS[way]}", found[way][key], unit, beside, peer[key], bar))
     return rows
 
 
@@ -159,18 +164,18 @@ def steps(trainer: Trainer, warm_up: int = 1, limit: float = math.inf) -> tuple[
     return clock.seconds, counted.batches[warm_up * a_step : trainer.state.global_step * a_step]
 
 
-def rate(trainer: Trainer) -> float:
+def rate(trainer: Trainer, warm_up: int = 1) -> float:
     """Supervised tokens a second."""
-    seconds, batches = steps(trainer)
+    seconds, batches = steps(trainer, warm_up)
     return sum(batch.supervised for batch in batches) / seconds
 
 
-def training_arguments(folder: str, batch: int) -> TrainingArguments:
+def training_arguments(folder: str, batch: int, steps: int = STEPS, **more: Any) -> TrainingArguments:
     """What both have in common."""
     return TrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=batch,
-        max_steps=STEPS,
+        max_steps=steps,
         bf16=True,
         use_cpu=True,
         save_strategy="no",
@@ -178,7 +183,8 @@ def training_arguments(folder: str, batch: int) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],
-        logging_steps=STEPS,
+        logging_steps=steps,
+        **more,
     )
 
 
@@ -224,7 +230,7 @@ def padded(items: list[Example]) -> dict[str, torch.Tensor]:
     }
 
 
-def eden(examples: list[Example], images: str) -> float:
+def eden(examples: list[Example], way: str) -> float:
     """Eden's own trainer on packed rows."""
     config = MultimodalPhiConfig(
         vision_config=CLIPVisionConfig(projection_dim=512),
@@ -236,10 +242,14 @@ def eden(examples: list[Example], images: str) -> float:
     model.model.language_model.set_attn_implementation(PACKED_SDPA)
     checkpoint = with_processor(add_adapters(model, LoraSection(target_modules=TARGETS)), config)
     with tempfile.TemporaryDirectory() as folder:
-        store = filled_store(checkpoint, examples, Path(folder)) if images == "cached" else None
+        store = filled_store(checkpoint, examples, Path(folder)) if way == "cached" else None
         packed: Any = PackedDataset(Examples(examples, store), ROW_LENGTH)  # type: ignore[arg-type]
-        arguments = training_arguments(folder, 1)
-        return rate(EdenTrainer(checkpoint, arguments, packed, None, Console(stderr=True, quiet=True)))
+        arguments, warm_up = training_arguments(folder, 1), 1
+        if way == "loaders":
+            arguments = training_arguments(folder, 1, dataloader_num_workers=2)
+        elif way == "compiled":  # which takes place again for rows of another length, in the first steps
+            arguments, warm_up = training_arguments(folder, 1, 2 * STEPS, torch_compile=True), STEPS
+        return rate(EdenTrainer(checkpoint, arguments, packed, None, Console(stderr=True, quiet=True)), warm_up)
 
 
 def with_processor(adapted: PeftModel, config: MultimodalPhiConfig) -> Checkpoint:
@@ -260,11 +270,12 @@ def filled_store(checkpoint: Checkpoint, examples: list[Example], folder: Path) 
 def main() -> None:
     """All three in a table; or one of them alone, in this process, and its rate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--alone", choices=WAYS, help="one of them, in this process")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["live", "cached"], help="Eden's, beside the peer")
+    parser.add_argument("--alone", choices=["peer", *WAYS], help="one of them, in this process")
     parser.add_argument("--pictures", type=Path, help="folder of JPEGs, for --alone")
     arguments = parser.parse_args()
     if arguments.alone is None:
-        return show({"train": measure()})
+        return show({"train": measure(arguments.ways)})
     torch.manual_seed(0)
     train = peer if arguments.alone == "peer" else eden
     print(train(make_examples(sorted(arguments.pictures.glob("*.jpg"))), arguments.alone))
