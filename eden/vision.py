@@ -173,8 +173,9 @@ def _reading(where: str) -> Iterator[None]:
     except FileNotFoundError:
         raise ImageError("no such image file", where=where, cure="Check the path.", kind="missing_image") from None
     except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
         raise ImageError(
-            f"cannot read the image ({first_line(error)})", where=where, cure="Check the path.", kind="missing_image"
+            f"cannot read the image ({why})", where=where, cure="Check the path.", kind="missing_image"
         ) from None
 
 
