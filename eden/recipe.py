@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from enum import Enum
@@ -300,9 +301,14 @@ def _impossible_sources(data: DataSection) -> Iterator[tuple[str, str, str]]:
     if data.path is not None and data.sources is not None:
         cure = "Remove either; as an override: data.path=null or data.sources=null."
         yield "data.sources", "data.sources excludes data.path: it names all data sets", cure
-    paths = [source.path for source in data.sources or []]
-    if twice := [path for path in paths if paths.count(path) > 1]:
-        yield "data.sources", f"data.sources names {twice[0]} twice", "Name it once, with a greater weight."
+    named: dict[str, str] = {}
+    for source in data.sources or []:
+        path = source.path if "://" in source.path else os.path.realpath(source.path)
+        if path in named:
+            too = "" if source.path == named[path] else f", also as {source.path}"
+            cure = "Name it once, with a greater weight."
+            yield "data.sources", f"data.sources names {named[path]} twice{too}", cure
+        named[path] = source.path
 
 
 @cache

@@ -294,7 +294,7 @@ def _bars_svg(bars: Sequence[Mapping[str, int]], label: str, height: int = 220) 
         y = height - bottom - tick * up
         out.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
         out.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:,.6g}</text>')
-    labelled = max(1, round(len(bars) / 10))
+    labelled = math.ceil(len(bars) / 7)  # so that they have room on a phone, where they are drawn larger
     for index, bar in enumerate(bars):
         x, tall = left + index * across, bar["samples"] * up
         span = f"{bar['from']:,}" if bar["from"] == bar["to"] else f"{bar['from']:,} to {bar['to']:,}"

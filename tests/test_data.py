@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty.png").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.png")
     PIL.Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     return tmp_path
 
@@ -141,32 +143,54 @@ def test_coco_2017_folder_for_a_2014_name(tmp_path: Path) -> None:
     assert sample.messages[0].images == (Image(tmp_path / "000000033471.jpg"),)
 
 
-FAULTS = {
-    "missing_image": llava("<image>q", "a", image="gone.png"),
-    "damaged_image": llava("<image>q", "a", image="cut.png"),
-    "not_an_image": llava("<image>q", "a", image="text.png"),
-    "image_too_large": llava("<image>q", "a", image="bomb.png"),
-    "image_count": llava("<image><image>q", "a", image="red.png"),
-    "turn_order": {"id": "7", "conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "q"}]},
-    "empty_answer": llava("q", " \n"),
-    "empty_message": llava("", "a"),
-    "control_token": llava("q", "a<|end|>b"),
-    "unknown_role": {"id": "7", "conversations": [{"from": "narrator", "value": "q"}]},
-    "bad_record": {"id": "7", "text": "q"},
-    "remote_image": {
-        "id": "7",
-        "messages": [
-            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]},
-            {"role": "assistant", "content": "a"},
-        ],
-    },
-}
+@pytest.mark.parametrize("given", [0, 100])
+def test_an_image_of_another_folder_is_never_taken(tmp_path: Path, given: int) -> None:
+    """Neither where names are looked up nor where the folder is listed."""
+    for name in ("0.png", "000000000001.jpg", "COCO_val2014_000000000002.jpg"):
+        make_image("red").save(tmp_path / name)
+    names = ["a/0.png", "vg/VG_100K/0.png", "frames/000000000001.jpg", "coco/train2017/0.png", "000000000002.png"]
+    records = [llava("<image>q", "a", image=name, id=name) for name in [*["0.png"] * given, *names]]
+    report, good = check(write(tmp_path, *records))
+    assert [fault.sample_id for fault in report.faults] == names and len(good) == given
+    assert [fault.message for fault in report.faults] == [f"{tmp_path / name}: no such image file" for name in names]
 
 
-@pytest.mark.parametrize("kind", FAULTS)
-def test_every_fault_is_named_counted_and_skippable(folder: Path, kind: str) -> None:
+FAULTS: list[tuple[str, dict[str, Any]]] = [
+    ("missing_image", llava("<image>q", "a", image="gone.png")),
+    ("damaged_image", llava("<image>q", "a", image="cut.png")),
+    ("not_an_image", llava("<image>q", "a", image="text.png")),
+    ("image_too_large", llava("<image>q", "a", image="bomb.png")),
+    ("image_count", llava("<image><image>q", "a", image="red.png")),
+    ("turn_order", {"id": "7", "conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "q"}]}),
+    ("empty_answer", llava("q", " \n")),
+    ("empty_message", llava("", "a")),
+    ("control_token", llava("q", "a<|end|>b")),
+    ("unknown_role", {"id": "7", "conversations": [{"from": "narrator", "value": "q"}]}),
+    ("unknown_role", {"id": "7", "conversations": [{"from": {}, "value": "q"}]}),
+    ("bad_text", llava("q", "a\ud800")),
+    ("bad_text", llava("<image>q", "a", image="a\ud800.png")),
+    ("missing_image", llava("<image>q", "a", image="pipe.png")),
+    ("missing_image", llava("<image>q", "a", image="/dev/zero")),
+    ("remote_image", llava("<image>q", "a", image="https://example.com/red.png")),
+    ("remote_image", {"id": "7", "file_name": "http://example.com/red.png", "text": "a"}),
+    ("bad_record", {"id": "7", "text": "q"}),
+    (
+        "remote_image",
+        {
+            "id": "7",
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]},
+                {"role": "assistant", "content": "a"},
+            ],
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "record"), FAULTS)
+def test_every_fault_is_named_counted_and_skippable(folder: Path, kind: str, record: dict[str, Any]) -> None:
     good = llava("<image>q", "a", image="red.png", id="good")
-    path = write(folder, good, FAULTS[kind])
+    path = write(folder, good, record)
     report, samples = check(path, look="decoded")
     (fault,) = report.faults
     assert (fault.kind, fault.sample_id) == (kind, "7")
@@ -179,6 +203,18 @@ def test_every_fault_is_named_counted_and_skippable(folder: Path, kind: str) -> 
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
     kept, _ = load_samples(path, on_error="skip")
     assert [sample.id for sample in kept] == ["good"]
+
+
+@pytest.mark.parametrize("record", [{}, None, 7, {"id": None}])
+def test_a_record_without_an_id_gets_none(tmp_path: Path, record: Any) -> None:
+    path = write(tmp_path, record)
+    report, _ = check(path)
+    assert [(fault.where, fault.sample_id) for fault in report.faults] == [(f"{path} record 1", None)]
+
+
+def test_half_a_character_in_an_id_does_no_harm(tmp_path: Path) -> None:
+    report, (sample,) = check(write(tmp_path, llava("q", "a", id="a\ud800")))
+    assert report.ok and sample.id == "a?"
 
 
 def test_more_images_than_placeholders_is_a_fault_too(folder: Path) -> None:
@@ -264,7 +300,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 def test_skip_with_nothing_left_is_an_error(folder: Path) -> None:
     with pytest.raises(DataError):
-        load_samples(write(folder, FAULTS["empty_answer"]), on_error="skip")
+        load_samples(write(folder, llava("q", " \n")), on_error="skip")
 
 
 def test_checking_needs_no_torch() -> None:

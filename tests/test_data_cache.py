@@ -139,6 +139,23 @@ def test_several_processes_open_the_same_data_at_once(tmp_path: Path, cache: Pat
     assert len(kept(cache)) == 1
 
 
+@pytest.mark.parametrize("left", [0, 100, 0.5])
+def test_a_damaged_file_of_the_cache_is_made_again(tmp_path: Path, cache: Path, left: float) -> None:
+    path = write(tmp_path / "d.json", 10)
+
+    def read() -> list[list[int]]:
+        dataset = ConversationDataset(load_samples(path)[0], make_processor(4), max_length=100)
+        return [dataset[index]["input_ids"].tolist() for index in range(len(dataset))]
+
+    whole = read()
+    files = kept(cache, "*.arrow")
+    contents = [file.read_bytes() for file in files]
+    for file, content in zip(files, contents, strict=True):
+        file.write_bytes(content[: int(left if left > 1 else left * len(content))])
+    assert read() == whole
+    assert [file.read_bytes() for file in files] == contents and len(files) == 2
+
+
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDEN_CACHE", str(tmp_path / "file" / "cache"))
@@ -287,6 +304,7 @@ def test_sources_are_mixed_by_weight(tmp_path: Path) -> None:
         (["data.sources=[{path: a, wieght: 2}]"], "Did you mean weight"),
         (["data.sources=[{weight: 2}]"], r"data\.sources\.0\.path is missing"),
         (["data.sources=[{path: a}, {path: a}]"], "names a twice"),
+        (["data.sources=[{path: a/b}, {path: c}, {path: ./c/../a/b}]"], r"names a/b twice, also as \./c/\.\./a/b"),
         (["data.sources=[{path: a}]", "data.images=b"], r"data\.images says nothing here"),
     ],
 )

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +76,7 @@ def test_a_caption_without_its_image_is_one_fault(tmp_path: Path) -> None:
     assert [fault.where for fault in report.faults] == [
         f"{path} annotation 1 (id 1)",
         f"{path} annotation 2 (id 2)",
-        f"{path} annotation 3 (id 3)",
+        f"{path} annotation 3",
     ]
 
 
@@ -97,7 +100,8 @@ def test_an_image_folder_with_metadata(tmp_path: Path, kind: str) -> None:
     )
     assert second.messages[0].images == (Image(tmp_path / "b.png"),)
     assert second.messages[1] == Message.assistant("All blue.")
-    assert second.where == f"{tmp_path / f'metadata.{kind}'} line {2 if kind == 'jsonl' else 4} (id {second.id})"
+    assert second.where == f"{tmp_path / f'metadata.{kind}'} line {2 if kind == 'jsonl' else 4}"
+    assert second.id == ("2" if kind == "jsonl" else "4"), "its place, if it has none of its own"
     assert samples(tmp_path / f"metadata.{kind}") == [first, second]
 
 
@@ -107,6 +111,56 @@ def test_metadata_that_says_too_little(tmp_path: Path) -> None:
     assert [item.kind for item in found if isinstance(item, RecordError)] == ["bad_record", "bad_record"]
     report, _ = check(tmp_path)
     assert report.faulty == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('"file_name","text"\n"a.png","Red."\n', "Red."),
+        ("file_name;text\na.png;Red, I think.\n", "Red, I think."),
+        ("file_name\ttext\r\na.png\tRed.\r\n", "Red."),
+        ("\ufeff\nfile_name, text\n\na.png,Red.\n", "Red."),
+        ("file_name,question,answer\na.png,What?,Red, blue and green.\n", "the line has 4 cells and the header 3"),
+        ("file_name,text\na.png,Red.\na.png,caf\xe9\n".encode("latin-1"), "not UTF-8 (the byte 0xe9)"),
+        ("file_name,text\n,Red.\n", "the record names no image"),
+        ("image,text\na.png,Red.\n", "the header has no column `file_name`"),
+        ("file_name,text,text\na.png,Red,Blue\n", "two columns are named `text`"),
+        (f'file_name,text\na.png,"{"x" * 140_000}"\n', "Shorten the cell, or close the quotes before it."),
+        ('file_name,text\na.png,"Red.\na.png,Blue\n', "Quote the cell, and close its quotes."),
+    ],
+)
+def test_csv_as_programs_write_it(tmp_path: Path, text: str | bytes, found: str) -> None:
+    """Read as it is meant or refused in one line; never cut short."""
+    make_image("red").save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    try:
+        *_, last = read_samples(tmp_path)
+    except DataError as error:
+        last = error
+    assert found in (str(last) if isinstance(last, DataError) else last.messages[1].text)
+    assert not isinstance(last, DataError) or re.match(rf"{tmp_path / 'metadata.csv'} line \d+: ", str(last))
+
+
+@pytest.mark.parametrize("kind", ["list", "lines", "captions"])
+def test_a_byte_that_is_not_utf8_is_one_fault(tmp_path: Path, kind: str) -> None:
+    """Not the whole file's."""
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "caf\xe9"}]
+    records = [{"id": str(index), "conversations": turns} for index in range(3)]
+    text = {
+        "list": lambda: json.dumps(records, ensure_ascii=False, indent=1),
+        "lines": lambda: "\n".join(json.dumps(record, ensure_ascii=False) for record in records),
+        "captions": lambda: captions(images_first=False).replace("A ", "caf\xe9 "),
+    }[kind]()
+    whole, path = text.encode(), tmp_path / "d.json"
+    at = whole.rindex("\xe9".encode())
+    path.write_bytes(whole[:at] + b"\xe9" + whole[at + 2 :])
+    first, second, third = read_samples(path)
+    assert isinstance(first, Sample) and isinstance(second, Sample)
+    assert isinstance(third, RecordError) and third.kind == "bad_json"
+    unit = {"list": "record", "lines": "line", "captions": "annotation"}[kind]
+    assert str(third).startswith(f"{path} {unit} 3: not UTF-8 (the byte 0xe9).")
+    report, _ = check(path, look="listed")
+    assert report.faults_by_kind["bad_json"] == 1 and report.samples == 3
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -135,7 +189,7 @@ def test_a_folder_of_parquet_with_images_inside(tmp_path: Path) -> None:
         Message.user("Sure?"),
         Message.assistant("Yes."),
     )
-    assert second.where == f"{folder} row 2 (id 2)"
+    assert second.where == f"{folder} row 2"
     assert third.messages[0].images == (Image(folder / "c.png"),)
     report, good = check(folder, look="decoded")
     assert report.faults_by_kind == {"damaged_image": 1} and report.counts["images"] == 4
@@ -154,6 +208,38 @@ def test_parquet_with_llava_turns_and_with_messages(tmp_path: Path) -> None:
     assert llava.messages == (Message("user", (Image(red), Text("Which?"))), Message.assistant("Red."))
     (chatted,) = samples(tmp_path / "chat.parquet")
     assert chatted.messages == (Message("user", (Text("Which?"), Image(red))), Message.assistant("Red."))
+
+
+def test_parquet_of_images_with_a_question_or_a_caption(tmp_path: Path) -> None:
+    red = png("red")
+    asked = {"id": datetime(2024, 5, 1), "image": {"bytes": red}, "question": "Which?", "answer": "Red."}
+    write_parquet(tmp_path / "asked.parquet", [asked])
+    write_parquet(tmp_path / "told.parquet", [{"image": {"bytes": red}, "text": "All red."}])
+    write_parquet(tmp_path / "none.parquet", [{"image": {"bytes": b""}, "text": "All red."}])
+    ((found,), (told,)) = (samples(tmp_path / f"{name}.parquet") for name in ("asked", "told"))
+    assert found.id == "2024-05-01 00:00:00", "an id may be a date"
+    assert found.messages == (Message("user", (Image(red), Text("Which?"))), Message.assistant("Red."))
+    assert told.messages[0].images == (Image(red),) and told.messages[0].text in CAPTION_REQUESTS
+    assert told.messages[1] == Message.assistant("All red.")
+    assert check(tmp_path / "asked.parquet")[1][0] == found, "from the cache, too"
+    assert check(tmp_path / "none.parquet")[0].faults_by_kind == {"not_an_image": 1}
+
+
+def test_parquet_files_that_do_not_fit_together(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    row = {"id": "7", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    table = pa.Table.from_pylist([row])
+    pa.parquet.write_table(table, tmp_path / "0.parquet")
+    pa.parquet.write_table(table.slice(0, 0), tmp_path / "1.parquet")
+    assert len(samples(tmp_path)) == 1, "a file without a row does no harm"
+    write_parquet(tmp_path / "2.parquet", [{"label": 7}])
+    with pytest.raises(DataError, match=r"2\.parquet: its column `id` is not as in .*0\.parquet"):
+        samples(tmp_path)
+    (tmp_path / "2.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(DataError, match=r"2\.parquet: cannot be read"):
+        samples(tmp_path)
+    with pytest.raises(DataError, match=r"1\.parquet: the data set is empty"):
+        samples(tmp_path / "1.parquet")
+    assert capfd.readouterr().err == "", "what `datasets` logs is in the error"
 
 
 @pytest.mark.parametrize(
@@ -182,6 +268,7 @@ def test_an_image_marked_as_embedded_where_none_is(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda place: place.mkdir(), "the folder is no data set"),
+        (os.mkfifo, "not a file"),
         (lambda place: place.write_bytes(b"PAR1 and then nothing"), "cannot be read"),
         (lambda place: place.write_text('{"images": [{"id": 1}], "annotations": [{"id": 1'), "not valid JSON"),
         (lambda place: place.write_text('[{"a": 1}] and more'), "more text behind the end"),

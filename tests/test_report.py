@@ -5,10 +5,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import PHONE, chromium
 from conftest import make_image
 
-from eden.data.validate import check
-from eden.report import Prediction, data_page, evaluation_page, training_page, xray_page
+from eden.data.validate import Fault, Report, check
+from eden.report import Prediction, data_page, evaluation_page, training_page, write_page, xray_page
 from eden.xray import XrayToken
 
 NASTY = "</td><script>alert('x')</script> & \"so on\""
@@ -125,6 +126,46 @@ def test_a_data_page_lists_the_faults(tmp_path: Path) -> None:
     report, _ = check(path)
     reader = read(data_page(report.to_dict()))
     assert "(id <b>)" in reader.text and report.faults[0].cure in reader.text
+
+
+LEGIBLE = """() => {
+    const lines = (node, start, end) => {
+        const range = document.createRange();
+        range.setStart(node, start);
+        range.setEnd(node, end);
+        return new Set([...range.getClientRects()].map(box => box.top)).size;
+    };
+    const labels = [...document.querySelectorAll("svg text")].map(label => label.getBoundingClientRect());
+    const broken = [], walker = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+    while (walker.nextNode())
+        for (const word of walker.currentNode.data.matchAll(/\\S+/g))
+            if (lines(walker.currentNode, word.index, word.index + word[0].length) > 1) broken.push(word[0]);
+    return {
+        broken,
+        across: document.documentElement.scrollWidth,
+        left: Math.min(...labels.map(box => box.left)),
+        height: Math.min(...labels.map(box => box.height)),
+    };
+}"""
+
+
+def test_a_data_page_is_legible_on_a_phone(tmp_path: Path) -> None:
+    report = Report("data/llava_instruct.json", samples=157_712, faulty=1)
+    where, cure = "data/llava_instruct.json record 363 (id 000000442654)", "Use one of JPEG, PNG, WEBP, GIF, BMP."
+    what = "data/train2017/000000442654.jpg: not an image Eden can read"
+    report.faults = [Fault(where, "000000442654", "not_an_image", what, cure)]
+    report.faults_by_kind = {"not_an_image": 1}
+    report.kinds = {"conversation": 57_669, "detail": 23_240, "reasoning": 76_643, "short answer": 160}
+    bars = [{"from": 100 * n, "to": 100 * n + 99, "samples": 20_000 - 100 * n} for n in range(24)]
+    report.histograms = {"turns": [{"from": 2, "to": 2, "samples": 157_712}], "characters": bars}
+    page = write_page(tmp_path / "page.html", data_page(report.to_dict()))
+    with chromium() as browser:
+        tab = browser.new_page(viewport={"width": PHONE[0], "height": PHONE[1]})
+        tab.goto(page.as_uri())
+        seen = tab.evaluate(LEGIBLE)
+    assert [word for word in seen["broken"] if "/" not in word] == [], "a path may be broken, a word or an id not"
+    assert seen["across"] == PHONE[0], "what is wide scrolls by itself"
+    assert seen["height"] >= 12 and seen["left"] >= 0
 
 
 def test_an_evaluation_page_has_a_bar_for_each_kind() -> None:

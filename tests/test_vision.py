@@ -1,8 +1,10 @@
 """Images are decoded safely, or refused in one line."""
 
 import io
+import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from conftest import make_image
 
 from eden import ImageError
-from eden.vision import MAX_PIXELS, open_image
+from eden.vision import MAX_PIXELS, open_image, sniff_image
 
 
 def encode(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
@@ -98,8 +100,14 @@ def test_limits_are_checked_before_decoding(tmp_path: Path) -> None:
     assert MAX_PIXELS < 30_000**2
 
 
-@pytest.mark.parametrize("source", ["gone.png", "", ".", "a\0b"])
-def test_paths_that_are_no_files(source: str) -> None:
+@pytest.mark.parametrize("source", ["gone.png", "", ".", "a\0b", "pipe.png", "/dev/zero"])
+@pytest.mark.parametrize("look", [open_image, sniff_image])
+def test_paths_that_are_no_files(
+    source: str, look: Callable[[str], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe that nobody writes into is refused at once, and a device that never ends."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.png")
     with pytest.raises(ImageError) as caught:
-        open_image(source)
-    assert "\n" not in str(caught.value)
+        look(source)
+    assert "\n" not in str(caught.value) and caught.value.kind == "missing_image"

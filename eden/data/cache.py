@@ -6,11 +6,15 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from ..errors import StorageError
 from ..files import cache_folder, new_file, storage_error
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def data_folder(path: str, identity: str) -> Path:
@@ -28,8 +32,8 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:20]
 
 
-def cached(path: Path, build: Callable[[Path], None]) -> Path:
-    """Builds a file of the cache unless it is there; of several processes one builds and the others wait for it.
+def cached_table(path: Path, build: Callable[[Path], None]) -> pa.Table:
+    """The table of an Arrow file of the cache, mapped; if it is missing or damaged, one process of several builds it.
 
     Args:
         path: the file.
@@ -38,12 +42,35 @@ def cached(path: Path, build: Callable[[Path], None]) -> Path:
     Raises:
         StorageError: the disk is full or the cache is not writable. No half file is ever found at `path`.
     """
-    if path.exists():
-        return path
+    table = _whole(path)
+    if table is None:
+        _build(path, build)
+        table = open_table(path)
+    return table
+
+
+def open_table(source: Path | pa.Buffer) -> pa.Table:
+    """The table of an Arrow file, mapped, not read."""
+    import pyarrow as pa
+
+    return pa.ipc.open_file(pa.memory_map(str(source)) if isinstance(source, Path) else source).read_all()
+
+
+def _whole(path: Path) -> pa.Table | None:
+    """The table, if it is there as it was written: a machine that went down, or a copy, may have left a part of it."""
+    import pyarrow as pa
+
+    try:
+        return open_table(path)
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def _build(path: Path, build: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f"{path.name}.lock")):
-            if not path.exists():
+            if _whole(path) is None:  # nobody built it while we waited
                 for half in path.parent.glob(f".{path.name}.*"):  # of a run that was killed: nobody else has the lock
                     half.unlink(missing_ok=True)
                 with new_file(path) as beside:
@@ -54,7 +81,6 @@ def cached(path: Path, build: Callable[[Path], None]) -> Path:
         raise StorageError(
             error.what, where=error.where, cure="Free some space, or name another cache folder in EDEN_CACHE."
         ) from error
-    return path
 
 
 def forget_earlier(folder: Path) -> None:

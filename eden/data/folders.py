@@ -9,7 +9,8 @@ from pathlib import Path
 
 LOOKUPS_BEFORE_LISTING = 64
 """A few names are looked up one by one: a folder of millions of files takes seconds to list."""
-_COCO_2014 = re.compile(r"^COCO_(?:train|val)2014_")
+_COCO = re.compile(r"(?:(?:.*/)?(?:coco|(?:train|val|test)20\d\d)/)?(?:COCO_(?:train|val)2014_)?(\d{12}\.jpg)")
+"""A name of COCO's, bare or in a folder of COCO's: in others, frames of a video may be numbered like that."""
 
 
 class Folder:
@@ -35,13 +36,16 @@ class Folder:
         """The path of an image, also where a data set and COCO's folders disagree on its name; None if there is none.
 
         LLaVA-Instruct says `000000033471.jpg` or `coco/train2017/000000033471.jpg`; the folders of COCO 2014 hold
-        `COCO_train2014_000000033471.jpg`, those of 2017 the bare number.
+        `COCO_train2014_000000033471.jpg`, those of 2017 the bare number. Any other name is taken as it is written:
+        `a/0.png` and `b/0.png` are two images.
         """
         head, slash, base = name.rpartition("/")
         if self._has(head or slash, base):
             return self.root / name
-        bare = _COCO_2014.sub("", base)
-        others = (base, bare, f"COCO_train2014_{bare}", f"COCO_val2014_{bare}")
+        if (coco := _COCO.fullmatch(name)) is None:
+            return None
+        bare = coco[1]
+        others = (bare, f"COCO_train2014_{bare}", f"COCO_val2014_{bare}")
         return next((self.root / other for other in others if self._has("", other)), None)
 
     def _has(self, head: str, base: str) -> bool:

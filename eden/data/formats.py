@@ -107,18 +107,21 @@ def empty_error(data: DataFile) -> DataError:
 
 def to_sample(data: DataFile, record: Record, media: Media) -> Sample | RecordError:
     """A record as a sample, or what is wrong with it."""
-    sample_id = id_of(record)
-    where = data.where(record.number, sample_id)
+    own_id = id_of(record)
+    where = data.where(record.number, own_id)
     try:
-        return Sample(sample_id, parse(record, media), where)
+        return Sample(own_id or str(record.number), parse(record, media), where)
     except RecordError as error:
-        return RecordError(error.kind, error.what, cure=str(error.cure), where=where, sample_id=sample_id)
+        return RecordError(error.kind, error.what, cure=str(error.cure), where=where, sample_id=own_id)
 
 
-def id_of(record: Record) -> str:
-    """The record's own id, or its number."""
+def id_of(record: Record) -> str | None:
+    """The record's own id, if it has one."""
     value = record.value
-    return str(value["id"]) if isinstance(value, dict) and value.get("id") is not None else str(record.number)
+    if not isinstance(value, dict) or value.get("id") is None:
+        return None
+    own_id = str(value["id"])
+    return own_id if own_id.isascii() else own_id.encode("utf-8", "replace").decode()  # half a character prints nowhere
 
 
 def parse(record: Record, media: Media) -> tuple[Message, ...]:
@@ -135,13 +138,17 @@ def parse(record: Record, media: Media) -> tuple[Message, ...]:
             f"the text contains the control token {found.group()}",
             cure="Remove it; the chat template writes the control tokens.",
         )
+    _check_characters(text, "the text")
+    return messages
+
+
+def _check_characters(text: str, noun: str) -> None:
     if not text.isascii() and (lone := re.search("[\ud800-\udfff]", text)):
         raise RecordError(
             "bad_text",
-            f"the text contains half a character, \\u{ord(lone.group()):x}",
+            f"{noun} contains half a character, \\u{ord(lone.group()):x}",
             cure="Write whole characters; the text was cut inside one.",
         )
-    return messages
 
 
 def _messages(record: Record, media: Media) -> tuple[Message, ...]:
@@ -169,11 +176,16 @@ _Sources = dict[str, list[Image | Audio]]
 def _sources(record: Record, media: Media) -> _Sources:
     """The images and recordings a record names outside its turns, by placeholder, in order."""
     value = record.value
-    images = value["image"] if value.get("image") is not None else value.get("images")
-    return {
-        "<image>": [Image(_embedded(name, record) or media.image(name)) for name in _names(images, "image")],
-        "<audio>": [Audio(media.recording(name)) for name in _names(value.get("audio"), "audio")],
-    }
+    images = _images(value["image"] if value.get("image") is not None else value.get("images"), record, media)
+    audio = [Audio(media.recording(_local(name, "audio"))) for name in _names(value.get("audio"), "audio")]
+    return {"<image>": [*images], "<audio>": [*audio]}
+
+
+def _images(given: Any, record: Record, media: Media) -> list[Image]:
+    return [
+        Image(media.image(_local(name, "image")) if isinstance(name, str) else _embedded(name, record))
+        for name in _names(given, "image")
+    ]
 
 
 def _names(given: Any, key: str) -> list[Any]:
@@ -184,10 +196,8 @@ def _names(given: Any, key: str) -> list[Any]:
     return names
 
 
-def _embedded(name: Any, record: Record) -> bytes | None:
+def _embedded(name: dict[str, Any], record: Record) -> bytes:
     """The image itself where the record came with it, as Parquet's do."""
-    if isinstance(name, str):
-        return None
     index = name.get("embedded")
     if not isinstance(index, int) or not 0 <= index < len(record.embedded):
         raise RecordError("bad_record", "`image` is neither a name nor a list of names", cure="Write file names.")
@@ -293,21 +303,21 @@ def _from_pairs(pairs: list[Any]) -> list[Any]:
 
 
 def _from_metadata(record: Record, media: Media) -> tuple[Message, ...]:
-    """A row of an image folder's metadata, or a COCO caption."""
+    """A row of an image folder's metadata or of Parquet, or a COCO caption."""
     value = record.value
     name, question, answer = value["file_name"], value.get("question"), value.get("answer")
-    if not isinstance(name, str) or not name:
+    if not (images := _images(name or None, record, media)):
         raise RecordError("bad_record", "the record names no image", cure="Write its `file_name`.")
     if question is None and answer is None:
         answer = value.get("text")
-        question = caption_request(f"{name} {id_of(record)}")
+        question = caption_request(f"{name} {id_of(record) or record.number}")
     if not isinstance(question, str) or not isinstance(answer, str):
         raise RecordError(
             "bad_record",
             "the record has neither `question` and `answer` nor `text`",
             cure="Write a question with its answer, or a caption as `text`.",
         )
-    return Message("user", (Image(media.image(name)), Text(question))), Message("assistant", (Text(answer),))
+    return Message("user", (*images, Text(question))), Message("assistant", (Text(answer),))
 
 
 def _content(turn: dict[str, Any], media: Media) -> tuple[Part, ...]:
@@ -360,13 +370,15 @@ def _decoded(payload: str, kind: str) -> bytes:
 
 
 def _local(source: str, kind: str) -> str:
+    """The name of a file, if it can be one of this machine."""
     if source.startswith(("http://", "https://")):
         noun = "image" if kind == "image" else "recording"
         raise RecordError(f"remote_{kind}", f"the {noun} {source} is remote", cure="Download it and write its path.")
+    _check_characters(source, "the name of a file")
     return source
 
 
 def _role(roles: Mapping[str, Role], name: Any) -> Role:
-    if name not in roles:
+    if not isinstance(name, str) or name not in roles:
         raise RecordError("unknown_role", f"unknown speaker {name!r}", cure=f"Use one of {', '.join(roles)}.")
     return roles[name]

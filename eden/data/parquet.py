@@ -13,6 +13,10 @@ from ..errors import DataError, first_line
 HUB = "hf://datasets/"
 COLUMNS = ("id", "conversations", "messages", "texts", "file_name", "question", "answer", "text", "audio")
 """Columns that `eden.data.formats` reads, beside `image` and `images`; others are left where they are."""
+TURNS = {"conversations", "messages", "texts"}
+"""A row without any says of its images what the metadata of an image folder do: question and answer, or a caption."""
+ROWS_AT_ONCE = 256
+"""Images may be in them."""
 _SETTINGS = {"name", "split", "data_dir"}
 
 Row = tuple[dict[str, Any], tuple[bytes, ...]]
@@ -30,13 +34,13 @@ def open_parquet(path: str) -> tuple[Path, Callable[[], Iterator[Row]], str]:
     """
     if path.startswith(HUB):
         source, identity = _on_hub(path)
-        return Path(), partial(_stream, path, source), identity
+        return Path(), partial(_stream, path, source, []), identity
     place = Path(path)
     files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
     sizes = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     folder = place if place.is_dir() else place.parent
-    names = [str(file) for file in files]
-    return folder, partial(_stream, path, {"path": "parquet", "data_files": names, "split": "train"}), repr(sizes)
+    source = {"path": "parquet", "data_files": [*map(str, files)], "split": "train", "batch_size": ROWS_AT_ONCE}
+    return folder, partial(_stream, path, source, files), repr(sizes)
 
 
 def _on_hub(path: str) -> tuple[dict[str, Any], str]:
@@ -56,15 +60,34 @@ def _on_hub(path: str) -> tuple[dict[str, Any], str]:
     return {"path": name, "revision": commit, **settings}, f"{name} {commit} {sorted(settings.items())}"
 
 
-def _stream(where: str, source: dict[str, Any]) -> Iterator[Row]:
+def _stream(where: str, source: dict[str, Any], files: list[Path]) -> Iterator[Row]:
     import datasets
 
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would log the error that it raises
     try:
         rows = datasets.load_dataset(**source, streaming=True).decode(False)
         for row in rows:
             yield _record(row)
     except Exception as error:  # of pyarrow, datasets, the network: all say that it cannot be read
-        raise _unreadable(where, error) from error
+        raise _odd_one(files) or _unreadable(where, error) from error
+
+
+def _odd_one(files: list[Path]) -> DataError | None:
+    """What is wrong with one of several files: it is damaged, or its columns are not those of the first."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    first: set[tuple[str, str]] = set()
+    for file in files:
+        try:
+            columns = {(field.name, str(field.type)) for field in pa.parquet.read_schema(file)}
+        except (OSError, pa.ArrowException) as error:
+            return _unreadable(str(file), error)
+        if odd := sorted((first or columns) ^ columns):
+            what = f"its column `{odd[0][0]}` is not as in {files[0]}"
+            return DataError(what, where=str(file), cure="Give files of the same columns, or each as a data set.")
+        first = columns
+    return None
 
 
 def _record(row: dict[str, Any]) -> Row:
@@ -74,6 +97,8 @@ def _record(row: dict[str, Any]) -> Row:
     for column in ("image", "images"):
         if (images := row.get(column)) is not None:
             record[column] = [_image(image, embedded) for image in (images if isinstance(images, list) else [images])]
+    if not TURNS & record.keys() and (shown := record.get("image") or record.get("images")):
+        record.setdefault("file_name", shown)
     return record, tuple(embedded)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, TextIO
 
 from ..errors import DataError
@@ -29,6 +30,10 @@ CAPTION_REQUESTS = (
 """What a picture with a caption and no question of its own is asked."""
 METADATA = ("metadata.jsonl", "metadata.csv")
 """Either makes a folder of images a data set."""
+_DELIMITERS = ",;\t"
+"""Of CSV; where a comma stands in numbers, programs write semicolons."""
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+"""What a byte that is no UTF-8 is read as, so that the record it is in can be named."""
 _COCO = re.compile(r'\s*\{\s*"(?:info|images|annotations|licenses|type|categories)"\s*:\s*[\[{"]')
 
 
@@ -101,28 +106,37 @@ def open_data(path: str | Path) -> DataFile:
             if found is None:
                 return _parquet(str(path))
             path = found
+        status = path.stat()
+        if not S_ISREG(status.st_mode):  # a pipe could be read only once
+            raise DataError("not a file", where=str(path), cure="Write the data into a file and name it.")
         with path.open("rb") as raw:
             if raw.read(4) == b"PAR1":
                 return _parquet(str(path))
-        with path.open(encoding="utf-8-sig") as file:
+        with _opened(path) as file:
             start = file.read(4096)
-        status = path.stat()
-    except (UnicodeDecodeError, OSError) as error:
+    except OSError as error:
         raise unreadable(path, error) from None
-    unit, read = _kind(start)
+    unit, read = _kind(path, start)
     identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
     return DataFile(str(path), unit, path.parent, partial(_read_text, path, read), identity)
 
 
-def _kind(start: str) -> tuple[str, Callable[[Path, TextIO], Iterator[Record | RecordError]]]:
+def _opened(path: Path, newline: str | None = None) -> TextIO:
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+
+
+def _kind(path: Path, start: str) -> tuple[str, Callable[[Path, TextIO], Iterator[Record | RecordError]]]:
     """What a text file is by its first characters, and what reads it."""
     start = start.lstrip()
     if start.startswith("["):
         return "record", _json_list
     if _COCO.match(start) and not _is_one_record(start):
         return "annotation", _coco_captions
-    if not start.startswith("{") and "file_name" in start.partition("\n")[0].split(","):
-        return "line", _csv_lines
+    if not start.startswith("{"):
+        if path.suffix.lower() == ".csv" or _delimiter(start):
+            return "line", _csv_lines
+        if _NOT_UTF8.search(start):
+            raise not_utf8(path)
     return "line", json_lines
 
 
@@ -138,9 +152,9 @@ def _read_text(
     path: Path, read: Callable[[Path, TextIO], Iterator[Record | RecordError]]
 ) -> Iterator[Record | RecordError]:
     try:
-        with path.open(encoding="utf-8-sig", newline="" if read is _csv_lines else None) as file:
+        with _opened(path, "" if read is _csv_lines else None) as file:  # line breaks inside a cell are the cell's
             yield from read(path, file)
-    except (UnicodeDecodeError, OSError) as error:
+    except OSError as error:
         raise unreadable(path, error) from None
 
 
@@ -149,14 +163,26 @@ def unreadable(path: Path, error: Exception) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError("no such data file", where=str(path), cure="Check the path.")
     if isinstance(error, UnicodeDecodeError):
-        return DataError("not a text file in UTF-8", where=str(path), cure="Give a JSON, JSONL, CSV or Parquet file.")
+        return not_utf8(path)
     return DataError(f"cannot be read ({getattr(error, 'strerror', error)})", where=str(path), cure="Check the path.")
+
+
+def not_utf8(path: Path) -> DataError:
+    return DataError("not a text file in UTF-8", where=str(path), cure="Give a JSON, JSONL, CSV or Parquet file.")
+
+
+def _faulty_bytes(text: str, path: Path, unit: str, number: int, kind: str = "bad_json") -> RecordError | None:
+    """The fault of a record that is not UTF-8 throughout."""
+    if text.isascii() or (found := _NOT_UTF8.search(text)) is None:
+        return None
+    what = f"not UTF-8 (the byte 0x{ord(found.group()) - 0xDC00:x})"
+    return RecordError(kind, what, where=f"{path} {unit} {number}", cure="Save the file as UTF-8.")
 
 
 def _json_list(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
     stream = JsonStream(file, str(path))
     for number, (value, text) in enumerate(stream.items(), 1):
-        yield Record(number, value, text)
+        yield _faulty_bytes(text, path, "record", number) or Record(number, value, text)
     stream.end()
 
 
@@ -166,7 +192,7 @@ def json_lines(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
         if not line.strip():
             continue
         try:
-            yield Record(number, json.loads(line), line)
+            yield _faulty_bytes(line, path, "line", number) or Record(number, json.loads(line), line)
         except (ValueError, RecursionError) as error:
             yield RecordError(
                 "bad_json",
@@ -178,18 +204,50 @@ def json_lines(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
 
 def _csv_lines(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
     """`metadata.csv`: the columns are the keys of a record; an empty cell says nothing."""
-    rows = csv.DictReader(file, strict=True)
-    while True:
+    first = next((line for line in file if line.strip()), "")
+    if (delimiter := _delimiter(first)) is None:
+        cure = "Begin it with a line as `file_name,question,answer` or `file_name,text`."
+        raise DataError("the header has no column `file_name`", where=f"{path} line 1", cure=cure)
+    file.seek(0)
+    rows = csv.reader(file, delimiter=delimiter, strict=True)
+    header: list[str] = []
+    try:
+        for cells in rows:
+            if header and cells:
+                yield _csv_record(header, cells, path, rows.line_num)
+            header = header or _csv_header(cells, path)
+    except csv.Error as error:
+        large = "field larger" in str(error)
+        cure = "Shorten the cell, or close the quotes before it." if large else "Quote the cell, and close its quotes."
+        raise DataError(f"not valid CSV ({error})", where=f"{path} line {rows.line_num}", cure=cure) from None
+
+
+def _csv_header(cells: list[str], path: Path) -> list[str]:
+    names = [name.strip() for name in cells]
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise DataError(f"two columns are named `{twice[0]}`", where=f"{path} line 1", cure="Rename or remove one.")
+    return names
+
+
+def _csv_record(header: list[str], cells: list[str], path: Path, line: int) -> Record | RecordError:
+    if len(cells) > len(header):
+        what = f"the line has {len(cells)} cells and the header {len(header)}"
+        return RecordError("bad_record", what, where=f"{path} line {line}", cure="Quote the cell that is cut in two.")
+    value = {name: cell for name, cell in zip(header, cells, strict=False) if cell or name == "file_name"}
+    faulty = _faulty_bytes("".join(cells), path, "line", line, "bad_record")
+    return faulty or Record(line, value, json.dumps(value))
+
+
+def _delimiter(text: str) -> str | None:
+    """What separates the cells of CSV whose first line names the column `file_name`."""
+    for delimiter in _DELIMITERS:
         try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise DataError(
-                f"not valid CSV ({error})", where=f"{path} line {rows.line_num}", cure="Quote the cell."
-            ) from None
-        if row is None:
-            return
-        value = {key: cell for key, cell in row.items() if key is not None and cell}
-        yield Record(rows.line_num, value, json.dumps(value))
+            header = next(csv.reader([text.partition("\n")[0]], delimiter=delimiter), [])
+        except csv.Error:  # a line too long to be a header
+            return None
+        if "file_name" in map(str.strip, header):
+            return delimiter
+    return None
 
 
 def _coco_captions(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
@@ -198,15 +256,17 @@ def _coco_captions(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
     for image, _ in _members(JsonStream(file, str(path)), "images"):
         if isinstance(image, dict):
             names[_hashable(image.get("id"))] = image.get("file_name")
+    names.pop(None, None)  # an image without an id is nobody's
     file.seek(0)
     stream = JsonStream(file, str(path))
-    for number, (annotation, _) in enumerate(_members(stream, "annotations"), 1):
+    for number, (annotation, text) in enumerate(_members(stream, "annotations"), 1):
         if not isinstance(annotation, dict):
             annotation = {}
         value = {"file_name": names.get(_hashable(annotation.get("image_id"))), "text": annotation.get("caption")}
         if "id" in annotation:
             value["id"] = annotation["id"]
-        yield Record(number, value, json.dumps(value))
+        text += str(value["file_name"])
+        yield _faulty_bytes(text, path, "annotation", number) or Record(number, value, json.dumps(value))
     stream.end()
 
 
@@ -229,7 +289,7 @@ def _parquet(path: str) -> DataFile:
 
 def _rows(read: Callable[[], Iterator[tuple[dict[str, Any], tuple[bytes, ...]]]]) -> Iterator[Record | RecordError]:
     for number, (value, embedded) in enumerate(read(), 1):
-        yield Record(number, value, json.dumps(value), embedded)
+        yield Record(number, value, json.dumps(value, default=str), embedded)  # ids of Parquet may be dates
 
 
 def caption_request(key: str) -> str:

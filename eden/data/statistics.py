@@ -29,7 +29,7 @@ def describe(store: RecordStore) -> dict[str, Any]:
         name: store.numbers(name)[good]
         for name in ("turns", "answers", "characters", "images", "recordings", "kind", "digest")
     }
-    ids = store.table["id"].combine_chunks().take(good)
+    ids = store.table["id"].combine_chunks().take(good).drop_null()
     _, first, inverse = np.unique(column["digest"], return_index=True, return_inverse=True)
     repeats = np.flatnonzero(first[inverse] != np.arange(len(good)))
     kinds = np.bincount(column["kind"], minlength=len(KINDS))

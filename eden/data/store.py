@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import MessageError
 from ..messages import Audio, Image, Message, Text, check_conversation
-from .cache import cached, data_folder, forget_earlier
+from .cache import cached_table, data_folder, forget_earlier, open_table
 from .formats import Media, Sample, empty_error, id_of, open_with_media, parse
 from .image_table import Source, source_name
 from .records import DataFile, Record, RecordError
@@ -25,7 +25,7 @@ from .records import DataFile, Record, RecordError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = "1"
+FORMAT = "2"
 """Part of every identity: change it when records are read or counted differently."""
 BATCH, BATCH_BYTES = 4096, 16 * 2**20
 """Rows written at once, and what they may hold: a row may have images in it."""
@@ -61,23 +61,19 @@ class RecordStore:
         self.data, self.media = data, media
         self.folder = data_folder(str(Path(data.path).absolute()), f"{FORMAT} {data.identity}")
         self._path = self.folder / "records.arrow"
-        if not self._path.exists():
-            cached(self._path, lambda beside: _write(data, beside, on_progress))
+
+        def build(beside: Path) -> None:
+            _write(data, beside, on_progress)
             forget_earlier(self.folder)
-        self._open()
 
-    def _open(self) -> None:
-        import pyarrow as pa
-
-        reader = pa.ipc.open_file(pa.memory_map(str(self._path)))
-        self.table: pa.Table = reader.read_all()
+        self.table = cached_table(self._path, build)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "table"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._open()  # the file is mapped, not sent
+        self.table = open_table(self._path)  # the file is mapped, not sent
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -117,8 +113,8 @@ class RecordStore:
         """A record that is not faulty, as a sample."""
         text, number = self.table["record"][row].as_py(), self.table["number"][row].as_py()
         record = Record(number, json.loads(text), text, tuple(self.table["embedded"][row].as_py()))
-        sample_id = id_of(record)
-        return Sample(sample_id, parse(record, self.media), self.data.where(number, sample_id))
+        own_id = id_of(record)
+        return Sample(own_id or str(number), parse(record, self.media), self.data.where(number, own_id))
 
 
 class SampleList:
@@ -297,7 +293,7 @@ def _row(record: Record | RecordError) -> tuple[Any, ...]:
     if isinstance(record, RecordError):
         number = int(str(record.where).rsplit(" ", 1)[1])
         return number, None, None, (), record.kind, record.what, record.cure, *_NO_COUNTS
-    sample_id = id_of(record)
+    own_id = id_of(record)
     try:
         messages = parse(record, _NAMES_ONLY)
         check_conversation(messages, answered=True)
@@ -306,9 +302,9 @@ def _row(record: Record | RecordError) -> tuple[Any, ...]:
     except MessageError as error:
         fault = error.kind, f"{error.where}: {error.what}" if error.where else error.what, error.cure
     else:
-        return (record.number, sample_id, record.text, record.embedded, *_NO_FAULT, *_counts(sample_id, messages))
-    written = sample_id.encode("utf-8", "replace").decode(), fault[1].encode("utf-8", "replace").decode()
-    return record.number, written[0], None, (), fault[0], written[1], fault[2], *_NO_COUNTS
+        return (record.number, own_id, record.text, record.embedded, *_NO_FAULT, *_counts(own_id or "", messages))
+    what = fault[1].encode("utf-8", "replace").decode()
+    return record.number, own_id, None, (), fault[0], what, fault[2], *_NO_COUNTS
 
 
 def _counts(sample_id: str, messages: Sequence[Message]) -> tuple[Any, ...]:

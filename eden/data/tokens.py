@@ -16,7 +16,7 @@ import numpy as np
 from ..machine import cores, processes
 from ..messages import to_chat
 from ..model.processing import IGNORE_INDEX, MultimodalPhiProcessor
-from .cache import cached, digest
+from .cache import cached_table, digest, open_table
 from .store import Progress, RecordStore, SampleList
 
 if TYPE_CHECKING:
@@ -51,21 +51,20 @@ class TokenTable:
     ):
         import pyarrow as pa
 
-        self._path: Path | None = None
-        self._memory: pa.Buffer | None = None
+        self._source: Path | pa.Buffer
         if isinstance(store, RecordStore):
-            self._path = store.folder / f"tokens-{fingerprint(processor)}.arrow"
-            cached(self._path, lambda beside: _write(store, processor, pa.OSFile(str(beside), "wb"), on_progress))
+            self._source = store.folder / f"tokens-{fingerprint(processor)}.arrow"
+            table = cached_table(
+                self._source, lambda beside: _write(store, processor, pa.OSFile(str(beside), "wb"), on_progress)
+            )
         else:
             stream = pa.BufferOutputStream()
             _write(store, processor, stream, on_progress)
-            self._memory = stream.getvalue()
-        self._open()
+            self._source = stream.getvalue()
+            table = open_table(self._source)
+        self._take(table)
 
-    def _open(self) -> None:
-        import pyarrow as pa
-
-        table = pa.ipc.open_file(self._memory or pa.memory_map(str(self._path))).read_all()
+    def _take(self, table: pa.Table) -> None:
         self._ids, self._runs = _Lists(table["ids"]), _Lists(table["supervised"])
         self.lengths: Array = self._ids.lengths
         """T of each row."""
@@ -77,11 +76,11 @@ class TokenTable:
             self.faults[int(row)] = table["fault"][int(row)].as_py()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_memory": self._memory}
+        return {"_source": self._source}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._open()  # the file is mapped, not sent
+        self._take(open_table(self._source))  # the file is mapped, not sent
 
     def __getitem__(self, row: int) -> tuple[Array, Array]:
         """Ids and labels of a row, int32 [T] each."""
