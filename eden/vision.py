@@ -77,13 +77,29 @@ def sniff_image(source: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> No
         raise _not_an_image(where)
 
 
+def read_image_file(
+    path: str | Path, *, max_bytes: int = MAX_BYTES, where: str | None = None
+) -> tuple[bytes, os.stat_result]:
+    """The bytes of an image file, not looked at, and what the system says of the file.
+
+    Raises:
+        ImageError: missing, no regular file, or too large.
+    """
+    where = where or str(path)
+    with _reading(where), _opened_file(path) as file:
+        status = os.fstat(file.fileno())
+        if status.st_size > max_bytes:
+            raise _too_many_bytes(status.st_size, max_bytes, where)
+        return io.BufferedReader(file).read(max_bytes + 1), status  # one more, for it may have grown
+
+
 @contextmanager
 def _opened(
     source: str | Path | bytes, max_bytes: int, max_pixels: int, where: str | None
 ) -> Iterator[PIL.Image.Image]:
     """An image whose header is read and within the limits; what goes wrong with it is an ImageError."""
     where = where or _name(source)
-    data = source if isinstance(source, bytes) else _read(Path(source), max_bytes, where)
+    data = source if isinstance(source, bytes) else read_image_file(source, max_bytes=max_bytes, where=where)[0]
     if len(data) > max_bytes:
         raise _too_many_bytes(len(data), max_bytes, where)
     file = _BoundedFile(_tamed(data, where), where)
@@ -143,13 +159,6 @@ def _tamed(data: bytes, where: str) -> bytes:
 
 def _name(source: str | Path | bytes) -> str:
     return str(source) if isinstance(source, (str, Path)) else "image"
-
-
-def _read(path: Path, max_bytes: int, where: str) -> bytes:
-    with _reading(where), _opened_file(path) as file:
-        if (size := os.fstat(file.fileno()).st_size) > max_bytes:
-            raise _too_many_bytes(size, max_bytes, where)
-        return io.BufferedReader(file).read(max_bytes + 1)  # it may have grown
 
 
 def _opened_file(path: str | Path) -> io.FileIO:

@@ -33,7 +33,7 @@ from safetensors.torch import save
 from ..errors import ImageError, StorageError
 from ..files import cache_folder, storage_error, write_file
 from ..machine import cores, one_core_each
-from ..vision import open_image
+from ..vision import open_image, read_image_file
 from ..vision_encoder import VisionEncoder
 from .image_table import ImageTable, Key, Known, Source, source_name
 
@@ -218,15 +218,10 @@ class FeatureStore:
 
     def _read(self, source: Source) -> _Image:
         assert self._encoder is not None
-        stat = None
         try:
-            if isinstance(source, bytes):
-                data = source
-            else:
-                with Path(source).open("rb") as file:
-                    stat, data = os.fstat(file.fileno()), file.read()
-        except (OSError, ValueError):
-            return _Image(source, None, Known(b"", self._why_not(source)))
+            data, stat = (source, None) if isinstance(source, bytes) else read_image_file(source)
+        except ImageError as error:
+            return _Image(source, None, Known(b"", str(error)))
         key = hashlib.sha256(data).digest()
         try:
             pixels = self._encoder.pixels([open_image(data, where=source_name(source))])
