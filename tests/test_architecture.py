@@ -16,7 +16,7 @@ FLOORS = """
 F0  errors
 F0  files location machine ranks
 F0  messages console sampling
-F0  strict_yaml
+F0  strict_yaml arguments
 F0  recipe
 F1  vision audio
 F1  speech
