@@ -37,6 +37,9 @@ from .vision_encoder import VisionEncoder
 PREDICTIONS = 8
 """Held-out samples that are answered before and after training, for the report."""
 
+AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+"""How a line of somebody's data is printed: its brackets are no markup, and it stays one line in a file."""
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -90,7 +93,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     log = trainer.run(resume_from)
     weights = trainer.gathered() if trainer.is_sharded else None
     for error in [error for dataset in datasets for error in dataset.damaged(ranks.summed(dataset.damage.int()))]:
-        console.print(f"left out of the loss: {error}", highlight=False)
+        console.print(f"left out of the loss: {error}", **AS_IT_IS)
         skipped.append(str(error))
     folder = Path(arguments.output_dir)
     if ranks.is_main():
@@ -114,22 +117,27 @@ def _encode(
     skipped: list[str],
     console: Console,
 ) -> tuple[ConversationDataset, ConversationDataset | None]:
-    def encode(name: str, samples: Samples) -> ConversationDataset:
+    def encode(name: str, samples: Samples, row_length: int | None = None) -> ConversationDataset:
         with progress(console) as bar:
             task = bar.add_task(f"encoding {name} samples", total=len(samples))
             dataset = ConversationDataset(
                 samples,
                 checkpoint.processor,
                 max_length=recipe.data.max_length,
+                row_length=row_length,
                 on_error=recipe.data.on_error,
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         skipped.extend(str(error) for error in dataset.skipped)
         return dataset
 
-    train_set, eval_set = encode("training", train_samples), encode("held-out", eval_samples)
+    train_set = encode("training", train_samples, recipe.data.row_length)
+    eval_set = encode("held-out", eval_samples)
     for line in skipped:
-        console.print(f"skipped {line}", highlight=False)
+        console.print(f"skipped {line}", **AS_IT_IS)
+    train_set.check_not_empty("to train on")
+    if recipe.training.get("eval_strategy", "no") != "no":
+        eval_set.check_not_empty("to evaluate on")
     return train_set, eval_set if len(eval_set) else None
 
 

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 from conftest import make_image
+from rich.console import Console
 
 import eden
+from eden import DataError
 from eden.recipe import load_recipe
+from eden.train import train
 
 
 def overrides(data: Path, backbones: tuple[Path, Path], out: Path, **training: Any) -> list[str]:
@@ -193,7 +196,41 @@ def test_bad_samples_are_skipped_and_listed_if_asked(
     skipped = json.loads(result.stdout)["skipped"]
     assert len(skipped) == 2
     assert "gone.png" in skipped[0] and "data.max_length is 200" in skipped[1]
+    assert {f"skipped {line}" for line in skipped} <= set(result.stderr.splitlines())  # not wrapped, off a terminal
     assert "gone.png" in (tmp_path / "run" / "report.html").read_text()
+
+
+NOTHING_LEFT = {
+    "to train on": (
+        ["data.max_length=3"],
+        r"record 1 \(id 00\).*data\.max_length is 3\. Shorten it, or raise data\.max",
+    ),
+    "to train on, in rows": (
+        ["data.row_length=5"],
+        r"record 1 \(id 00\).*data\.row_length is 5\. .*raise data\.row_length",
+    ),
+    "to evaluate on": (
+        ["data.max_length=200", "data.eval_fraction=null"],
+        r"record 1 \(id long\).*data\.max_length is 200",
+    ),
+}
+
+
+@pytest.mark.parametrize("purpose", NOTHING_LEFT)
+def test_a_set_of_which_nothing_is_left_is_refused(
+    purpose: str, data: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    changes, message = NOTHING_LEFT[purpose]
+    turns = [{"from": "human", "value": "a" * 500}, {"from": "gpt", "value": "b"}]
+    (tmp_path / "long.json").write_text(json.dumps([{"id": "long", "conversations": turns}]))
+    if "data.eval_fraction=null" in changes:
+        changes = [*changes, f"data.eval_path={tmp_path / 'long.json'}"]
+    recipe = load_recipe("phi3.5-mini", [*overrides(data, backbones, tmp_path / "run"), "data.on_error=skip", *changes])
+    with pytest.raises(DataError, match=message) as caught:
+        train(recipe, console=Console(quiet=True))
+    assert f"no sample is left {purpose.split(',')[0]}" in str(caught.value)
+    assert "on_error" not in str(caught.value)  # it is set
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_ends_the_run_in_one_line(data: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:

@@ -32,12 +32,13 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         samples: checked samples (`eden.data.validate.load_samples`); their tokens are kept in Eden's cache.
         processor: of the model in training.
         max_length: the longest example allowed, in tokens; nothing is ever cut off silently.
+        row_length: of the rows that examples will be packed into, if they will be; none may be longer.
         on_error: `fail` at the first sample that does not fit, or `skip` it and list it in `skipped`. An image that
             turns out damaged in mid-run is an error of its sample, or is left out of the loss and listed in `damaged`.
         on_progress: called as samples are encoded.
 
     Raises:
-        DataError: a sample is longer than `max_length` or has no supervised token; the message names it.
+        DataError: a sample is longer than `max_length` or a row, or has no supervised token; the message names it.
         StorageError: the cache is not writable.
     """
 
@@ -47,6 +48,7 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         processor: MultimodalPhiProcessor,
         *,
         max_length: int,
+        row_length: int | None = None,
         on_error: Literal["fail", "skip"] = "fail",
         on_progress: Progress | None = None,
     ):
@@ -56,10 +58,13 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         samples = samples if isinstance(samples, Samples) else Samples.of(SampleList(samples))
         self._tokens = [TokenTable(store, processor, on_progress) for store in samples.stores]
         fits = np.ones(len(samples), dtype=bool)
-        for index, error in self._faults(samples, max_length):
+        listed = set()
+        for index, error in self._faults(samples, max_length, row_length):
             if on_error == "fail":
                 raise error
-            self.skipped.append(error)
+            if str(error) not in listed:  # a mix may hold a sample more than once
+                self.skipped.append(error)
+                listed.add(str(error))
             fits[index] = False
         self.samples = samples.take(np.flatnonzero(fits))
         self._features: FeatureStore | None = None
@@ -116,6 +121,20 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         pixels: torch.Tensor = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         return pixels
 
+    def check_not_empty(self, purpose: str) -> None:
+        """Sees that there is something left.
+
+        Args:
+            purpose: what the samples are for, in the message.
+
+        Raises:
+            DataError: every sample was left out; the message names the first of them and what is wrong with it.
+        """
+        if not len(self):
+            why = f"; the first one left out: {self.skipped[0].what}" if self.skipped else ""
+            where, cure = (self.skipped[0].where, self.skipped[0].cure) if self.skipped else ("data", "Give some.")
+            raise DataError(f"no sample is left {purpose}{why}", where=where, cure=cure)
+
     def is_whole(self, index: int) -> bool:
         """Whether the sample's images can be opened; with `on_error="fail"`, one that cannot is a DataError."""
         self[index]
@@ -153,17 +172,21 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
             numbers[chosen] = getattr(tokens, column)[samples.row[chosen]]
         return numbers
 
-    def _faults(self, samples: Samples, max_length: int) -> Iterator[tuple[int, DataError]]:
+    def _faults(self, samples: Samples, max_length: int, row_length: int | None) -> Iterator[tuple[int, DataError]]:
         """The samples that cannot be trained on, in order, and why."""
         lengths, supervised = self._of_rows(samples, "lengths"), self._of_rows(samples, "supervised")
-        for index in np.flatnonzero((lengths > max_length) | (supervised == 0)):
+        limit, name = max_length, "data.max_length"
+        if row_length is not None and row_length < max_length:
+            limit, name = row_length, "data.row_length"
+        skip = ", or set data.on_error=skip" if self._on_error == "fail" else ""
+        for index in np.flatnonzero((lengths > limit) | (supervised == 0)):
             sample, row = samples[int(index)], int(samples.row[index])
             what, cure = "the sample has no supervised token", "Give it an answer, or drop it."
             if fault := self._tokens[samples.source[index]].faults.get(row):
                 what, cure = fault, "Remove it; the chat template writes the control tokens."
-            elif lengths[index] > max_length:
-                what = f"the sample has {lengths[index]:,} tokens, data.max_length is {max_length:,}"
-                cure = "Shorten it, raise data.max_length, or set data.on_error=skip."
+            elif lengths[index] > limit:
+                what = f"the sample has {lengths[index]:,} tokens, {name} is {limit:,}"
+                cure = f"Shorten it, or raise {name}{skip}."
             yield int(index), DataError(what, where=sample.where, cure=cure)
 
 
