@@ -61,8 +61,7 @@ class ParallelTrainer(Trainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return _ByLength(rows, self.train_dataset.lengths, seed)
+        return _ByLength(rows_a_step(self.args), self.train_dataset.lengths, seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -128,6 +127,11 @@ class ParallelTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         ranks.wait()  # the file that makes a checkpoint whole is written next, and must be the last of all
+
+
+def rows_a_step(arguments: TrainingArguments) -> int:
+    """Rows that one optimizer step reads, in all processes."""
+    return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
 
 
 def wants_shards(arguments: TrainingArguments) -> bool:

@@ -5,6 +5,7 @@ recipe -> samples, checked -> model with adapters -> Trainer -> artifact, traini
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from transformers import TrainingArguments, set_seed
 from . import checkpoint as checkpoints, ranks
 from .assistant import Assistant
 from .checkpoint import Checkpoint
-from .console import progress
+from .console import AS_IT_IS, progress
 from .data.dataset import ConversationDataset
 from .data.formats import Sample
 from .data.packing import PackedDataset
@@ -29,16 +30,14 @@ from .model_card import model_card
 from .prepare import read_data
 from .recipe import Recipe
 from .report import Prediction, training_page, write_page
+from .resume import RECIPE, REPORT, begin, find_start
 from .seeing import open_features
-from .trainer import EdenTrainer, Schedule, starting_point
+from .trainer import LOG, EdenTrainer, Schedule
 from .vision import open_image
 from .vision_encoder import VisionEncoder
 
 PREDICTIONS = 8
 """Held-out samples that are answered before and after training, for the report."""
-
-AS_IT_IS: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-"""How a line of somebody's data is printed: its brackets are no markup, and it stays one line in a file."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,13 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
 
     Args:
         recipe: what to train, on what, and how.
-        resume: go on from the last whole checkpoint in `training.output_dir`.
+        resume: go on from the last whole checkpoint in `training.output_dir`; of a finished run nothing is trained, and
+            its artifact is written if it is not whole.
         console: where progress is shown; None shows it on stderr.
 
     Raises:
-        DataError, CheckpointError, RecipeError: what the recipe names is missing or wrong; nothing was written.
+        DataError, CheckpointError, RecipeError: what the recipe names is missing or wrong, or not what the run to be
+            resumed began with; nothing was written.
         StorageError: the disk is full; the last whole checkpoint is kept.
         Interrupted: Ctrl-C; a checkpoint was written and the message says how to go on.
         RunError: the launcher has started fewer processes than it was asked for, or the loss became NaN.
@@ -76,7 +77,10 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     started = time.monotonic()
     ranks.check_launch()
     arguments = recipe.training_arguments()
-    resume_from = starting_point(arguments, resume, console)
+    folder = Path(arguments.output_dir)
+    start = find_start(recipe, arguments, resume, console)
+    if start.finished:
+        return _earlier_result(folder)
     set_seed(arguments.seed)
     with ranks.main_first():  # what is heard and counted is kept, and found by the others
         train_samples, eval_samples, skipped = read_data(recipe, console)
@@ -89,24 +93,31 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     rows = _pack(recipe, train_set, console)
     datasets = [train_set, *([eval_set] if eval_set else [])]
     _use_features(recipe, checkpoint, arguments, rows, datasets, console)
+    if ranks.is_main():
+        begin(recipe, arguments)
     trainer = EdenTrainer(checkpoint, arguments, rows, eval_set, console)
-    log = trainer.run(resume_from)
-    weights = trainer.gathered() if trainer.is_sharded else None
+    log = trainer.run(start.checkpoint)
+    steps, weights = trainer.state.global_step, trainer.gathered() if trainer.is_sharded else None
     for error in [error for dataset in datasets for error in dataset.damaged(ranks.summed(dataset.damage.int()))]:
         console.print(f"left out of the loss: {error}", **AS_IT_IS)
         skipped.append(str(error))
-    folder = Path(arguments.output_dir)
     if ranks.is_main():
         if weights is not None:
             del trainer  # its shards make room for the whole model
             checkpoint = checkpoints.load_for_training(recipe, weights)
         after = _answers(checkpoint, shown)
-        facts = _facts(recipe, checkpoint, train_set, eval_set, log, time.monotonic() - started)
+        facts = _facts(recipe, checkpoint, train_set, eval_set, log, steps, time.monotonic() - started)
         predictions = [_prediction(*row) for row in zip(shown, before, after, strict=True)]
         with console.status("saving the artifact"):
             _write_artifact(folder, recipe, checkpoint, log, facts, predictions, skipped)
     ranks.wait()
-    return TrainingResult(folder, folder / "report.html", log, skipped)
+    return TrainingResult(folder, folder / REPORT, log, skipped)
+
+
+def _earlier_result(folder: Path) -> TrainingResult:
+    """What a finished run has left; which samples it skipped, its report says."""
+    rows = (folder / LOG).read_text(encoding="utf-8").splitlines() if (folder / LOG).exists() else []
+    return TrainingResult(folder, folder / REPORT, [json.loads(row) for row in rows], [])
 
 
 def _encode(
@@ -226,6 +237,7 @@ def _facts(
     train_set: ConversationDataset,
     eval_set: ConversationDataset | None,
     log: Sequence[dict[str, Any]],
+    steps: int,
     seconds: float,
 ) -> dict[str, str | int | float]:
     counts = checkpoints.count_parameters(checkpoint)
@@ -240,7 +252,7 @@ def _facts(
         "training samples": len(train_set),
         "held-out samples": len(eval_set) if eval_set else 0,
         "supervised tokens per epoch": train_set.supervised_tokens,
-        "optimizer steps": log[-1]["step"] if log else 0,
+        "optimizer steps": steps,
         "minutes, all in all": round(seconds / 60, 1),
         "device": str(checkpoint.core.device),
     }
@@ -261,7 +273,7 @@ def _write_artifact(
     skipped: list[str],
 ) -> None:
     checkpoints.save(checkpoint, folder)
-    recipe.save(folder / "recipe.yaml")
+    recipe.save(folder / RECIPE)
     write_file(folder / "README.md", model_card(folder.name, facts, recipe.to_yaml()))
     page = training_page(
         title=f"Training of {folder.name}",
@@ -271,4 +283,4 @@ def _write_artifact(
         recipe=recipe.to_yaml(),
         skipped=skipped,
     )
-    write_page(folder / "report.html", page)
+    write_page(folder / REPORT, page)

@@ -26,11 +26,12 @@ from .console import progress
 from .data.collate import collate, collate_flat
 from .data.dataset import ConversationDataset
 from .data.packing import PackedDataset
-from .errors import Interrupted, RecipeError, RunError, StorageError
+from .errors import Interrupted, RunError, StorageError
 from .files import write_file
 from .model.attention import takes_flat_rows
-from .parallel import ParallelTrainer, wants_shards
+from .parallel import ParallelTrainer, rows_a_step
 
+LOG = "training.jsonl"
 HOW_TO_GO_ON = "Go on with the same command and --resume."
 FULL_DISK_BYTES = 2**20
 """Libraries report a full disk in many ways; less free space than this after a failed write is the reason."""
@@ -110,6 +111,16 @@ class EdenTrainer(ParallelTrainer):
             raise RunError("the loss became NaN", where=folder, cure="Lower training.learning_rate.")
         return list(self.state.log_history)
 
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """An epoch, unless the run was at its end when it was resumed: Trainer would take one more step."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs a row, unless the run was at its end when it was resumed: its log has all its rows."""
+        if self._initial_global_step < self.state.max_steps:
+            super().log(logs, start_time)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
@@ -143,59 +154,12 @@ class Schedule:
     @classmethod
     def of(cls, arguments: TrainingArguments, rows: int) -> Schedule:
         """That of a run over so many rows."""
-        a_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        a_step = rows_a_step(arguments)
         an_epoch = math.ceil(rows / a_step)  # the last step of an epoch may read fewer
         steps = int(arguments.max_steps)
         if steps <= 0:
             steps = math.ceil(arguments.num_train_epochs * an_epoch)
         return cls(a_step, steps, steps / an_epoch)
-
-
-def starting_point(arguments: TrainingArguments, resume: bool, console: Console) -> Path | None:
-    """The checkpoint to go on from, or None for a new run; the main process looks for all of them.
-
-    Raises:
-        RecipeError: a new run would overwrite an old one, there is nothing to resume, or the checkpoint was written
-            with FSDP and the run is to go on without, or the other way round.
-    """
-    return ranks.from_main(lambda: _starting_point(arguments, resume, console))
-
-
-def _starting_point(arguments: TrainingArguments, resume: bool, console: Console) -> Path | None:
-    folder = Path(arguments.output_dir)
-    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    whole = [path for path in found if _is_whole(path)]
-    if not resume:
-        if found or (folder / "adapter_config.json").exists():
-            raise RecipeError(
-                "the folder already holds a run",
-                where=str(folder),
-                cure="Add --resume to go on with it, or choose another training.output_dir.",
-            )
-        return None
-    if not whole:
-        raise RecipeError("there is no checkpoint to resume from", where=str(folder), cure="Run without --resume.")
-    for path in set(found) - set(whole):
-        console.print(f"removing {path}: it was cut off while being written")
-        shutil.rmtree(path)
-    last = whole[-1]
-    if (sharded := any(last.glob("pytorch_model_fsdp*"))) != wants_shards(arguments):
-        raise RecipeError(
-            f"the checkpoint was written {'with' if sharded else 'without'} FSDP",
-            where=str(last),
-            cure=f"Resume it {'with' if sharded else 'without'} FSDP.",
-        )
-    console.print(f"resuming from {last}")
-    return last
-
-
-def _is_whole(path: Path) -> bool:
-    """Trainer writes `trainer_state.json` last."""
-    try:
-        json.loads((path / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 class _Log(TrainerCallback):
@@ -205,7 +169,7 @@ class _Log(TrainerCallback):
         if not state.is_world_process_zero:
             return
         rows = "".join(json.dumps(row) + "\n" for row in state.log_history)
-        write_file(Path(str(args.output_dir)) / "training.jsonl", rows)
+        write_file(Path(str(args.output_dir)) / LOG, rows)
 
 
 class _Progress(TrainerCallback):

@@ -59,7 +59,7 @@ F4  evaluate.compare evaluate.report
 F4  evaluate
 F4  tiny.build tiny.build_whisper
 F4  parallel
-F4  trainer
+F4  trainer resume
 F4  train
 F4  plan.shapes plan.workload
 F4  plan.memory

@@ -1,7 +1,9 @@
 """Training runs, started as users start them: in another process, by the command line."""
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import make_image
 from rich.console import Console
+from safetensors.torch import load_file
 
 import eden
-from eden import DataError
+from eden import CheckpointError, DataError, RecipeError, StorageError
 from eden.recipe import load_recipe
 from eden.train import train
 
@@ -110,6 +114,8 @@ def test_killed_and_resumed_gives_the_losses_of_the_uninterrupted_run(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "report.html").exists()
+    with pytest.raises(RecipeError, match=r"learning_rate is 0\.002, and the run began with 0\.001"):
+        again(out, data, backbones, "training.learning_rate=2e-3")
     result = run("train", "phi3.5-mini", *overrides(data, backbones, out), "--resume")
     assert result.returncode == 0, result.stderr
     assert "resuming from" in result.stderr
@@ -158,6 +164,97 @@ def test_a_new_run_does_not_overwrite_an_old_one(finished: Path, data: Path, bac
     assert result.returncode == 2
     assert "already holds a run" in result.stderr and "--resume" in result.stderr
     assert (finished / "adapter_model.safetensors").read_bytes() == before
+
+
+def again(out: Path, data: Path, backbones: tuple[Path, Path], *changes: str, said: Console | None = None) -> Any:
+    """The run resumed, in this process."""
+    recipe = load_recipe("phi3.5-mini", [*overrides(data, backbones, out), *changes])
+    return train(recipe, resume=True, console=said or Console(quiet=True))
+
+
+ANOTHER_RUN = {
+    "data.path=other.json": r"recipe\.yaml: data\.path is other\.json, and the run began with .*Set data\.path=",
+    "training.learning_rate=5e-4": r"training\.learning_rate is 0\.0005, and the run began with 0\.001\. Set training",
+    "training.seed=7": r"training\.seed is 7, and the run began with 42\.",
+    "lora.r=8": r"lora\.r is 8, and the run began with 64\.",
+    "quantization=null": r"quantization is null, and the run began with {",
+    "training.per_device_train_batch_size=4": r"a step reads 4 rows, and the run began with 2\. Choose training",
+}
+
+
+@pytest.mark.parametrize("change", ANOTHER_RUN)
+def test_another_recipe_does_not_go_on_with_the_run(
+    change: str, finished: Path, data: Path, backbones: tuple[Path, Path]
+) -> None:
+    with pytest.raises(RecipeError, match=ANOTHER_RUN[change]):
+        again(finished, data, backbones, change)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_nothing_is_trained_of_a_finished_run(finished: Path, data: Path, backbones: tuple[Path, Path]) -> None:
+    """Told anew in what does not make it another."""
+    before, said = contents(finished), Console(file=io.StringIO())
+    same = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=2", "training.seed=42"]
+    result = again(finished, data, backbones, *same, "training.save_steps=0.5", "data.features=live", said=said)
+    assert "is finished" in said.file.getvalue()
+    assert (result.artifact, result.report) == (finished, finished / "report.html")
+    assert [row["step"] for row in result.log if "loss" in row] == list(range(2, 21, 2))
+    assert contents(finished) == before
+
+
+def test_an_artifact_that_was_cut_off_is_completed(
+    finished: Path, data: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Killed after the last step; nothing is trained again."""
+    out = Path(shutil.copytree(finished, tmp_path / "seed"))
+    (out / "report.html").unlink()
+    (out / "adapter_model.safetensors").unlink()
+    result = again(out, data, backbones)
+    assert losses(out) == losses(finished) and result.log[-1]["step"] == 20
+    assert contents(out).keys() == contents(finished).keys()
+    for name, weight in load_file(finished / "adapter_model.safetensors").items():
+        torch.testing.assert_close(load_file(out / "adapter_model.safetensors")[name], weight, atol=0, rtol=0)
+    card = (finished / "README.md").read_text()
+    assert "| optimizer steps | 20 |" in card and "| optimizer steps | 20 |" in (out / "README.md").read_text()
+
+
+def test_a_run_without_checkpoints_is_finished_or_cannot_go_on(
+    finished: Path, data: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "seed", ignore=shutil.ignore_patterns("checkpoint-*")))
+    recipe = load_recipe("phi3.5-mini", overrides(data, backbones, out))
+    with pytest.raises(RecipeError, match=r"already holds a run\. Choose another training\.output_dir, or delete"):
+        train(recipe, console=Console(quiet=True))
+    assert again(out, data, backbones).report == out / "report.html"
+    with pytest.raises(
+        RecipeError, match=r"no checkpoint to resume from\. Choose another training\.output_dir, or delete"
+    ):
+        again(out, data, backbones, "training.max_steps=40")
+
+
+def test_a_first_checkpoint_that_was_cut_off_is_no_run(data: Path, tmp_path: Path) -> None:
+    """Else neither a new run would begin in the folder nor an old one go on."""
+    (tmp_path / "run" / "checkpoint-8").mkdir(parents=True)
+    recipe = load_recipe("phi3.5-mini", overrides(data, (tmp_path / "no clip", tmp_path / "no phi"), tmp_path / "run"))
+    with pytest.raises(RecipeError, match=r"no checkpoint to resume from\. Run without --resume"):
+        train(recipe, resume=True, console=Console(quiet=True))
+    with pytest.raises(CheckpointError, match="no clip: cannot be loaded"):
+        train(recipe, console=Console(quiet=True))
+    assert not (tmp_path / "run" / "checkpoint-8").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/run", "/proc/run"])
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_loaded(
+    place: str, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = (tmp_path / "no clip", tmp_path / "no phi")
+    recipe = load_recipe("phi3.5-mini", overrides(data, nowhere, tmp_path / place))
+    with pytest.raises(StorageError, match=r"cannot write .*Check the path and rights"):
+        train(recipe, console=Console(quiet=True))
 
 
 def test_nothing_to_resume(data: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:
