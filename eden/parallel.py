@@ -92,7 +92,7 @@ class ParallelTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The mean loss of all supervised tokens held out.
+        """The mean loss of all supervised tokens held out; where there is none, as all images are damaged, no loss.
 
         Trainer's own is a mean of batches, in which the last one, filled up with samples for the second time when it
         cannot be shared out evenly, counts for more: it would change with the batch size and the number of processes.
@@ -109,7 +109,7 @@ class ParallelTrainer(Trainer):
                 ).loss  # the sum
             sums += torch.stack((loss.double(), tokens.double())).cpu()
         loss, tokens = ranks.summed(sums)
-        metrics = {f"{metric_key_prefix}_loss": float(loss / tokens)}
+        metrics = {f"{metric_key_prefix}_loss": float(loss / tokens)} if tokens else {}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(self.eval_dataset))
 
     def _without_repeated(

@@ -155,6 +155,8 @@ class Recipe(_Section):
             if fault := _argument_fault(value, hints[name], fields[name].metadata.get("choices")):
                 raise self._places.refusal(f"training.{name}", f"transformers refuses training.{name}", fault)
         training.setdefault("use_cpu", not torch.cuda.is_available())
+        # Trainer would show a loss that is NaN as one that is not; fp16 alone has steps that overflow and are skipped.
+        training.setdefault("logging_nan_inf_filter", bool(training.get("fp16")))
         try:
             return TrainingArguments(**(training | FIXED))
         except (ValueError, TypeError) as error:

@@ -6,6 +6,7 @@ recipe -> samples, checked -> model with adapters -> Trainer -> artifact, traini
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
             resumed began with; nothing was written.
         StorageError: the disk is full; the last whole checkpoint is kept.
         Interrupted: Ctrl-C; a checkpoint was written and the message says how to go on.
-        RunError: the launcher has started fewer processes than it was asked for, or the loss became NaN.
+        RunError: the launcher has started fewer processes than it was asked for, the loss became NaN, or every image is
+            damaged.
     """
     console = console or Console(stderr=True)
     started = time.monotonic()
@@ -88,19 +90,16 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         checkpoint = checkpoints.load_for_training(recipe)
     train_set, eval_set = _encode(recipe, checkpoint, train_samples, eval_samples, skipped, console)
     _print_parameters(checkpoint, console)
+    _use_features(recipe, checkpoint, arguments, train_set, eval_set, skipped, console)
     shown = _pick_samples(eval_set)
     before = _answers(checkpoint, shown)
     rows = _pack(recipe, train_set, console)
-    datasets = [train_set, *([eval_set] if eval_set else [])]
-    _use_features(recipe, checkpoint, arguments, rows, datasets, console)
     if ranks.is_main():
         begin(recipe, arguments)
-    trainer = EdenTrainer(checkpoint, arguments, rows, eval_set, console)
+    trainer = EdenTrainer(checkpoint, arguments, rows, eval_set if len(eval_set) else None, console)
     log = trainer.run(start.checkpoint)
     steps, weights = trainer.state.global_step, trainer.gathered() if trainer.is_sharded else None
-    for error in [error for dataset in datasets for error in dataset.damaged(ranks.summed(dataset.damage.int()))]:
-        console.print(f"left out of the loss: {error}", **AS_IT_IS)
-        skipped.append(str(error))
+    _list_damaged([train_set, eval_set], skipped, console)
     if ranks.is_main():
         if weights is not None:
             del trainer  # its shards make room for the whole model
@@ -127,7 +126,7 @@ def _encode(
     eval_samples: Samples,
     skipped: list[str],
     console: Console,
-) -> tuple[ConversationDataset, ConversationDataset | None]:
+) -> tuple[ConversationDataset, ConversationDataset]:
     def encode(name: str, samples: Samples, row_length: int | None = None) -> ConversationDataset:
         with progress(console) as bar:
             task = bar.add_task(f"encoding {name} samples", total=len(samples))
@@ -146,10 +145,14 @@ def _encode(
     eval_set = encode("held-out", eval_samples)
     for line in skipped:
         console.print(f"skipped {line}", **AS_IT_IS)
+    _check_not_empty(recipe, train_set, eval_set)
+    return train_set, eval_set
+
+
+def _check_not_empty(recipe: Recipe, train_set: ConversationDataset, eval_set: ConversationDataset) -> None:
     train_set.check_not_empty("to train on")
     if recipe.training.get("eval_strategy", "no") != "no":
         eval_set.check_not_empty("to evaluate on")
-    return train_set, eval_set if len(eval_set) else None
 
 
 def _pack(recipe: Recipe, train_set: ConversationDataset, console: Console) -> ConversationDataset | PackedDataset:
@@ -168,23 +171,33 @@ def _use_features(
     recipe: Recipe,
     checkpoint: Checkpoint,
     arguments: TrainingArguments,
-    rows: ConversationDataset | PackedDataset,
-    datasets: Sequence[ConversationDataset],
+    train_set: ConversationDataset,
+    eval_set: ConversationDataset,
+    skipped: list[str],
     console: Console,
 ) -> None:
+    """Images as features, where that is the recipe's way; samples whose images gave none are left out."""
     if recipe.data.features == "live":
         return
-    images = {name: image for dataset in datasets for name, image in dataset.samples.images().items()}
-    features = open_features(
-        recipe,
-        VisionEncoder.of(checkpoint),
-        list(images.values()),
-        Schedule.of(arguments, len(rows)).epochs * datasets[0].samples.number_of_images,
-        console,
-    )
+    images = train_set.samples.images() | eval_set.samples.images()
+    rows = len(train_set)
+    if recipe.data.row_length is not None:
+        rows = math.ceil(train_set.lengths.sum() / recipe.data.row_length)  # best fit leaves little of them empty
+    reads = Schedule.of(arguments, rows).epochs * train_set.samples.number_of_images
+    features = open_features(recipe, VisionEncoder.of(checkpoint), list(images.values()), reads, console)
+    if features is None:
+        return
+    for error in [*train_set.use_features(features), *eval_set.use_features(features)]:
+        console.print(f"skipped {error}", **AS_IT_IS)
+        skipped.append(str(error))
+    _check_not_empty(recipe, train_set, eval_set)
+
+
+def _list_damaged(datasets: Sequence[ConversationDataset], skipped: list[str], console: Console) -> None:
     for dataset in datasets:
-        if features is not None:
-            dataset.use_features(features)
+        for error in dataset.damaged(ranks.summed(dataset.damage.int())):
+            console.print(f"left out of the loss: {error}", **AS_IT_IS)
+            skipped.append(str(error))
 
 
 def _print_parameters(checkpoint: Checkpoint, console: Console) -> None:
@@ -193,9 +206,9 @@ def _print_parameters(checkpoint: Checkpoint, console: Console) -> None:
         console.print(f"{part:<15} {trained:>13,} trained  {frozen:>13,} frozen", highlight=False)
 
 
-def _pick_samples(eval_set: ConversationDataset | None) -> list[Sample]:
+def _pick_samples(eval_set: ConversationDataset) -> list[Sample]:
     """Evenly spread held-out samples, shown in the report with the model's answers before and after."""
-    if eval_set is None or not ranks.is_main():
+    if not ranks.is_main():
         return []
     spread = range(0, len(eval_set), max(1, len(eval_set) // PREDICTIONS))
     return [eval_set.samples[index] for index in spread[:PREDICTIONS] if eval_set.is_whole(index)]
@@ -235,7 +248,7 @@ def _facts(
     recipe: Recipe,
     checkpoint: Checkpoint,
     train_set: ConversationDataset,
-    eval_set: ConversationDataset | None,
+    eval_set: ConversationDataset,
     log: Sequence[dict[str, Any]],
     steps: int,
     seconds: float,
@@ -250,7 +263,7 @@ def _facts(
         "trained parameters": sum(part["trained"] for part in counts.values()),
         "frozen parameters": sum(part["frozen"] for part in counts.values()),
         "training samples": len(train_set),
-        "held-out samples": len(eval_set) if eval_set else 0,
+        "held-out samples": len(eval_set),
         "supervised tokens per epoch": train_set.supervised_tokens,
         "optimizer steps": steps,
         "minutes, all in all": round(seconds / 60, 1),

@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import eden
-from eden import CheckpointError, DataError, RecipeError, StorageError
-from eden.recipe import load_recipe
+from eden import CheckpointError, DataError, RecipeError, RunError, StorageError
+from eden.recipe import Recipe, load_recipe
 from eden.train import train
 
 
@@ -328,6 +330,86 @@ def test_a_set_of_which_nothing_is_left_is_refused(
     assert f"no sample is left {purpose.split(',')[0]}" in str(caught.value)
     assert "on_error" not in str(caught.value)  # it is set
     assert not (tmp_path / "run").exists()
+
+
+def damaged(folder: Path, is_cut: Callable[[int], bool], number: int = 12) -> Path:
+    """Samples with a picture each, which is none from its first bytes on where `is_cut` says so."""
+    make_image("red").save(folder / "whole.png")
+    (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:60])
+    turns = [{"from": "human", "value": "<image>\nwhich colour"}, {"from": "gpt", "value": "red"}]
+    records = [
+        {"id": str(index), "image": "cut.png" if is_cut(index) else "whole.png", "conversations": turns}
+        for index in range(number)
+    ]
+    path = folder / f"{len(list(folder.iterdir()))}.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def short(data: Path, eval_data: Path, backbones: tuple[Path, Path], out: Path, *changes: str) -> Recipe:
+    """Four steps of two, with an evaluation after two."""
+    steps = {"max_steps": 4, "logging_steps": 1, "eval_steps": 2, "save_strategy": "no"}
+    held_out = ("data.eval_fraction=null", f"data.eval_path={eval_data}", "data.on_error=skip")
+    return load_recipe("phi3.5-mini", [*overrides(data, backbones, out, **steps), *held_out, *changes])
+
+
+@pytest.mark.parametrize("features", ["live", "cached"])
+def test_a_run_whose_images_are_all_damaged_ends_with_the_first_of_them(
+    features: str, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """In mid-run, when an epoch is over, or before the first step, where the images are known by then."""
+    cut, whole = damaged(tmp_path, lambda _: True, 6), damaged(tmp_path, lambda _: False)
+    recipe = short(cut, whole, backbones, tmp_path / "run", f"data.features={features}")
+    error, what = {
+        "live": (RunError, "nothing to learn from in 3 steps: every image is damaged, the first: .*cut.png"),
+        "cached": (DataError, "no sample is left to train on; the first one left out: .*cut.png"),
+    }[features]
+    with pytest.raises(error, match=rf"record 1 \(id 0\): {what}"):
+        train(recipe, console=Console(quiet=True))
+    assert not (tmp_path / "run" / "adapter_config.json").exists()
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_an_evaluation_that_sees_nothing_has_no_loss(backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    cut, whole, said = damaged(tmp_path, lambda _: True, 3), damaged(tmp_path, lambda _: False), io.StringIO()
+    out = tmp_path / "run"
+    result = train(short(whole, cut, backbones, out, "data.features=live"), console=Console(file=said, width=200))
+    assert said.getvalue().count("no evaluation loss: no held-out sample can be used") == 2
+    assert any("eval_runtime" in row for row in result.log) and not any("eval_loss" in row for row in result.log)
+    assert "NaN" not in (out / "training.jsonl").read_text()
+    assert "evaluation loss" not in (out / "README.md").read_text()
+    best = ["training.load_best_model_at_end=true", "training.save_strategy=steps", "training.save_steps=2"]
+    with pytest.raises(RunError, match=r"record 1 \(id 0\): no evaluation loss to choose by: every image is damaged"):
+        train(short(whole, cut, backbones, tmp_path / "best", "data.features=live", *best), console=Console(quiet=True))
+
+
+def test_cached_features_leave_out_what_they_cannot_use(backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    """Before rows are packed: none of them holds a sample with nothing to learn from."""
+    path, other = damaged(tmp_path, lambda index: index % 3 == 0), damaged(tmp_path, lambda _: False)
+    held_out, said = damaged(tmp_path, lambda index: index == 1), io.StringIO()
+    sources = f"data.sources=[{{path: {path}, weight: 3}}, {{path: {other}}}]"  # 18 samples of 12, and 6 of 12
+    changes = ["data.path=null", sources, "data.features=cached", "data.row_length=64"]
+    result = train(short(path, held_out, backbones, tmp_path / "run", *changes), console=Console(file=said, width=200))
+    expected = {f"{path} record {index + 1} (id {index})" for index in (0, 3, 6, 9)} | {f"{held_out} record 2 (id 1)"}
+    assert len(result.skipped) == 5, "each is listed once"
+    assert {line.split(": ")[0] for line in result.skipped} == expected
+    assert [line for line in said.getvalue().splitlines() if "cut.png" in line] == [
+        f"skipped {s}" for s in result.skipped
+    ]
+    found = re.search(r"(\d+) samples in \d+ rows", said.getvalue())
+    assert found is not None and 24 - 8 <= int(found[1]) <= 24 - 4
+    assert f"| training samples | {found[1]} |" in (tmp_path / "run" / "README.md").read_text()
+    assert all(row["loss"] > 0 for row in result.log if "loss" in row)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    cut, whole = damaged(tmp_path, lambda _: True, 3), damaged(tmp_path, lambda _: False)
+    changes = ["data.features=live", "training.learning_rate=1e30", "training.warmup_steps=0"]
+    with pytest.raises(RunError, match=r"the loss became nan at step \d.* lower training\.learning_rate"):
+        train(short(whole, cut, backbones, tmp_path / "run", *changes), console=Console(quiet=True))
+    for line in (tmp_path / "run" / "training.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    assert not (tmp_path / "run" / "adapter_config.json").exists()
 
 
 def test_a_full_disk_ends_the_run_in_one_line(data: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ An image comes as pixels, or, once the data set was given a cache of them, as th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ import PIL.Image
 import torch
 import torch.utils.data
 
+from .. import ranks
 from ..errors import DataError, ImageError
 from ..model.processing import IGNORE_INDEX, MultimodalPhiProcessor
 from ..vision import open_image
@@ -57,19 +58,8 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self._on_error = on_error
         samples = samples if isinstance(samples, Samples) else Samples.of(SampleList(samples))
         self._tokens = [TokenTable(store, processor, on_progress) for store in samples.stores]
-        fits = np.ones(len(samples), dtype=bool)
-        listed = set()
-        for index, error in self._faults(samples, max_length, row_length):
-            if on_error == "fail":
-                raise error
-            if str(error) not in listed:  # a mix may hold a sample more than once
-                self.skipped.append(error)
-                listed.add(str(error))
-            fits[index] = False
-        self.samples = samples.take(np.flatnonzero(fits))
         self._features: FeatureStore | None = None
-        # In memory that the processes of a data loader share: they find the damage, this one reports it.
-        self.damage = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
+        self._leave_out(samples, self._faults(samples, max_length, row_length))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -89,21 +79,51 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 example |= self._no_images(len(sources))
         return example
 
-    def use_features(self, features: FeatureStore) -> None:
-        """Takes images as features from now on.
+    def use_features(self, features: FeatureStore) -> list[DataError]:
+        """Takes images as features from now on, and leaves out the samples whose images gave none.
+
+        Of several processes all must ask: what one of them cannot use, all leave out.
 
         Args:
-            features: filled with those of `image_sources`.
+            features: filled with the samples' images.
+
+        Returns:
+            Why samples were left out; they are in `skipped`, too.
 
         Raises:
             DataError: an image cannot be used, and `on_error` is `fail`; the message names its sample.
         """
         self._features = features
-        if features.faults and self._on_error == "fail":
-            for sample in self.samples:
-                for image in _images_of(sample):
-                    if fault := features.faults.get(source_name(image)):
-                        raise DataError(fault, where=sample.where)
+        faults: dict[int, str] = {}
+        if features.faults:
+            for index, sample in enumerate(self.samples):
+                names = map(source_name, _images_of(sample))
+                if fault := next((features.faults[name] for name in names if name in features.faults), None):
+                    faults[index] = fault
+        unusable = torch.zeros(len(self), dtype=torch.int32)
+        unusable[list(faults)] = 1
+        elsewhere = "another process cannot use its image"
+        return self._leave_out(
+            self.samples,
+            (
+                (index, DataError(faults.get(index, elsewhere), where=self.samples[index].where))
+                for index in torch.nonzero(ranks.summed(unusable)).flatten().tolist()
+            ),
+        )
+
+    def _leave_out(self, samples: Samples, faults: Iterable[tuple[int, DataError]]) -> list[DataError]:
+        """Takes the samples that are not among the faulty ones, which are listed."""
+        fits, listed = np.ones(len(samples), dtype=bool), {}
+        for index, error in faults:
+            if self._on_error == "fail":
+                raise error
+            fits[index] = False
+            listed[str(error)] = error  # once, though a mix may hold a sample more than once
+        self.samples = samples.take(np.flatnonzero(fits))
+        # In memory that the processes of a data loader share: they find the damage, this one reports it.
+        self.damage = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
+        self.skipped += listed.values()
+        return list(listed.values())
 
     def _images(self, sources: Sequence[Source]) -> dict[str, torch.Tensor]:
         """The images of one sample: `image_features` [I,N,Dv] or `pixel_values` [I,3,H,W]."""
@@ -146,15 +166,24 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         Args:
             damage: which they are, as all processes of a run together know; None is as this one does.
         """
-        found = []
-        for index in torch.nonzero(self.damage if damage is None else damage).flatten().tolist():
+        return list(self._damaged(self.damage if damage is None else damage))
+
+    def first_damaged(self, damage: torch.Tensor) -> DataError | None:
+        """The first of `damaged`."""
+        return next(self._damaged(damage), None)
+
+    def _damaged(self, damage: torch.Tensor) -> Iterator[DataError]:
+        listed = set()
+        for index in torch.nonzero(damage).flatten().tolist():
             sample = self.samples[index]
             for image in _images_of(sample):
                 try:
                     open_image(image)
                 except ImageError as error:
-                    found.append(_damage(sample, error))
-        return found
+                    found = _damage(sample, error)
+                    if str(found) not in listed:  # a mix may hold a sample more than once
+                        yield found
+                    listed.add(str(found))
 
     @property
     def lengths(self) -> np.ndarray[Any, np.dtype[np.int32]]:
