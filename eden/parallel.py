@@ -61,8 +61,7 @@ class ParallelTrainer(Trainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return _ByLength(rows, self.train_dataset.lengths, seed)
+        return _ByLength(rows_a_step(self.args), self.train_dataset.lengths, seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -93,7 +92,7 @@ class ParallelTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The mean loss of all supervised tokens held out.
+        """The mean loss of all supervised tokens held out; where there is none, as all images are damaged, no loss.
 
         Trainer's own is a mean of batches, in which the last one, filled up with samples for the second time when it
         cannot be shared out evenly, counts for more: it would change with the batch size and the number of processes.
@@ -110,7 +109,7 @@ class ParallelTrainer(Trainer):
                 ).loss  # the sum
             sums += torch.stack((loss.double(), tokens.double())).cpu()
         loss, tokens = ranks.summed(sums)
-        metrics = {f"{metric_key_prefix}_loss": float(loss / tokens)}
+        metrics = {f"{metric_key_prefix}_loss": float(loss / tokens)} if tokens else {}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(self.eval_dataset))
 
     def _without_repeated(
@@ -128,6 +127,11 @@ class ParallelTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         ranks.wait()  # the file that makes a checkpoint whole is written next, and must be the last of all
+
+
+def rows_a_step(arguments: TrainingArguments) -> int:
+    """Rows that one optimizer step reads, in all processes."""
+    return int(arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size)
 
 
 def wants_shards(arguments: TrainingArguments) -> bool:

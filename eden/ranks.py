@@ -100,7 +100,7 @@ def any_says(yes: bool) -> bool:
 
 def summed(values: torch.Tensor) -> torch.Tensor:
     """The sum over all processes of a tensor on the CPU; in every process the same."""
-    if _connected():
+    if _connected() and values.numel():
         import torch.distributed as dist
 
         dist.all_reduce(values, group=_talk())

@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from .arguments import OWNED, out_of_range
 from .errors import RecipeError
 from .files import write_file
 from .strict_yaml import Dumper, Loader, Places, parse
@@ -32,22 +33,6 @@ SHIPPED = Path(__file__).parent / "recipes"
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": ["labels"], "disable_tqdm": False}
 """Arguments that every run of Eden has."""
-
-OWNED = {
-    "remove_unused_columns": "Eden's batches hold exactly what the model takes",
-    "label_names": "Eden's batches name their labels",
-    "disable_tqdm": "Eden shows its own progress bar",
-    "use_cache": "with a cache, samples packed into one row would see each other",
-    "label_smoothing_factor": "Trainer would smooth this model's labels one position off",
-    "ignore_data_skip": "a resumed run must go on with the samples it had left",
-    "save_only_model": "a run could not be resumed from such a checkpoint",
-    "resume_from_checkpoint": "eden train --resume does it",
-    "do_train": "eden train always trains",
-    "do_eval": "eval_strategy says it",
-    "do_predict": "the report always shows predictions",
-    "push_to_hub": "publishing is a step of its own, after training",
-}
-"""Arguments of TrainingArguments that no recipe may set, and why."""
 
 # Names people bring from older transformers and other tools, spelt unlike those of today.
 RENAMED = {"group_by_length": "train_sampling_strategy", "lr": "learning_rate", "warmup_ratio": "warmup_steps"}
@@ -171,6 +156,8 @@ class Recipe(_Section):
             if fault := _argument_fault(value, hints[name], fields[name].metadata.get("choices")):
                 raise self._places.refusal(f"training.{name}", f"transformers refuses training.{name}", fault)
         training.setdefault("use_cpu", not torch.cuda.is_available())
+        # Trainer would show a loss that is NaN as one that is not; fp16 alone has steps that overflow and are skipped.
+        training.setdefault("logging_nan_inf_filter", bool(training.get("fp16")))
         try:
             return TrainingArguments(**(training | FIXED))
         except (ValueError, TypeError) as error:
@@ -280,6 +267,7 @@ def _impossible(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
             yield f"training.{name}", f"unknown key training.{name}", _did_you_mean(name, names)
         if reason := OWNED.get("push_to_hub" if name.startswith("hub_") else name, ""):
             yield f"training.{name}", f"training.{name} cannot be set: {reason}", "Remove it."
+    yield from out_of_range(training)
     if not training.get("output_dir"):
         yield "training.output_dir", "training.output_dir is missing", "Name the folder to train into."
     for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):

@@ -5,6 +5,8 @@ recipe -> samples, checked -> model with adapters -> Trainer -> artifact, traini
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from transformers import TrainingArguments, set_seed
 from . import checkpoint as checkpoints, ranks
 from .assistant import Assistant
 from .checkpoint import Checkpoint
-from .console import progress
+from .console import AS_IT_IS, progress
 from .data.dataset import ConversationDataset
 from .data.formats import Sample
 from .data.packing import PackedDataset
@@ -29,8 +31,9 @@ from .model_card import model_card
 from .prepare import read_data
 from .recipe import Recipe
 from .report import Prediction, training_page, write_page
+from .resume import RECIPE, REPORT, begin, find_start
 from .seeing import open_features
-from .trainer import EdenTrainer, Schedule, starting_point
+from .trainer import LOG, EdenTrainer, Schedule
 from .vision import open_image
 from .vision_encoder import VisionEncoder
 
@@ -60,20 +63,26 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
 
     Args:
         recipe: what to train, on what, and how.
-        resume: go on from the last whole checkpoint in `training.output_dir`.
+        resume: go on from the last whole checkpoint in `training.output_dir`; of a finished run nothing is trained, and
+            its artifact is written if it is not whole.
         console: where progress is shown; None shows it on stderr.
 
     Raises:
-        DataError, CheckpointError, RecipeError: what the recipe names is missing or wrong; nothing was written.
+        DataError, CheckpointError, RecipeError: what the recipe names is missing or wrong, or not what the run to be
+            resumed began with; nothing was written.
         StorageError: the disk is full; the last whole checkpoint is kept.
         Interrupted: Ctrl-C; a checkpoint was written and the message says how to go on.
-        RunError: the launcher has started fewer processes than it was asked for, or the loss became NaN.
+        RunError: the launcher has started fewer processes than it was asked for, the loss became NaN, or every image is
+            damaged.
     """
     console = console or Console(stderr=True)
     started = time.monotonic()
     ranks.check_launch()
     arguments = recipe.training_arguments()
-    resume_from = starting_point(arguments, resume, console)
+    folder = Path(arguments.output_dir)
+    start = find_start(recipe, arguments, resume, console)
+    if start.finished:
+        return _earlier_result(folder)
     set_seed(arguments.seed)
     with ranks.main_first():  # what is heard and counted is kept, and found by the others
         train_samples, eval_samples, skipped = read_data(recipe, console)
@@ -81,29 +90,33 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         checkpoint = checkpoints.load_for_training(recipe)
     train_set, eval_set = _encode(recipe, checkpoint, train_samples, eval_samples, skipped, console)
     _print_parameters(checkpoint, console)
+    _use_features(recipe, checkpoint, arguments, train_set, eval_set, skipped, console)
     shown = _pick_samples(eval_set)
     before = _answers(checkpoint, shown)
     rows = _pack(recipe, train_set, console)
-    datasets = [train_set, *([eval_set] if eval_set else [])]
-    _use_features(recipe, checkpoint, arguments, rows, datasets, console)
-    trainer = EdenTrainer(checkpoint, arguments, rows, eval_set, console)
-    log = trainer.run(resume_from)
-    weights = trainer.gathered() if trainer.is_sharded else None
-    for error in [error for dataset in datasets for error in dataset.damaged(ranks.summed(dataset.damage.int()))]:
-        console.print(f"left out of the loss: {error}", highlight=False)
-        skipped.append(str(error))
-    folder = Path(arguments.output_dir)
+    if ranks.is_main():
+        begin(recipe, arguments)
+    trainer = EdenTrainer(checkpoint, arguments, rows, eval_set if len(eval_set) else None, console)
+    log = trainer.run(start.checkpoint)
+    steps, weights = trainer.state.global_step, trainer.gathered() if trainer.is_sharded else None
+    _list_damaged([train_set, eval_set], skipped, console)
     if ranks.is_main():
         if weights is not None:
             del trainer  # its shards make room for the whole model
             checkpoint = checkpoints.load_for_training(recipe, weights)
         after = _answers(checkpoint, shown)
-        facts = _facts(recipe, checkpoint, train_set, eval_set, log, time.monotonic() - started)
+        facts = _facts(recipe, checkpoint, train_set, eval_set, log, steps, time.monotonic() - started)
         predictions = [_prediction(*row) for row in zip(shown, before, after, strict=True)]
         with console.status("saving the artifact"):
             _write_artifact(folder, recipe, checkpoint, log, facts, predictions, skipped)
     ranks.wait()
-    return TrainingResult(folder, folder / "report.html", log, skipped)
+    return TrainingResult(folder, folder / REPORT, log, skipped)
+
+
+def _earlier_result(folder: Path) -> TrainingResult:
+    """What a finished run has left; which samples it skipped, its report says."""
+    rows = (folder / LOG).read_text(encoding="utf-8").splitlines() if (folder / LOG).exists() else []
+    return TrainingResult(folder, folder / REPORT, [json.loads(row) for row in rows], [])
 
 
 def _encode(
@@ -113,24 +126,33 @@ def _encode(
     eval_samples: Samples,
     skipped: list[str],
     console: Console,
-) -> tuple[ConversationDataset, ConversationDataset | None]:
-    def encode(name: str, samples: Samples) -> ConversationDataset:
+) -> tuple[ConversationDataset, ConversationDataset]:
+    def encode(name: str, samples: Samples, row_length: int | None = None) -> ConversationDataset:
         with progress(console) as bar:
             task = bar.add_task(f"encoding {name} samples", total=len(samples))
             dataset = ConversationDataset(
                 samples,
                 checkpoint.processor,
                 max_length=recipe.data.max_length,
+                row_length=row_length,
                 on_error=recipe.data.on_error,
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         skipped.extend(str(error) for error in dataset.skipped)
         return dataset
 
-    train_set, eval_set = encode("training", train_samples), encode("held-out", eval_samples)
+    train_set = encode("training", train_samples, recipe.data.row_length)
+    eval_set = encode("held-out", eval_samples)
     for line in skipped:
-        console.print(f"skipped {line}", highlight=False)
-    return train_set, eval_set if len(eval_set) else None
+        console.print(f"skipped {line}", **AS_IT_IS)
+    _check_not_empty(recipe, train_set, eval_set)
+    return train_set, eval_set
+
+
+def _check_not_empty(recipe: Recipe, train_set: ConversationDataset, eval_set: ConversationDataset) -> None:
+    train_set.check_not_empty("to train on")
+    if recipe.training.get("eval_strategy", "no") != "no":
+        eval_set.check_not_empty("to evaluate on")
 
 
 def _pack(recipe: Recipe, train_set: ConversationDataset, console: Console) -> ConversationDataset | PackedDataset:
@@ -149,23 +171,33 @@ def _use_features(
     recipe: Recipe,
     checkpoint: Checkpoint,
     arguments: TrainingArguments,
-    rows: ConversationDataset | PackedDataset,
-    datasets: Sequence[ConversationDataset],
+    train_set: ConversationDataset,
+    eval_set: ConversationDataset,
+    skipped: list[str],
     console: Console,
 ) -> None:
+    """Images as features, where that is the recipe's way; samples whose images gave none are left out."""
     if recipe.data.features == "live":
         return
-    images = {name: image for dataset in datasets for name, image in dataset.samples.images().items()}
-    features = open_features(
-        recipe,
-        VisionEncoder.of(checkpoint),
-        list(images.values()),
-        Schedule.of(arguments, len(rows)).epochs * datasets[0].samples.number_of_images,
-        console,
-    )
+    images = train_set.samples.images() | eval_set.samples.images()
+    rows = len(train_set)
+    if recipe.data.row_length is not None:
+        rows = math.ceil(train_set.lengths.sum() / recipe.data.row_length)  # best fit leaves little of them empty
+    reads = Schedule.of(arguments, rows).epochs * train_set.samples.number_of_images
+    features = open_features(recipe, VisionEncoder.of(checkpoint), list(images.values()), reads, console)
+    if features is None:
+        return
+    for error in [*train_set.use_features(features), *eval_set.use_features(features)]:
+        console.print(f"skipped {error}", **AS_IT_IS)
+        skipped.append(str(error))
+    _check_not_empty(recipe, train_set, eval_set)
+
+
+def _list_damaged(datasets: Sequence[ConversationDataset], skipped: list[str], console: Console) -> None:
     for dataset in datasets:
-        if features is not None:
-            dataset.use_features(features)
+        for error in dataset.damaged(ranks.summed(dataset.damage.int())):
+            console.print(f"left out of the loss: {error}", **AS_IT_IS)
+            skipped.append(str(error))
 
 
 def _print_parameters(checkpoint: Checkpoint, console: Console) -> None:
@@ -174,9 +206,9 @@ def _print_parameters(checkpoint: Checkpoint, console: Console) -> None:
         console.print(f"{part:<15} {trained:>13,} trained  {frozen:>13,} frozen", highlight=False)
 
 
-def _pick_samples(eval_set: ConversationDataset | None) -> list[Sample]:
+def _pick_samples(eval_set: ConversationDataset) -> list[Sample]:
     """Evenly spread held-out samples, shown in the report with the model's answers before and after."""
-    if eval_set is None or not ranks.is_main():
+    if not ranks.is_main():
         return []
     spread = range(0, len(eval_set), max(1, len(eval_set) // PREDICTIONS))
     return [eval_set.samples[index] for index in spread[:PREDICTIONS] if eval_set.is_whole(index)]
@@ -216,8 +248,9 @@ def _facts(
     recipe: Recipe,
     checkpoint: Checkpoint,
     train_set: ConversationDataset,
-    eval_set: ConversationDataset | None,
+    eval_set: ConversationDataset,
     log: Sequence[dict[str, Any]],
+    steps: int,
     seconds: float,
 ) -> dict[str, str | int | float]:
     counts = checkpoints.count_parameters(checkpoint)
@@ -230,9 +263,9 @@ def _facts(
         "trained parameters": sum(part["trained"] for part in counts.values()),
         "frozen parameters": sum(part["frozen"] for part in counts.values()),
         "training samples": len(train_set),
-        "held-out samples": len(eval_set) if eval_set else 0,
+        "held-out samples": len(eval_set),
         "supervised tokens per epoch": train_set.supervised_tokens,
-        "optimizer steps": log[-1]["step"] if log else 0,
+        "optimizer steps": steps,
         "minutes, all in all": round(seconds / 60, 1),
         "device": str(checkpoint.core.device),
     }
@@ -253,7 +286,7 @@ def _write_artifact(
     skipped: list[str],
 ) -> None:
     checkpoints.save(checkpoint, folder)
-    recipe.save(folder / "recipe.yaml")
+    recipe.save(folder / RECIPE)
     write_file(folder / "README.md", model_card(folder.name, facts, recipe.to_yaml()))
     page = training_page(
         title=f"Training of {folder.name}",
@@ -263,4 +296,4 @@ def _write_artifact(
         recipe=recipe.to_yaml(),
         skipped=skipped,
     )
-    write_page(folder / "report.html", page)
+    write_page(folder / REPORT, page)

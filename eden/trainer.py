@@ -26,11 +26,14 @@ from .console import progress
 from .data.collate import collate, collate_flat
 from .data.dataset import ConversationDataset
 from .data.packing import PackedDataset
-from .errors import Interrupted, RecipeError, RunError, StorageError
+from .errors import Interrupted, RunError, StorageError
 from .files import write_file
 from .model.attention import takes_flat_rows
-from .parallel import ParallelTrainer, wants_shards
+from .parallel import ParallelTrainer, rows_a_step
 
+LOG = "training.jsonl"
+LOSSES = {"loss": "loss", "eval_loss": "evaluation loss"}
+"""Keys of the log, in words."""
 HOW_TO_GO_ON = "Go on with the same command and --resume."
 FULL_DISK_BYTES = 2**20
 """Libraries report a full disk in many ways; less free space than this after a failed write is the reason."""
@@ -73,6 +76,7 @@ class EdenTrainer(ParallelTrainer):
         console: Console,
     ):
         self.progress = _Progress(console)
+        self.idle_steps, self.idle_limit = 0, Schedule.of(arguments, len(train_set)).idle_limit
         flat = takes_flat_rows(checkpoint.config.text_config._attn_implementation)
         super().__init__(
             model=checkpoint.model,
@@ -91,7 +95,7 @@ class EdenTrainer(ParallelTrainer):
         Raises:
             Interrupted: Ctrl-C; unless it came twice, a checkpoint was written.
             StorageError: a checkpoint could not be written; the ones before it are whole.
-            RunError: the loss is not a number.
+            RunError: the loss is not a number, or every image is damaged, so that there is nothing to learn from.
         """
         folder = self.args.output_dir
         with self.progress.shown():
@@ -106,9 +110,42 @@ class EdenTrainer(ParallelTrainer):
                 where=folder,
                 cure=HOW_TO_GO_ON,
             )
-        if any(row.get("loss") != row.get("loss") for row in self.state.log_history):
-            raise RunError("the loss became NaN", where=folder, cure="Lower training.learning_rate.")
         return list(self.state.log_history)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The batches of a step, and how many tokens are supervised in it: 1 if there are none, for it is divided by.
+
+        Raises:
+            RunError: in an epoch, or in the whole run, there were none.
+        """
+        batches, tokens = super().get_batch_samples(*args, **kwargs)
+        if tokens is None:
+            return batches, None
+        self.idle_steps = 0 if ranks.any_says(bool(tokens > 0)) else self.idle_steps + 1
+        if self.idle_steps >= self.idle_limit:
+            raise _unusable(f"nothing to learn from in {self.idle_steps} steps", self.train_dataset)
+        return batches, tokens.clamp(min=1)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Trainer's metrics, without a loss where no held-out sample can be used.
+
+        Raises:
+            RunError: then the run cannot choose by it.
+        """
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        if "eval_loss" not in metrics and self.args.metric_for_best_model is not None:
+            raise _unusable("no evaluation loss to choose by", self.eval_dataset)
+        return metrics
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """An epoch, unless the run was at its end when it was resumed: Trainer would take one more step."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs a row, unless the run was at its end when it was resumed: its log has all its rows."""
+        if self._initial_global_step < self.state.max_steps:
+            super().log(logs, start_time)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -134,78 +171,54 @@ class Schedule:
         rows_a_step: rows that one optimizer step reads, in all processes.
         steps: optimizer steps of the run.
         epochs: how often it reads its data.
+        idle_limit: steps without anything to learn from, one after the other, that end it: an epoch, or all it has.
     """
 
     rows_a_step: int
     steps: int
     epochs: float
+    idle_limit: int
 
     @classmethod
     def of(cls, arguments: TrainingArguments, rows: int) -> Schedule:
         """That of a run over so many rows."""
-        a_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        a_step = rows_a_step(arguments)
         an_epoch = math.ceil(rows / a_step)  # the last step of an epoch may read fewer
         steps = int(arguments.max_steps)
         if steps <= 0:
             steps = math.ceil(arguments.num_train_epochs * an_epoch)
-        return cls(a_step, steps, steps / an_epoch)
+        return cls(a_step, steps, steps / an_epoch, min(steps, an_epoch))
 
 
-def starting_point(arguments: TrainingArguments, resume: bool, console: Console) -> Path | None:
-    """The checkpoint to go on from, or None for a new run; the main process looks for all of them.
-
-    Raises:
-        RecipeError: a new run would overwrite an old one, there is nothing to resume, or the checkpoint was written
-            with FSDP and the run is to go on without, or the other way round.
-    """
-    return ranks.from_main(lambda: _starting_point(arguments, resume, console))
-
-
-def _starting_point(arguments: TrainingArguments, resume: bool, console: Console) -> Path | None:
-    folder = Path(arguments.output_dir)
-    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    whole = [path for path in found if _is_whole(path)]
-    if not resume:
-        if found or (folder / "adapter_config.json").exists():
-            raise RecipeError(
-                "the folder already holds a run",
-                where=str(folder),
-                cure="Add --resume to go on with it, or choose another training.output_dir.",
-            )
-        return None
-    if not whole:
-        raise RecipeError("there is no checkpoint to resume from", where=str(folder), cure="Run without --resume.")
-    for path in set(found) - set(whole):
-        console.print(f"removing {path}: it was cut off while being written")
-        shutil.rmtree(path)
-    last = whole[-1]
-    if (sharded := any(last.glob("pytorch_model_fsdp*"))) != wants_shards(arguments):
-        raise RecipeError(
-            f"the checkpoint was written {'with' if sharded else 'without'} FSDP",
-            where=str(last),
-            cure=f"Resume it {'with' if sharded else 'without'} FSDP.",
-        )
-    console.print(f"resuming from {last}")
-    return last
-
-
-def _is_whole(path: Path) -> bool:
-    """Trainer writes `trainer_state.json` last."""
-    try:
-        json.loads((path / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return True
+def _unusable(what: str, dataset: Any) -> RunError:
+    """The end of a run whose samples all have damaged images; every process has to ask."""
+    dataset = dataset.dataset if isinstance(dataset, PackedDataset) else dataset
+    first = dataset.first_damaged(ranks.summed(dataset.damage.int()))
+    if first is None:  # it can be opened again
+        return RunError(what, cure="Run `eden check --decode` on the data.")
+    cure = "`eden check --decode` lists every damaged image."
+    return RunError(f"{what}: every image is damaged, the first: {first.what}", where=first.where, cure=cure)
 
 
 class _Log(TrainerCallback):
-    """Keeps `training.jsonl` equal to the run's log, also after a resume."""
+    """Keeps `training.jsonl` equal to the run's log, also after a resume; a loss that is no number ends the run."""
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        rows = "".join(json.dumps(row) + "\n" for row in state.log_history)
-        write_file(Path(str(args.output_dir)) / "training.jsonl", rows)
+        if state.is_world_process_zero:
+            rows = "".join(json.dumps(_numbers(row)) + "\n" for row in state.log_history)
+            write_file(Path(str(args.output_dir)) / LOG, rows)
+        for key, words in LOSSES.items():
+            if not math.isfinite(state.log_history[-1].get(key, 0.0)):
+                raise RunError(
+                    f"the {words} became {state.log_history[-1][key]} at step {state.global_step}",
+                    where=str(args.output_dir),
+                    cure="Begin again with a lower training.learning_rate.",
+                )
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with null for what is no number: JSON has no NaN."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 class _Progress(TrainerCallback):
@@ -251,7 +264,9 @@ class _Progress(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
-        for key, words in {"loss": "loss", "eval_loss": "evaluation loss"}.items():
+        step = f"step {state.global_step:>6,} of {state.max_steps:,}   "
+        for key, words in LOSSES.items():
             if logs and key in logs:
-                line = f"step {state.global_step:>6,} of {state.max_steps:,}   {words} {float(logs[key]):.4f}"
-                self.bar.console.print(line, highlight=False)
+                self.bar.console.print(f"{step}{words} {float(logs[key]):.4f}", highlight=False)
+        if logs and "eval_runtime" in logs and "eval_loss" not in logs:
+            self.bar.console.print(f"{step}no evaluation loss: no held-out sample can be used", highlight=False)

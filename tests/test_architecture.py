@@ -16,7 +16,7 @@ FLOORS = """
 F0  errors
 F0  files location machine ranks
 F0  messages console sampling
-F0  strict_yaml
+F0  strict_yaml arguments
 F0  recipe
 F1  vision audio
 F1  speech
@@ -59,7 +59,7 @@ F4  evaluate.compare evaluate.report
 F4  evaluate
 F4  tiny.build tiny.build_whisper
 F4  parallel
-F4  trainer
+F4  trainer resume
 F4  train
 F4  plan.shapes plan.workload
 F4  plan.memory

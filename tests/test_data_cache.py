@@ -259,6 +259,7 @@ def test_a_run_survives_damaged_images_and_lists_them(tmp_path: Path, backbones:
         f"data.path={path}",
         "data.eval_fraction=0.25",
         "data.on_error=skip",
+        "data.features=live",
         f"model.vision={backbones[0]}",
         f"model.language={backbones[1]}",
         "training.per_device_train_batch_size=1",

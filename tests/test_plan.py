@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from eden.checkpoint import count_parameters, load_for_training
-from eden.errors import CheckpointError, InputError
+from eden.errors import CheckpointError, DataError, InputError
 from eden.plan import Plan, forecast
 from eden.plan.measure import held_bytes, kept_bytes
 from eden.plan.memory import GIB, WEIGHTS, layer_activations, lora_copies
@@ -164,6 +164,17 @@ def test_rows_steps_and_padding_are_those_of_the_run(tmp_path: Path) -> None:
     assert padded.places > flat.places == flat.tokens == padded.tokens
     packed = plan("digits", *DIGITS, *short, "data.row_length=256", steps=0).workload
     assert packed.rows < 7 and packed.longest_places <= 512 and packed.tokens == flat.tokens
+
+
+def test_samples_that_are_too_long_are_left_out_or_refused_with_a_cure_that_helps() -> None:
+    lengths = sorted(plan("digits", *DIGITS, steps=0).workload.lengths.tolist())
+    rows = ["model.attn_implementation=null", f"data.row_length={lengths[-1] - 1}"]
+    with pytest.raises(DataError, match=r"Raise data\.row_length, or set data\.on_error=skip\.$"):
+        plan("digits", *DIGITS, *rows, steps=0)
+    left = plan("digits", *DIGITS, *rows, "data.on_error=skip", steps=0).workload
+    assert sorted(left.lengths.tolist()) == [length for length in lengths if length < lengths[-1]]
+    with pytest.raises(DataError, match=r"every sample is too long.*data\.row_length is 5\. Raise data\.row_length\.$"):
+        plan("digits", *DIGITS, "data.row_length=5", "data.on_error=skip", steps=0)
 
 
 def test_a_budget_gets_the_cheapest_changes_in_order() -> None:

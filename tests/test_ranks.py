@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import COLOURS, make_image
+from rich.console import Console
 from safetensors.torch import load_file
 from test_train import losses
 
 import eden
+from eden import RecipeError
+from eden.recipe import load_recipe
+from eden.train import train
 
 BIN = Path(sys.executable).parent
 ACCELERATE = [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0", "-m"]
@@ -155,11 +159,17 @@ def test_two_processes_with_half_the_weights_each_give_the_losses_of_one(sharded
 def half_done(out: Path, folder: Path) -> Path:
     """A copy of a run as it was at its checkpoint."""
     shutil.copytree(out / "checkpoint-10", folder / "checkpoint-10")
+    for name in ("recipe.yaml", "rows_a_step.txt"):
+        shutil.copy(out / name, folder)
     return folder
 
 
 def test_a_run_of_one_process_goes_on_in_two(exact: list[str], alone: Path, tmp_path: Path) -> None:
+    """With as many rows a step."""
     out = half_done(alone, tmp_path / "run")
+    fewer = load_recipe(exact[1], [*exact[2:], *batches_of(2), f"training.output_dir={out}"])
+    with pytest.raises(RecipeError, match="a step reads 2 rows, and the run began with 4"):
+        train(fewer, resume=True, console=Console(quiet=True))
     result = run(TORCHRUN, *exact, *batches_of(2), f"training.output_dir={out}", "--resume")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("resuming from") == 1

@@ -168,6 +168,13 @@ def test_a_wrong_recipe_is_refused_in_one_line(name: str, tmp_path: Path) -> Non
 
 
 WRONG_OVERRIDES = {
+    "training.max_steps=0": r"training\.max_steps is 0\. Write 1 or more; leave it out",
+    "training.learning_rate=-1": r"training\.learning_rate is -1\. Write 0 or more",
+    "training.per_device_train_batch_size=0": r"training\.per_device_train_batch_size is 0\. Write 1 or more",
+    "training.per_device_eval_batch_size=-1": r"training\.per_device_eval_batch_size is -1\. Write 1 or more",
+    "training.gradient_accumulation_steps=0": r"training\.gradient_accumulation_steps is 0\. Write 1 or more",
+    "training.adam_beta1=1": r"training\.adam_beta1 is 1\. Write a number from 0 to below 1",
+    "training.seed=-1": r"training\.seed is -1\. Write 0 or more",
     "max_steps": r"not an override",
     "=3": r"not an override",
     "training..x=1": r"not an override",
@@ -184,6 +191,14 @@ WRONG_OVERRIDES = {
 def test_a_wrong_override_is_refused_by_its_own_words(small: Path, override: str) -> None:
     with pytest.raises(RecipeError, match=WRONG_OVERRIDES[override]):
         load_recipe(small, [override])
+
+
+def test_a_run_of_no_epochs_is_refused_and_transformers_word_for_none_is_not(small: Path) -> None:
+    assert load_recipe(small, ["training.num_train_epochs=0"]).training["max_steps"] == 3
+    with pytest.raises(RecipeError, match=r"training\.num_train_epochs is 0\. Write a number above 0"):
+        load_recipe(small, ["training.max_steps=-1", "training.num_train_epochs=0"])
+    with pytest.raises(RecipeError, match=r"training\.max_steps is 0"):
+        load_recipe(small).training_arguments(max_steps=0)
 
 
 def test_a_base_takes_the_place_of_two_backbones_when_they_are_taken_out() -> None:

@@ -1,19 +1,28 @@
 """Training runs, started as users start them: in another process, by the command line."""
 
+import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import make_image
+from rich.console import Console
+from safetensors.torch import load_file
 
 import eden
-from eden.recipe import load_recipe
+from eden import CheckpointError, DataError, RecipeError, RunError, StorageError
+from eden.recipe import Recipe, load_recipe
+from eden.train import train
 
 
 def overrides(data: Path, backbones: tuple[Path, Path], out: Path, **training: Any) -> list[str]:
@@ -107,6 +116,8 @@ def test_killed_and_resumed_gives_the_losses_of_the_uninterrupted_run(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "report.html").exists()
+    with pytest.raises(RecipeError, match=r"learning_rate is 0\.002, and the run began with 0\.001"):
+        again(out, data, backbones, "training.learning_rate=2e-3")
     result = run("train", "phi3.5-mini", *overrides(data, backbones, out), "--resume")
     assert result.returncode == 0, result.stderr
     assert "resuming from" in result.stderr
@@ -157,6 +168,97 @@ def test_a_new_run_does_not_overwrite_an_old_one(finished: Path, data: Path, bac
     assert (finished / "adapter_model.safetensors").read_bytes() == before
 
 
+def again(out: Path, data: Path, backbones: tuple[Path, Path], *changes: str, said: Console | None = None) -> Any:
+    """The run resumed, in this process."""
+    recipe = load_recipe("phi3.5-mini", [*overrides(data, backbones, out), *changes])
+    return train(recipe, resume=True, console=said or Console(quiet=True))
+
+
+ANOTHER_RUN = {
+    "data.path=other.json": r"recipe\.yaml: data\.path is other\.json, and the run began with .*Set data\.path=",
+    "training.learning_rate=5e-4": r"training\.learning_rate is 0\.0005, and the run began with 0\.001\. Set training",
+    "training.seed=7": r"training\.seed is 7, and the run began with 42\.",
+    "lora.r=8": r"lora\.r is 8, and the run began with 64\.",
+    "quantization=null": r"quantization is null, and the run began with {",
+    "training.per_device_train_batch_size=4": r"a step reads 4 rows, and the run began with 2\. Choose training",
+}
+
+
+@pytest.mark.parametrize("change", ANOTHER_RUN)
+def test_another_recipe_does_not_go_on_with_the_run(
+    change: str, finished: Path, data: Path, backbones: tuple[Path, Path]
+) -> None:
+    with pytest.raises(RecipeError, match=ANOTHER_RUN[change]):
+        again(finished, data, backbones, change)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_nothing_is_trained_of_a_finished_run(finished: Path, data: Path, backbones: tuple[Path, Path]) -> None:
+    """Told anew in what does not make it another."""
+    before, said = contents(finished), Console(file=io.StringIO())
+    same = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=2", "training.seed=42"]
+    result = again(finished, data, backbones, *same, "training.save_steps=0.5", "data.features=live", said=said)
+    assert "is finished" in said.file.getvalue()
+    assert (result.artifact, result.report) == (finished, finished / "report.html")
+    assert [row["step"] for row in result.log if "loss" in row] == list(range(2, 21, 2))
+    assert contents(finished) == before
+
+
+def test_an_artifact_that_was_cut_off_is_completed(
+    finished: Path, data: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Killed after the last step; nothing is trained again."""
+    out = Path(shutil.copytree(finished, tmp_path / "seed"))
+    (out / "report.html").unlink()
+    (out / "adapter_model.safetensors").unlink()
+    result = again(out, data, backbones)
+    assert losses(out) == losses(finished) and result.log[-1]["step"] == 20
+    assert contents(out).keys() == contents(finished).keys()
+    for name, weight in load_file(finished / "adapter_model.safetensors").items():
+        torch.testing.assert_close(load_file(out / "adapter_model.safetensors")[name], weight, atol=0, rtol=0)
+    card = (finished / "README.md").read_text()
+    assert "| optimizer steps | 20 |" in card and "| optimizer steps | 20 |" in (out / "README.md").read_text()
+
+
+def test_a_run_without_checkpoints_is_finished_or_cannot_go_on(
+    finished: Path, data: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "seed", ignore=shutil.ignore_patterns("checkpoint-*")))
+    recipe = load_recipe("phi3.5-mini", overrides(data, backbones, out))
+    with pytest.raises(RecipeError, match=r"already holds a run\. Choose another training\.output_dir, or delete"):
+        train(recipe, console=Console(quiet=True))
+    assert again(out, data, backbones).report == out / "report.html"
+    with pytest.raises(
+        RecipeError, match=r"no checkpoint to resume from\. Choose another training\.output_dir, or delete"
+    ):
+        again(out, data, backbones, "training.max_steps=40")
+
+
+def test_a_first_checkpoint_that_was_cut_off_is_no_run(data: Path, tmp_path: Path) -> None:
+    """Else neither a new run would begin in the folder nor an old one go on."""
+    (tmp_path / "run" / "checkpoint-8").mkdir(parents=True)
+    recipe = load_recipe("phi3.5-mini", overrides(data, (tmp_path / "no clip", tmp_path / "no phi"), tmp_path / "run"))
+    with pytest.raises(RecipeError, match=r"no checkpoint to resume from\. Run without --resume"):
+        train(recipe, resume=True, console=Console(quiet=True))
+    with pytest.raises(CheckpointError, match="no clip: cannot be loaded"):
+        train(recipe, console=Console(quiet=True))
+    assert not (tmp_path / "run" / "checkpoint-8").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/run", "/proc/run"])
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_loaded(
+    place: str, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = (tmp_path / "no clip", tmp_path / "no phi")
+    recipe = load_recipe("phi3.5-mini", overrides(data, nowhere, tmp_path / place))
+    with pytest.raises(StorageError, match=r"cannot write .*Check the path and rights"):
+        train(recipe, console=Console(quiet=True))
+
+
 def test_nothing_to_resume(data: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:
     result = run("train", "phi3.5-mini", *overrides(data, backbones, tmp_path / "run"), "--resume")
     assert result.returncode == 2
@@ -193,7 +295,121 @@ def test_bad_samples_are_skipped_and_listed_if_asked(
     skipped = json.loads(result.stdout)["skipped"]
     assert len(skipped) == 2
     assert "gone.png" in skipped[0] and "data.max_length is 200" in skipped[1]
+    assert {f"skipped {line}" for line in skipped} <= set(result.stderr.splitlines())  # not wrapped, off a terminal
     assert "gone.png" in (tmp_path / "run" / "report.html").read_text()
+
+
+NOTHING_LEFT = {
+    "to train on": (
+        ["data.max_length=3"],
+        r"record 1 \(id 00\).*data\.max_length is 3\. Shorten it, or raise data\.max",
+    ),
+    "to train on, in rows": (
+        ["data.row_length=5"],
+        r"record 1 \(id 00\).*data\.row_length is 5\. .*raise data\.row_length",
+    ),
+    "to evaluate on": (
+        ["data.max_length=200", "data.eval_fraction=null"],
+        r"record 1 \(id long\).*data\.max_length is 200",
+    ),
+}
+
+
+@pytest.mark.parametrize("purpose", NOTHING_LEFT)
+def test_a_set_of_which_nothing_is_left_is_refused(
+    purpose: str, data: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    changes, message = NOTHING_LEFT[purpose]
+    turns = [{"from": "human", "value": "a" * 500}, {"from": "gpt", "value": "b"}]
+    (tmp_path / "long.json").write_text(json.dumps([{"id": "long", "conversations": turns}]))
+    if "data.eval_fraction=null" in changes:
+        changes = [*changes, f"data.eval_path={tmp_path / 'long.json'}"]
+    recipe = load_recipe("phi3.5-mini", [*overrides(data, backbones, tmp_path / "run"), "data.on_error=skip", *changes])
+    with pytest.raises(DataError, match=message) as caught:
+        train(recipe, console=Console(quiet=True))
+    assert f"no sample is left {purpose.split(',')[0]}" in str(caught.value)
+    assert "on_error" not in str(caught.value)  # it is set
+    assert not (tmp_path / "run").exists()
+
+
+def damaged(folder: Path, is_cut: Callable[[int], bool], number: int = 12) -> Path:
+    """Samples with a picture each, which is none from its first bytes on where `is_cut` says so."""
+    make_image("red").save(folder / "whole.png")
+    (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:60])
+    turns = [{"from": "human", "value": "<image>\nwhich colour"}, {"from": "gpt", "value": "red"}]
+    records = [
+        {"id": str(index), "image": "cut.png" if is_cut(index) else "whole.png", "conversations": turns}
+        for index in range(number)
+    ]
+    path = folder / f"{len(list(folder.iterdir()))}.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def short(data: Path, eval_data: Path, backbones: tuple[Path, Path], out: Path, *changes: str) -> Recipe:
+    """Four steps of two, with an evaluation after two."""
+    steps = {"max_steps": 4, "logging_steps": 1, "eval_steps": 2, "save_strategy": "no"}
+    held_out = ("data.eval_fraction=null", f"data.eval_path={eval_data}", "data.on_error=skip")
+    return load_recipe("phi3.5-mini", [*overrides(data, backbones, out, **steps), *held_out, *changes])
+
+
+@pytest.mark.parametrize("features", ["live", "cached"])
+def test_a_run_whose_images_are_all_damaged_ends_with_the_first_of_them(
+    features: str, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """In mid-run, when an epoch is over, or before the first step, where the images are known by then."""
+    cut, whole = damaged(tmp_path, lambda _: True, 6), damaged(tmp_path, lambda _: False)
+    recipe = short(cut, whole, backbones, tmp_path / "run", f"data.features={features}")
+    error, what = {
+        "live": (RunError, "nothing to learn from in 3 steps: every image is damaged, the first: .*cut.png"),
+        "cached": (DataError, "no sample is left to train on; the first one left out: .*cut.png"),
+    }[features]
+    with pytest.raises(error, match=rf"record 1 \(id 0\): {what}"):
+        train(recipe, console=Console(quiet=True))
+    assert not (tmp_path / "run" / "adapter_config.json").exists()
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_an_evaluation_that_sees_nothing_has_no_loss(backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    cut, whole, said = damaged(tmp_path, lambda _: True, 3), damaged(tmp_path, lambda _: False), io.StringIO()
+    out = tmp_path / "run"
+    result = train(short(whole, cut, backbones, out, "data.features=live"), console=Console(file=said, width=200))
+    assert said.getvalue().count("no evaluation loss: no held-out sample can be used") == 2
+    assert any("eval_runtime" in row for row in result.log) and not any("eval_loss" in row for row in result.log)
+    assert "NaN" not in (out / "training.jsonl").read_text()
+    assert "evaluation loss" not in (out / "README.md").read_text()
+    best = ["training.load_best_model_at_end=true", "training.save_strategy=steps", "training.save_steps=2"]
+    with pytest.raises(RunError, match=r"record 1 \(id 0\): no evaluation loss to choose by: every image is damaged"):
+        train(short(whole, cut, backbones, tmp_path / "best", "data.features=live", *best), console=Console(quiet=True))
+
+
+def test_cached_features_leave_out_what_they_cannot_use(backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    """Before rows are packed: none of them holds a sample with nothing to learn from."""
+    path, other = damaged(tmp_path, lambda index: index % 3 == 0), damaged(tmp_path, lambda _: False)
+    held_out, said = damaged(tmp_path, lambda index: index == 1), io.StringIO()
+    sources = f"data.sources=[{{path: {path}, weight: 3}}, {{path: {other}}}]"  # 18 samples of 12, and 6 of 12
+    changes = ["data.path=null", sources, "data.features=cached", "data.row_length=64"]
+    result = train(short(path, held_out, backbones, tmp_path / "run", *changes), console=Console(file=said, width=200))
+    expected = {f"{path} record {index + 1} (id {index})" for index in (0, 3, 6, 9)} | {f"{held_out} record 2 (id 1)"}
+    assert len(result.skipped) == 5, "each is listed once"
+    assert {line.split(": ")[0] for line in result.skipped} == expected
+    assert [line for line in said.getvalue().splitlines() if "cut.png" in line] == [
+        f"skipped {s}" for s in result.skipped
+    ]
+    found = re.search(r"(\d+) samples in \d+ rows", said.getvalue())
+    assert found is not None and 24 - 8 <= int(found[1]) <= 24 - 4
+    assert f"| training samples | {found[1]} |" in (tmp_path / "run" / "README.md").read_text()
+    assert all(row["loss"] > 0 for row in result.log if "loss" in row)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    cut, whole = damaged(tmp_path, lambda _: True, 3), damaged(tmp_path, lambda _: False)
+    changes = ["data.features=live", "training.learning_rate=1e30", "training.warmup_steps=0"]
+    with pytest.raises(RunError, match=r"the loss became nan at step \d.* lower training\.learning_rate"):
+        train(short(whole, cut, backbones, tmp_path / "run", *changes), console=Console(quiet=True))
+    for line in (tmp_path / "run" / "training.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    assert not (tmp_path / "run" / "adapter_config.json").exists()
 
 
 def test_a_full_disk_ends_the_run_in_one_line(data: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ An image comes as pixels, or, once the data set was given a cache of them, as th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ import PIL.Image
 import torch
 import torch.utils.data
 
+from .. import ranks
 from ..errors import DataError, ImageError
 from ..model.processing import IGNORE_INDEX, MultimodalPhiProcessor
 from ..vision import open_image
@@ -32,12 +33,13 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         samples: checked samples (`eden.data.validate.load_samples`); their tokens are kept in Eden's cache.
         processor: of the model in training.
         max_length: the longest example allowed, in tokens; nothing is ever cut off silently.
+        row_length: of the rows that examples will be packed into, if they will be; none may be longer.
         on_error: `fail` at the first sample that does not fit, or `skip` it and list it in `skipped`. An image that
             turns out damaged in mid-run is an error of its sample, or is left out of the loss and listed in `damaged`.
         on_progress: called as samples are encoded.
 
     Raises:
-        DataError: a sample is longer than `max_length` or has no supervised token; the message names it.
+        DataError: a sample is longer than `max_length` or a row, or has no supervised token; the message names it.
         StorageError: the cache is not writable.
     """
 
@@ -47,6 +49,7 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         processor: MultimodalPhiProcessor,
         *,
         max_length: int,
+        row_length: int | None = None,
         on_error: Literal["fail", "skip"] = "fail",
         on_progress: Progress | None = None,
     ):
@@ -55,16 +58,8 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self._on_error = on_error
         samples = samples if isinstance(samples, Samples) else Samples.of(SampleList(samples))
         self._tokens = [TokenTable(store, processor, on_progress) for store in samples.stores]
-        fits = np.ones(len(samples), dtype=bool)
-        for index, error in self._faults(samples, max_length):
-            if on_error == "fail":
-                raise error
-            self.skipped.append(error)
-            fits[index] = False
-        self.samples = samples.take(np.flatnonzero(fits))
         self._features: FeatureStore | None = None
-        # In memory that the processes of a data loader share: they find the damage, this one reports it.
-        self.damage = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
+        self._leave_out(samples, self._faults(samples, max_length, row_length))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -84,21 +79,51 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 example |= self._no_images(len(sources))
         return example
 
-    def use_features(self, features: FeatureStore) -> None:
-        """Takes images as features from now on.
+    def use_features(self, features: FeatureStore) -> list[DataError]:
+        """Takes images as features from now on, and leaves out the samples whose images gave none.
+
+        Of several processes all must ask: what one of them cannot use, all leave out.
 
         Args:
-            features: filled with those of `image_sources`.
+            features: filled with the samples' images.
+
+        Returns:
+            Why samples were left out; they are in `skipped`, too.
 
         Raises:
             DataError: an image cannot be used, and `on_error` is `fail`; the message names its sample.
         """
         self._features = features
-        if features.faults and self._on_error == "fail":
-            for sample in self.samples:
-                for image in _images_of(sample):
-                    if fault := features.faults.get(source_name(image)):
-                        raise DataError(fault, where=sample.where)
+        faults: dict[int, str] = {}
+        if features.faults:
+            for index, sample in enumerate(self.samples):
+                names = map(source_name, _images_of(sample))
+                if fault := next((features.faults[name] for name in names if name in features.faults), None):
+                    faults[index] = fault
+        unusable = torch.zeros(len(self), dtype=torch.int32)
+        unusable[list(faults)] = 1
+        elsewhere = "another process cannot use its image"
+        return self._leave_out(
+            self.samples,
+            (
+                (index, DataError(faults.get(index, elsewhere), where=self.samples[index].where))
+                for index in torch.nonzero(ranks.summed(unusable)).flatten().tolist()
+            ),
+        )
+
+    def _leave_out(self, samples: Samples, faults: Iterable[tuple[int, DataError]]) -> list[DataError]:
+        """Takes the samples that are not among the faulty ones, which are listed."""
+        fits, listed = np.ones(len(samples), dtype=bool), {}
+        for index, error in faults:
+            if self._on_error == "fail":
+                raise error
+            fits[index] = False
+            listed[str(error)] = error  # once, though a mix may hold a sample more than once
+        self.samples = samples.take(np.flatnonzero(fits))
+        # In memory that the processes of a data loader share: they find the damage, this one reports it.
+        self.damage = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
+        self.skipped += listed.values()
+        return list(listed.values())
 
     def _images(self, sources: Sequence[Source]) -> dict[str, torch.Tensor]:
         """The images of one sample: `image_features` [I,N,Dv] or `pixel_values` [I,3,H,W]."""
@@ -116,6 +141,20 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         pixels: torch.Tensor = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         return pixels
 
+    def check_not_empty(self, purpose: str) -> None:
+        """Sees that there is something left.
+
+        Args:
+            purpose: what the samples are for, in the message.
+
+        Raises:
+            DataError: every sample was left out; the message names the first of them and what is wrong with it.
+        """
+        if not len(self):
+            why = f"; the first one left out: {self.skipped[0].what}" if self.skipped else ""
+            where, cure = (self.skipped[0].where, self.skipped[0].cure) if self.skipped else ("data", "Give some.")
+            raise DataError(f"no sample is left {purpose}{why}", where=where, cure=cure)
+
     def is_whole(self, index: int) -> bool:
         """Whether the sample's images can be opened; with `on_error="fail"`, one that cannot is a DataError."""
         self[index]
@@ -127,15 +166,24 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         Args:
             damage: which they are, as all processes of a run together know; None is as this one does.
         """
-        found = []
-        for index in torch.nonzero(self.damage if damage is None else damage).flatten().tolist():
+        return list(self._damaged(self.damage if damage is None else damage))
+
+    def first_damaged(self, damage: torch.Tensor) -> DataError | None:
+        """The first of `damaged`."""
+        return next(self._damaged(damage), None)
+
+    def _damaged(self, damage: torch.Tensor) -> Iterator[DataError]:
+        listed = set()
+        for index in torch.nonzero(damage).flatten().tolist():
             sample = self.samples[index]
             for image in _images_of(sample):
                 try:
                     open_image(image)
                 except ImageError as error:
-                    found.append(_damage(sample, error))
-        return found
+                    found = _damage(sample, error)
+                    if str(found) not in listed:  # a mix may hold a sample more than once
+                        yield found
+                    listed.add(str(found))
 
     @property
     def lengths(self) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -153,17 +201,21 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
             numbers[chosen] = getattr(tokens, column)[samples.row[chosen]]
         return numbers
 
-    def _faults(self, samples: Samples, max_length: int) -> Iterator[tuple[int, DataError]]:
+    def _faults(self, samples: Samples, max_length: int, row_length: int | None) -> Iterator[tuple[int, DataError]]:
         """The samples that cannot be trained on, in order, and why."""
         lengths, supervised = self._of_rows(samples, "lengths"), self._of_rows(samples, "supervised")
-        for index in np.flatnonzero((lengths > max_length) | (supervised == 0)):
+        limit, name = max_length, "data.max_length"
+        if row_length is not None and row_length < max_length:
+            limit, name = row_length, "data.row_length"
+        skip = ", or set data.on_error=skip" if self._on_error == "fail" else ""
+        for index in np.flatnonzero((lengths > limit) | (supervised == 0)):
             sample, row = samples[int(index)], int(samples.row[index])
             what, cure = "the sample has no supervised token", "Give it an answer, or drop it."
             if fault := self._tokens[samples.source[index]].faults.get(row):
                 what, cure = fault, "Remove it; the chat template writes the control tokens."
-            elif lengths[index] > max_length:
-                what = f"the sample has {lengths[index]:,} tokens, data.max_length is {max_length:,}"
-                cure = "Shorten it, raise data.max_length, or set data.on_error=skip."
+            elif lengths[index] > limit:
+                what = f"the sample has {lengths[index]:,} tokens, {name} is {limit:,}"
+                cure = f"Shorten it, or raise {name}{skip}."
             yield int(index), DataError(what, where=sample.where, cure=cure)
 
 

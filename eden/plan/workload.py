@@ -102,6 +102,7 @@ def read_lengths(recipe: Recipe, processor: MultimodalPhiProcessor | None, image
         return _by_characters(samples, images, image_tokens)
     longest_allowed = np.iinfo(np.int32).max  # which are too long, the recipe decides later
     dataset = ConversationDataset(samples, processor, max_length=int(longest_allowed), on_error=recipe.data.on_error)
+    dataset.check_not_empty("to train on")
     return Lengths("encoded", dataset.lengths, dataset.supervised_tokens, images)
 
 
@@ -112,14 +113,14 @@ def workload_of(recipe: Recipe, lengths: Lengths, arguments: TrainingArguments) 
         DataError: a sample is longer than the recipe allows, and it does not skip such samples, or none is left.
     """
     data, batch = recipe.data, int(arguments.train_batch_size)
-    limit = min(data.max_length, data.row_length or data.max_length)
+    limit, name = data.max_length, "data.max_length"
+    if data.row_length is not None and data.row_length < limit:
+        limit, name = data.row_length, "data.row_length"
     fits = lengths.tokens <= limit
-    if not fits.any() or (not fits.all() and (data.on_error == "fail" or data.max_length > limit)):
-        raise DataError(
-            f"a sample has {int(lengths.tokens.max()):,} tokens, and the recipe allows {limit:,}",
-            where="data",
-            cure="Raise data.max_length and data.row_length, or set data.on_error=skip.",
-        )
+    if not fits.any() or (not fits.all() and data.on_error == "fail"):
+        most, skip = int(lengths.tokens.max()), ", or set data.on_error=skip" if fits.any() else ""
+        what = "a sample has" if fits.any() else "every sample is too long: the longest has"
+        raise DataError(f"{what} {most:,} tokens, {name} is {limit:,}", where="data", cure=f"Raise {name}{skip}.")
     sizes = np.asarray(lengths.tokens[fits], dtype=np.int64)
     rows = None if data.row_length is None else pack(sizes, data.row_length, data.split_seed)
     flat = takes_flat_rows(recipe.model.attn_implementation)

@@ -1,0 +1,51 @@
+"""What a recipe may not say to transformers.TrainingArguments, which passes on much that does harm only later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+OWNED = {
+    "remove_unused_columns": "Eden's batches hold exactly what the model takes",
+    "label_names": "Eden's batches name their labels",
+    "disable_tqdm": "Eden shows its own progress bar",
+    "use_cache": "with a cache, samples packed into one row would see each other",
+    "label_smoothing_factor": "Trainer would smooth this model's labels one position off",
+    "ignore_data_skip": "a resumed run must go on with the samples it had left",
+    "save_only_model": "a run could not be resumed from such a checkpoint",
+    "resume_from_checkpoint": "eden train --resume does it",
+    "do_train": "eden train always trains",
+    "do_eval": "eval_strategy says it",
+    "do_predict": "the report always shows predictions",
+    "push_to_hub": "publishing is a step of its own, after training",
+}
+"""Arguments of TrainingArguments that no recipe may set, and why."""
+
+AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
+    "adam_epsilon": 0,
+    "seed": 0,
+    "data_seed": 0,
+    "dataloader_num_workers": 0,
+}
+"""Numbers that are too small below this; transformers, torch or numpy end a run with them in a traceback."""
+
+
+def out_of_range(training: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Arguments that are numbers and cannot be these, each as its key, what is wrong, and the cure."""
+    numbers = {name: value for name, value in training.items() if isinstance(value, int | float)}
+    for name, least in AT_LEAST.items():
+        if numbers.get(name, least) < least:
+            yield f"training.{name}", f"training.{name} is {numbers[name]}", f"Write {least} or more."
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= numbers.get(name, 0) < 1:
+            yield f"training.{name}", f"training.{name} is {numbers[name]}", "Write a number from 0 to below 1."
+    steps, epochs = numbers.get("max_steps", -1), numbers.get("num_train_epochs", 1)
+    if steps <= 0 and steps != -1:  # -1 is transformers' own word for none
+        cure = "Write 1 or more; leave it out to train for training.num_train_epochs."
+        yield "training.max_steps", f"training.max_steps is {steps}", cure
+    if steps == -1 and epochs <= 0:
+        yield "training.num_train_epochs", f"training.num_train_epochs is {epochs}", "Write a number above 0."
