@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +17,11 @@ import pytest
 import torch
 from conftest import make_image, make_model, make_processor
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from eden import ImageError, StorageError
+from eden import DataError, ImageError, StorageError
 from eden.checkpoint import load_for_training
+from eden.cli.main import app
 from eden.data import features as module
 from eden.data.features import FeatureStore, in_best_format
 from eden.recipe import load_recipe
@@ -256,12 +259,36 @@ def test_two_processes_share_the_work(nursery: Nursery, tmp_path: Path) -> None:
     assert len(contents(tmp_path / "alone")) == 25
 
 
+def make_data(files: list[Path], *names: str) -> Path:
+    """A data file beside its images; `names` are asked about once more."""
+    turns = [{"from": "human", "value": "<image>\nwhat is it"}, {"from": "gpt", "value": "a colour"}]
+    asked = [*(path.name for path in files), *names]
+    data = files[0].with_name("data.json")
+    data.write_text(json.dumps([{"id": f"{n}", "image": name, "conversations": turns} for n, name in enumerate(asked)]))
+    return data
+
+
+def test_the_command_counts_samples_and_images_and_names_the_bad_ones(tmp_path: Path) -> None:
+    files = make_files(tmp_path / "images", 6)
+    files[2].write_bytes(files[2].read_bytes()[:60])
+    data = make_data(files, "2.png", "3.png")
+    arguments = ["cache", "digits", f"data.path={data}", "data.features=cached", "data.eval_fraction=0.2"]
+    skipped = CliRunner().invoke(app, [*arguments, "data.on_error=skip", "--json"])
+    found = json.loads(skipped.stdout)
+    assert (found["samples"], found["images"]) == (6, 5)
+    assert sorted(line.split(": ")[0] for line in found["skipped"]) == [
+        f"{data} record {n} (id {n - 1})" for n in (3, 7)
+    ]
+    failed = CliRunner().invoke(app, [*arguments, "data.on_error=fail"])
+    assert isinstance(failed.exception, DataError)
+    assert re.fullmatch(rf"{data} record [37] .*2.png: .* \(1 more\)\. data.on_error=skip .*", str(failed.exception))
+    live = CliRunner().invoke(app, ["cache", "digits", f"data.path={data}"])
+    assert "not cached: data.features is live" in live.stderr and "8 samples and 0 images ready" in live.stdout
+
+
 def test_ctrl_c_ends_the_command_and_its_helpers_with_a_word(tmp_path: Path) -> None:
     files = make_files(tmp_path / "images", 1500)
-    turns = [{"from": "human", "value": "<image>\nwhat is it"}, {"from": "gpt", "value": "a colour"}]
-    records = [{"id": path.stem, "image": path.name, "conversations": turns} for path in files]
-    data = tmp_path / "images" / "data.json"
-    data.write_text(json.dumps(records))
+    data = make_data(files)
     command = [sys.executable, "-m", "eden", "cache", "digits", f"data.path={data}", "data.features=cached"]
     process = subprocess.Popen(
         [*command, "--workers", "2"],

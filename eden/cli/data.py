@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from ..console import AS_IT_IS
 from ..errors import DataError, InputError
 from .shared import Json, Model, err, print_json
 
@@ -115,19 +116,24 @@ def cache(
     from ..prepare import read_data
 
     trained, held_out, skipped = read_data(loaded, err)
-    images = list({**trained.images(), **held_out.images()}.values()) if loaded.data.features != "live" else []
-    if images:
+    samples, images = len(trained) + len(held_out), list({**trained.images(), **held_out.images()}.values())
+    ready = 0
+    if images and loaded.data.features == "live":
+        err.print("images are not cached: data.features is live")
+    elif images:
         from ..seeing import cache_features
 
-        faults = cache_features(loaded, images, err, workers).faults.values()
-        if faults and loaded.data.on_error == "fail":
-            more = f" ({len(faults) - 1:,} more)" if len(faults) > 1 else ""
-            raise DataError(f"{next(iter(faults))}{more}", cure="data.on_error=skip leaves faulty samples out.")
-        skipped += faults
+        store = cache_features(loaded, images, err, workers)
+        faulty = [error for part in (trained, held_out) for error in store.faulty(part).values()]
+        if faulty and loaded.data.on_error == "fail":
+            more = f" ({len(faulty) - 1:,} more)" if len(faulty) > 1 else ""
+            cure = "data.on_error=skip leaves faulty samples out."
+            raise DataError(f"{faulty[0].what}{more}", where=faulty[0].where, cure=cure)
+        skipped += dict.fromkeys(map(str, faulty))  # a mix may hold a sample more than once
+        samples, ready = samples - len(faulty), len(images) - len(store.faults)
     for line in skipped:
-        err.print(f"skipped {line}", highlight=False)
-    number = len(trained) + len(held_out)
+        err.print(f"skipped {line}", **AS_IT_IS)
     if as_json:
-        print_json({"samples": number, "images": len(images), "skipped": skipped})
+        print_json({"samples": samples, "images": ready, "skipped": skipped})
     else:
-        print(f"{number:,} samples and {len(images):,} images ready, {len(skipped):,} skipped")
+        print(f"{samples:,} samples and {ready:,} images ready, {len(skipped):,} skipped")

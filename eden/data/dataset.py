@@ -19,7 +19,7 @@ from ..model.processing import IGNORE_INDEX, MultimodalPhiProcessor
 from ..vision import open_image
 from .features import FeatureStore
 from .formats import Sample
-from .image_table import Source, source_name
+from .image_table import Source
 from .store import Progress, SampleList, Samples
 from .tokens import TokenTable
 
@@ -94,22 +94,14 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
             DataError: an image cannot be used, and `on_error` is `fail`; the message names its sample.
         """
         self._features = features
-        faults: dict[int, str] = {}
-        if features.faults:
-            for index, sample in enumerate(self.samples):
-                names = map(source_name, _images_of(sample))
-                if fault := next((features.faults[name] for name in names if name in features.faults), None):
-                    faults[index] = fault
+        faulty = features.faulty(self.samples)
         unusable = torch.zeros(len(self), dtype=torch.int32)
-        unusable[list(faults)] = 1
-        elsewhere = "another process cannot use its image"
-        return self._leave_out(
-            self.samples,
-            (
-                (index, DataError(faults.get(index, elsewhere), where=self.samples[index].where))
-                for index in torch.nonzero(ranks.summed(unusable)).flatten().tolist()
-            ),
-        )
+        unusable[list(faulty)] = 1
+        of_all = torch.nonzero(ranks.summed(unusable)).flatten().tolist()
+        return self._leave_out(self.samples, ((index, faulty.get(index) or self._elsewhere(index)) for index in of_all))
+
+    def _elsewhere(self, index: int) -> DataError:
+        return DataError("another process cannot use its image", where=self.samples[index].where)
 
     def _leave_out(self, samples: Samples, faults: Iterable[tuple[int, DataError]]) -> list[DataError]:
         """Takes the samples that are not among the faulty ones, which are listed."""

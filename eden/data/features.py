@@ -30,12 +30,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..errors import ImageError, StorageError
+from ..errors import DataError, ImageError, StorageError
 from ..files import cache_folder, storage_error, write_file
 from ..machine import cores, one_core_each
+from ..messages import Image
 from ..vision import open_image, read_image_file
 from ..vision_encoder import VisionEncoder
+from .formats import Sample
 from .image_table import ImageTable, Key, Known, Source, source_name
+from .store import media_of
 
 CHUNK, BATCH = 512, 16
 """Images of a shard, and of a pass through the tower."""
@@ -103,6 +106,15 @@ class FeatureStore:
         ]
         features: torch.Tensor = self._open(name)[row : row + 1][0]
         return features
+
+    def faulty(self, samples: Sequence[Sample]) -> dict[int, DataError]:
+        """The samples with an image that `fill` could not use, by their place, and why."""
+        found = {}
+        for index, sample in enumerate(samples if self.faults else ()):
+            names = (source_name(part.source) for part in media_of(sample) if isinstance(part, Image))  # type: ignore[arg-type]
+            if fault := next((self.faults[name] for name in names if name in self.faults), None):
+                found[index] = DataError(fault.removesuffix("."), where=sample.where)
+        return found
 
     def _open(self, name: str) -> Any:
         if self._shards[name] is None:
