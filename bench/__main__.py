@@ -47,18 +47,15 @@ def measured(name: str) -> list[Row]:
     """The rows of one bench, from a process of its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(_measure, name).result()
+        # Not a function of this file's: what `python -m` runs has no name that another process could import it by.
+        rows: list[Row] = pool.submit(importlib.import_module(f"bench.{name}").measure).result()
+    return rows
 
 
 def block(rows: dict[str, list[Row]]) -> str:
     """What stands between the marks: where, when and how, and the table."""
     today = datetime.datetime.now(datetime.UTC).date()
     return f"`make bench`, {today}, on {describe()}.\n\n{to_markdown(rows)}"
-
-
-def _measure(name: str) -> list[Row]:
-    rows: list[Row] = importlib.import_module(f"bench.{name}").measure()
-    return rows
 
 
 if __name__ == "__main__":

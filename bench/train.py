@@ -48,7 +48,7 @@ from eden.tiny.tokenizer import FIRST_PIECES, PRINTABLE, phi_tokenizer
 from eden.trainer import EdenTrainer
 from eden.vision_encoder import VisionEncoder
 
-SAMPLES, BATCH, ROW_LENGTH, STEPS, PICTURES = 192, 8, 2048, 5, 64
+SAMPLES, BATCH, ROW_LENGTH, STEPS, PICTURES, RUNS = 192, 8, 2048, 5, 64, 3
 CHARACTERS_A_TOKEN, IMAGE_TOKENS, IMAGE_ID, PADDING, VOCABULARY = 4, 49, 32_011, 32_000, 32_064
 TARGETS = ["o_proj", "qkv_proj", "gate_up_proj"]
 WAYS = {
@@ -58,26 +58,25 @@ WAYS = {
     "compiled": "images live, torch.compile",
 }
 """Eden's, by what they are called in the table; only the first two are in `make bench`."""
-FIGURES = (
-    ("supervised", "supervised tokens", "tokens/s", Bar(2, of_ratio=True)),
-    ("peak", "peak memory", "MiB", None),
-)
+FIGURES = (("supervised tokens", "tokens/s", Bar(2, of_ratio=True)), ("peak memory", "MiB", None))
 
 Example = dict[str, Any]
 
 
 def measure(ways: Sequence[str] = ("live", "cached")) -> list[Row]:
-    """The peer and Eden, one after the other."""
-    found = {}
+    """The peer and Eden in turn; of several runs of each, the medians."""
+    runs: dict[str, list[tuple[float, float]]] = {way: [] for way in ("peer", *ways)}
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder), PICTURES)
-        for way in ("peer", *ways):
-            finished = run(["-m", "bench.train", "--alone", way, "--pictures", folder])
-            found[way] = {"supervised": float(finished.output.splitlines()[-1]), "peak": finished.peak}
-    rows, beside, peer = [], "transformers' LLaVA and Trainer", found["peer"]
+        for _ in range(RUNS):
+            for way, found in runs.items():
+                finished = run(["-m", "bench.train", "--alone", way, "--pictures", folder])
+                found.append((float(finished.output.splitlines()[-1]), finished.peak))
+    medians = {way: np.median(found, axis=0).tolist() for way, found in runs.items()}
+    rows, beside = [], "transformers' LLaVA and Trainer"
     for way in ways:
-        for key, what, unit, bar in FIGURES:
-            rows.append(Row(f"{what}, {WAYS[way]}", found[way][key], unit, beside, peer[key], bar))
+        for (what, unit, bar), ours, theirs in zip(FIGURES, medians[way], medians["peer"], strict=True):
+            rows.append(Row(f"{what}, {WAYS[way]}", ours, unit, beside, theirs, bar))
     return rows
 
 

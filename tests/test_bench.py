@@ -113,6 +113,14 @@ def test_the_page_agrees_with_itself() -> None:
     assert bars >= 7
 
 
+def test_the_command_runs_a_bench_and_leaves_the_page_alone() -> None:
+    before = PAGE.read_bytes()
+    command = [sys.executable, "-m", "bench", "packing"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PAGE.parents[1]).stdout
+    assert printed.startswith("machine: ") and "reached" in printed and "missed" not in printed
+    assert PAGE.read_bytes() == before
+
+
 def gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bench.gpu", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=PAGE.parents[1])
