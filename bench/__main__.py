@@ -28,9 +28,8 @@ def main() -> None:
     names = parser.parse_args().names
     if unknown := [name for name in names if name not in BENCHES]:
         parser.error(f"no bench is called {unknown[0]!r}; there are {', '.join(BENCHES)}")
-    page = PAGE.read_text(encoding="utf-8")
     if not names:
-        between_marks(page, "")  # a page that cannot be written is known before the work of many minutes
+        between_marks(PAGE.read_text(encoding="utf-8"), "")  # what cannot be written is known before the work
     console, rows = Console(), {}
     console.print(f"machine: {describe()}", highlight=False)
     try:
@@ -40,7 +39,7 @@ def main() -> None:
     finally:
         show(rows, console)
     if not names:
-        write_file(PAGE, between_marks(page, block(rows)))
+        write_file(PAGE, between_marks(PAGE.read_text(encoding="utf-8"), block(rows)))
 
 
 def measured(name: str) -> list[Row]:
