@@ -54,7 +54,6 @@ TARGETS = ["o_proj", "qkv_proj", "gate_up_proj"]
 WAYS = {
     "live": "images live",
     "cached": "cached features",
-    "loaders": "images live, opened by two processes of a data loader",
     "compiled": "images live, torch.compile",
 }
 """Eden's, by what they are called in the table; only the first two are in `make bench`."""
@@ -246,9 +245,7 @@ def eden(examples: list[Example], way: str) -> float:
         store = filled_store(checkpoint, examples, Path(folder)) if way == "cached" else None
         packed: Any = PackedDataset(Examples(examples, store), ROW_LENGTH)  # type: ignore[arg-type]
         arguments, warm_up = training_arguments(folder, 1), 1
-        if way == "loaders":
-            arguments = training_arguments(folder, 1, dataloader_num_workers=2)
-        elif way == "compiled":  # which takes place again for rows of another length, in the first steps
+        if way == "compiled":  # which takes place again for rows of another length, in the first steps
             arguments, warm_up = training_arguments(folder, 1, 2 * STEPS, torch_compile=True), STEPS
         return rate(EdenTrainer(checkpoint, arguments, packed, None, Console(stderr=True, quiet=True)), warm_up)
 
