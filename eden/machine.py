@@ -46,11 +46,13 @@ def one_core_each(threads: int) -> Iterator[Executor]:
 @contextmanager
 def out_of_earshot() -> Iterator[None]:
     """Processes that are started in the block do not hear Ctrl-C, which is this process's to answer."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    in_charge = threading.current_thread() is threading.main_thread()  # in others, Ctrl-C is somebody else's
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_charge else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        if in_charge:
+            signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
