@@ -479,5 +479,6 @@ def test_many_at_once_leave_nothing_behind(server: Running) -> None:
     for client in clients:
         client.join()
     assert statuses == 80 * [200]
-    assert server.service._inside == 0 and threading.active_count() <= threads + 4
+    # A client has its answer a moment before the server has left the request.
+    until(lambda: server.service._inside == 0 and threading.active_count() <= threads + 4)
     check_alive(server)
