@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .errors import first_line
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 OWNED = {
     "remove_unused_columns": "Eden's batches hold exactly what the model takes",
@@ -49,3 +54,31 @@ def out_of_range(training: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "training.max_steps", f"training.max_steps is {steps}", cure
     if steps == -1 and epochs <= 0:
         yield "training.num_train_epochs", f"training.num_train_epochs is {epochs}", "Write a number above 0."
+
+
+def trial(arguments: TrainingArguments) -> tuple[str, str] | None:
+    """Makes the optimizer and its schedule for a single weight: the key they cannot be made from, and why.
+
+    Trainer makes them only before its first step, when the model has been loaded and the data read.
+    """
+    import torch
+    from transformers import Trainer, get_scheduler
+
+    weight = torch.nn.Linear(1, 1)
+    if arguments.optim_target_modules is None:  # else it looks for modules by name, in the model itself
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(arguments, weight)
+        except (ImportError, ValueError, TypeError, NotImplementedError) as error:
+            return f"training.{'optim_args' if arguments.optim_args else 'optim'}", first_line(error)
+    try:
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer=torch.optim.SGD(weight.parameters(), lr=arguments.learning_rate),
+            num_warmup_steps=0,  # the schedule itself is computed at once
+            num_training_steps=10,
+            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+        )
+    except (ValueError, TypeError) as error:
+        key = "lr_scheduler_kwargs" if arguments.lr_scheduler_kwargs else "lr_scheduler_type"
+        return f"training.{key}", first_line(error)
+    return None

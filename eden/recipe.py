@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from .arguments import OWNED, out_of_range
+from .arguments import OWNED, out_of_range, trial
 from .errors import RecipeError
 from .files import write_file
 from .strict_yaml import Dumper, Loader, Places, parse
@@ -159,10 +159,13 @@ class Recipe(_Section):
         # Trainer would show a loss that is NaN as one that is not; fp16 alone has steps that overflow and are skipped.
         training.setdefault("logging_nan_inf_filter", bool(training.get("fp16")))
         try:
-            return TrainingArguments(**(training | FIXED))
+            arguments = TrainingArguments(**(training | FIXED))
         except (ValueError, TypeError) as error:
             named = next((name for name in training if re.search(rf"\b{name}\b", str(error))), "")
             raise self._places.refusal(f"training.{named}", "transformers refuses it", str(error)) from error
+        if fault := trial(arguments):
+            raise self._places.refusal(fault[0], f"transformers refuses {fault[0]}", fault[1])
+        return arguments
 
     def to_yaml(self) -> str:
         """The recipe with its defaults filled in; `load_recipe` reads it back as an equal recipe."""

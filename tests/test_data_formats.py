@@ -127,6 +127,7 @@ def test_metadata_that_says_too_little(tmp_path: Path) -> None:
         ("file_name,text,text\na.png,Red,Blue\n", "two columns are named `text`"),
         (f'file_name,text\na.png,"{"x" * 140_000}"\n', "Shorten the cell, or close the quotes before it."),
         ('file_name,text\na.png,"Red.\na.png,Blue\n', "Quote the cell, and close its quotes."),
+        ('file_name,text\na.png,Red.\na.png,"Red.\na.png,Blue\n', "metadata.csv line 3: not valid CSV"),
     ],
 )
 def test_csv_as_programs_write_it(tmp_path: Path, text: str | bytes, found: str) -> None:

@@ -83,6 +83,17 @@ def test_nothing_is_encoded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sum(seen) == 32
     FeatureStore(encoder, tmp_path / "cache").fill(files)  # a data set that has grown
     assert sum(seen) == 40
+    (tmp_path / "images").rename(tmp_path / "moved")
+    moved = make_files(tmp_path / "moved", 40)  # written anew, the same to the byte
+    store = FeatureStore(encoder, tmp_path / "cache")
+    assert store.missing(moved) == moved
+    store.fill(moved)
+    assert sum(seen) == 40 and store.missing(moved) == []
+    twins = [tmp_path / f"twin{index}.png" for index in range(2)]
+    for path in twins:
+        make_image("orange", (48, 40)).save(path)
+    store.fill([*moved[:3], *twins])
+    assert len(store) == 41 and torch.equal(store.features(twins[0]), store.features(twins[1]))
 
 
 @pytest.mark.parametrize("change", ["weights", "layer", "preprocessing", "format", "image"])

@@ -39,7 +39,7 @@ def check_refusal(response: httpx.Response) -> None:
     assert set(error) == {"message", "type", "param", "code"} and error["code"]
     message = error["message"]
     assert message and len(message) < 700 and "\n" not in message
-    for leak in ("/work", "/tmp", "/usr", "site-packages", "0x7f", "Traceback", "root:"):
+    for leak in ("/home", "/tmp", "/usr", "site-packages", "0x7f", "Traceback", "root:"):
         assert leak not in message
 
 

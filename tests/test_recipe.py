@@ -246,6 +246,11 @@ WRONG_ARGUMENTS = {
     "training.bf16=yes": r"refuses training\.bf16\. It is 'yes' and must be a valid boolean",
     "training.logging_steps=2.5": r"must be an integer if bigger than 1",
     "training.load_best_model_at_end=true": r"requires the save and eval strategy to match",
+    "training.lr_scheduler_kwargs.cycles=2": r"unexpected keyword argument 'cycles'",
+    "training.lr_scheduler_type=cosine_with_min_lr": r"min_lr or min_lr_rate should be set",
+    "training.lr_scheduler_type=warmup_stable_decay": r"missing 1 required positional argument: 'num_decay_steps'",
+    "training.optim=galore_adamw": r"refuses training\.optim\. You need to define `optim_target_modules`|galore_torch",
+    "training.optim_args=fused": r"refuses training\.optim_args",
 }
 
 

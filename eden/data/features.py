@@ -167,10 +167,10 @@ class FeatureStore:
                 return claimed
             batches = [chunk[start : start + BATCH] for start in range(0, len(chunk), BATCH)]
             read = [image for batch in pool.map(self._encoded, batches) for image in batch]
-            if done := [(image.known.key, image.features) for image in read if image.features is not None]:
-                keys = b"".join(key for key, _ in done)
+            if done := {image.known.key: image.features for image in read if image.features is not None}:
+                keys = b"".join(done)
                 shard = f"{name}-{hashlib.sha256(keys).hexdigest()[:16]}{SUFFIX}"  # never another content by one name
-                tensors = {"features": torch.stack([features for _, features in done])}
+                tensors = {"features": torch.stack(list(done.values()))}
                 write_file(self.folder / shard, save(tensors, {"keys": keys.hex()}))
             self._table.add([(image.source, image.stat, image.known) for image in read if image.stat is not None])
             self._refresh()
@@ -235,6 +235,8 @@ class FeatureStore:
         except ImageError as error:
             return _Image(source, None, Known(b"", str(error)))
         key = hashlib.sha256(data).digest()
+        if key in self._index:  # the same picture under another name, or in a folder that was moved
+            return _Image(source, stat, Known(key, None))
         try:
             pixels = self._encoder.pixels([open_image(data, where=source_name(source))])
         except ImageError as error:

@@ -211,15 +211,18 @@ def _csv_lines(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
     file.seek(0)
     rows = csv.reader(file, delimiter=delimiter, strict=True)
     header: list[str] = []
+    before = 0
     try:
         for cells in rows:
+            before = rows.line_num
             if header and cells:
                 yield _csv_record(header, cells, path, rows.line_num)
             header = header or _csv_header(cells, path)
     except csv.Error as error:
         large = "field larger" in str(error)
         cure = "Shorten the cell, or close the quotes before it." if large else "Quote the cell, and close its quotes."
-        raise DataError(f"not valid CSV ({error})", where=f"{path} line {rows.line_num}", cure=cure) from None
+        # An open quote runs to the end of the file; the record began behind the one before it.
+        raise DataError(f"not valid CSV ({error})", where=f"{path} line {before + 1}", cure=cure) from None
 
 
 def _csv_header(cells: list[str], path: Path) -> list[str]:
