@@ -39,8 +39,8 @@ AT_LEAST = {
 """Numbers that are too small below this; transformers, torch or numpy end a run with them in a traceback."""
 
 
-def out_of_range(training: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Arguments that are numbers and cannot be these, each as its key, what is wrong, and the cure."""
+def impossible_values(training: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Arguments that cannot be what they are, each as its key, what is wrong, and the cure."""
     numbers = {name: value for name, value in training.items() if isinstance(value, int | float)}
     for name, least in AT_LEAST.items():
         if numbers.get(name, least) < least:
@@ -54,6 +54,10 @@ def out_of_range(training: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "training.max_steps", f"training.max_steps is {steps}", cure
     if steps == -1 and epochs <= 0:
         yield "training.num_train_epochs", f"training.num_train_epochs is {epochs}", "Write a number above 0."
+    metric = training.get("metric_for_best_model")
+    if metric not in (None, "loss", "eval_loss"):
+        what = f"training.metric_for_best_model is {metric}, and a run measures its loss alone"
+        yield "training.metric_for_best_model", what, "Write loss."
 
 
 def trial(arguments: TrainingArguments) -> tuple[str, str] | None:

@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from .arguments import OWNED, out_of_range, trial
+from .arguments import OWNED, impossible_values, trial
 from .errors import RecipeError
 from .files import write_file
 from .strict_yaml import Dumper, Loader, Places, parse
@@ -163,8 +163,9 @@ class Recipe(_Section):
         except (ValueError, TypeError) as error:
             named = next((name for name in training if re.search(rf"\b{name}\b", str(error))), "")
             raise self._places.refusal(f"training.{named}", "transformers refuses it", str(error)) from error
-        if fault := trial(arguments):
-            raise self._places.refusal(fault[0], f"transformers refuses {fault[0]}", fault[1])
+        if failed := trial(arguments):
+            key, why = failed
+            raise self._places.refusal(key, f"transformers refuses {key}", why)
         return arguments
 
     def to_yaml(self) -> str:
@@ -270,7 +271,7 @@ def _impossible(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
             yield f"training.{name}", f"unknown key training.{name}", _did_you_mean(name, names)
         if reason := OWNED.get("push_to_hub" if name.startswith("hub_") else name, ""):
             yield f"training.{name}", f"training.{name} cannot be set: {reason}", "Remove it."
-    yield from out_of_range(training)
+    yield from impossible_values(training)
     if not training.get("output_dir"):
         yield "training.output_dir", "training.output_dir is missing", "Name the folder to train into."
     for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):

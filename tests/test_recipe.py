@@ -173,6 +173,7 @@ WRONG_OVERRIDES = {
     "training.per_device_train_batch_size=0": r"training\.per_device_train_batch_size is 0\. Write 1 or more",
     "training.per_device_eval_batch_size=-1": r"training\.per_device_eval_batch_size is -1\. Write 1 or more",
     "training.gradient_accumulation_steps=0": r"training\.gradient_accumulation_steps is 0\. Write 1 or more",
+    "training.metric_for_best_model=accuracy": r"training\.metric_for_best_model is accuracy, .* Write loss",
     "training.adam_beta1=1": r"training\.adam_beta1 is 1\. Write a number from 0 to below 1",
     "training.seed=-1": r"training\.seed is -1\. Write 0 or more",
     "max_steps": r"not an override",
