@@ -41,7 +41,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from transformers import CLIPVisionConfig, LlavaForConditionalGeneration, Phi3Config, Trainer
-from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3Model
+from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer
 
 import eden.model.modeling
 from bench.features import photographs
@@ -64,7 +64,7 @@ from eden.data.packing import PackedDataset
 from eden.model import MultimodalPhiForConditionalGeneration
 from eden.model.attention import PACKED_SDPA
 from eden.model.processing import IGNORE_INDEX
-from eden.plan.measure import in_four_bits
+from eden.plan.measure import to_four_bits
 from eden.plan.memory import CUDA_RESERVE, GIB, estimate
 from eden.plan.shapes import Shapes, shapes_of
 from eden.plan.workload import Lengths, workload_of
@@ -253,7 +253,7 @@ def eden_trainer(
 ) -> tuple[int, EdenTrainer]:
     """What Eden plans for these samples, in bytes of tensors, and the trainer that `eden train` would have."""
     arguments = training_arguments(recipe, size, out)
-    checkpoint = build(recipe, shapes)
+    checkpoint = eden_checkpoint(recipe, shapes)
     store = filled_store(checkpoint, examples, Path(out)) if recipe.data.features == "cached" else None
     samples: Any = Examples(examples, store)
     lengths = Lengths("encoded", samples.lengths, sum(map(supervised, examples)), len(examples))
@@ -271,11 +271,7 @@ def peer_trainer(recipe: Recipe, shapes: Shapes, examples: list[Example], size: 
     """transformers' LLaVA and Trainer with batches of whole samples, about as many tokens as one of Eden's rows."""
     arguments = training_arguments(recipe, size, out, per_device_train_batch_size=PEER_BATCH)
     config = llava_config(copy.deepcopy(shapes.config.vision_config), copy.deepcopy(shapes.config.text_config))
-    layers, config.text_config.num_hidden_layers = config.text_config.num_hidden_layers, 0
-    with LoadOptions().torch_device:
-        model = LlavaForConditionalGeneration(config).to(torch.bfloat16)
-    add_layers(model.model.language_model, layers, recipe.quantization)
-    model.is_loaded_in_4bit = True  # PEFT looks for it
+    model = built(LlavaForConditionalGeneration, config, recipe.quantization)
     samples = Examples(examples)
     rows = longest_first(samples, samples.lengths, PEER_BATCH, arguments.gradient_accumulation_steps)
     adapted = llava_with_adapters(model, recipe.lora)
@@ -302,27 +298,28 @@ def longest_first(rows: Any, sizes: np.ndarray, batch: int, accumulation: int) -
     return torch.utils.data.Subset(rows, [*longest * accumulation * WARM_UP, *range(len(rows))])
 
 
-def build(recipe: Recipe, shapes: Shapes) -> Checkpoint:
-    """The recipe's model with random weights and its adapters, made where it trains."""
+def eden_checkpoint(recipe: Recipe, shapes: Shapes) -> Checkpoint:
+    """The recipe's model with random weights and its adapters."""
     config = copy.deepcopy(shapes.config)
-    layers, config.text_config.num_hidden_layers = config.text_config.num_hidden_layers, 0
-    with LoadOptions().torch_device:
-        model = MultimodalPhiForConditionalGeneration(config).to(torch.bfloat16)
-    add_layers(model.model.language_model, layers, recipe.quantization)
-    model.is_loaded_in_4bit = True  # PEFT looks for it
+    model = built(MultimodalPhiForConditionalGeneration, config, recipe.quantization)
     model.model.language_model.set_attn_implementation(recipe.model.attn_implementation or PACKED_SDPA)
     return with_processor(add_adapters(model, recipe.lora), config)
 
 
-def add_layers(model: Phi3Model, number: int, quantization: QuantizationSection | None) -> None:
-    """Adds decoder layers, each in 4 bits before the next is made: no GPU has to hold all of them in 16."""
+def built(kind: Any, config: Any, quantization: QuantizationSection | None) -> Any:
+    """A model of random weights, made where it trains: each layer is in 4 bits before the next one takes 16."""
+    number, config.text_config.num_hidden_layers = config.text_config.num_hidden_layers, 0
+    with LoadOptions().torch_device:
+        model = kind(config).to(torch.bfloat16)
+    language = model.model.language_model
     for index in range(number):
         with LoadOptions().torch_device:
-            layer = Phi3DecoderLayer(model.config, index).to(torch.bfloat16)
-        for name, module in [pair for pair in layer.named_modules() if type(pair[1]) is torch.nn.Linear]:
-            layer.set_submodule(name, in_four_bits(module, quantization))
-        model.layers.append(layer)
-    model.config.num_hidden_layers = number
+            layer = Phi3DecoderLayer(language.config, index).to(torch.bfloat16)
+        to_four_bits(layer, quantization)
+        language.layers.append(layer)
+    language.config.num_hidden_layers = number
+    model.is_loaded_in_4bit = True  # PEFT looks for it
+    return model
 
 
 def supervised(example: Example) -> int:

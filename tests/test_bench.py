@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from bench.__main__ import BENCHES, PAGE
-from bench.gpu import COLUMNS, PARTS, build, recipe_of
+from bench.gpu import COLUMNS, PARTS, eden_checkpoint, recipe_of
 from bench.table import BEGIN, END, HEADINGS, Bar, Row, between_marks, number, show, to_markdown
 from eden.checkpoint import count_parameters
 from eden.plan.shapes import shapes_of
@@ -148,6 +148,6 @@ def test_the_gpu_bench_rehearses_at_toy_sizes() -> None:
 def test_the_gpu_bench_builds_the_model_of_the_recipe(name: str, tmp_path: Path) -> None:
     recipe = recipe_of(PARTS[name], tmp_path, tiny=True)
     shapes = shapes_of(recipe)
-    checkpoint = build(recipe, shapes)
+    checkpoint = eden_checkpoint(recipe, shapes)
     assert count_parameters(checkpoint) == shapes.counts
     assert checkpoint.config.text_config.num_hidden_layers == shapes.config.text_config.num_hidden_layers == 2

@@ -169,7 +169,7 @@ def test_rows_steps_and_padding_are_those_of_the_run(tmp_path: Path) -> None:
 def test_samples_that_are_too_long_are_left_out_or_refused_with_a_cure_that_helps() -> None:
     lengths = sorted(plan("digits", *DIGITS, steps=0).workload.lengths.tolist())
     rows = ["model.attn_implementation=null", f"data.row_length={lengths[-1] - 1}"]
-    with pytest.raises(DataError, match=r"Raise data\.row_length, or set data\.on_error=skip\.$"):
+    with pytest.raises(DataError, match=r"json record \d.*Raise data\.row_length, or set data\.on_error=skip\.$"):
         plan("digits", *DIGITS, *rows, steps=0)
     left = plan("digits", *DIGITS, *rows, "data.on_error=skip", steps=0).workload
     assert sorted(left.lengths.tolist()) == [length for length in lengths if length < lengths[-1]]

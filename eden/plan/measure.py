@@ -183,8 +183,7 @@ def _one_layer(recipe: Recipe, shapes: Shapes, text: Any) -> MultimodalPhiForCon
     layer = core.model.language_model.layers[0]
     if recipe.quantization is not None:
         core.is_loaded_in_4bit = True  # PEFT looks for it
-        for name, module in [pair for pair in layer.named_modules() if type(pair[1]) is torch.nn.Linear]:
-            layer.set_submodule(name, in_four_bits(module, recipe.quantization))
+        to_four_bits(layer, recipe.quantization)
     core.to(LoadOptions().torch_device)
     attention = recipe.model.attn_implementation or PACKED_SDPA
     core.model.language_model.set_attn_implementation(attention)
@@ -193,7 +192,13 @@ def _one_layer(recipe: Recipe, shapes: Shapes, text: Any) -> MultimodalPhiForCon
     return core
 
 
-def in_four_bits(module: torch.nn.Linear, quantization: QuantizationSection) -> torch.nn.Module:
+def to_four_bits(layer: torch.nn.Module, quantization: QuantizationSection) -> None:
+    """Puts a layer's matrices into 4 bits, in place."""
+    for name, module in [pair for pair in layer.named_modules() if type(pair[1]) is torch.nn.Linear]:
+        layer.set_submodule(name, _in_four_bits(module, quantization))
+
+
+def _in_four_bits(module: torch.nn.Linear, quantization: QuantizationSection) -> torch.nn.Module:
     import bitsandbytes
 
     new = bitsandbytes.nn.Linear4bit(

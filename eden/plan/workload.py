@@ -79,12 +79,17 @@ class Workload:
 
 @dataclass(frozen=True)
 class Lengths:
-    """What a data set measures, before a recipe makes rows of it; see `Workload`."""
+    """What a data set measures, before a recipe makes rows of it; see `Workload`.
+
+    Attributes:
+        longest: where the longest sample is.
+    """
 
     source: str
     tokens: Array
     supervised: int
     images: int
+    longest: str = "data"
 
 
 def read_lengths(recipe: Recipe, processor: MultimodalPhiProcessor | None, image_tokens: int, out: Console) -> Lengths:
@@ -103,7 +108,8 @@ def read_lengths(recipe: Recipe, processor: MultimodalPhiProcessor | None, image
     longest_allowed = np.iinfo(np.int32).max  # which are too long, the recipe decides later
     dataset = ConversationDataset(samples, processor, max_length=int(longest_allowed), on_error=recipe.data.on_error)
     dataset.check_not_empty("to train on")
-    return Lengths("encoded", dataset.lengths, dataset.supervised_tokens, images)
+    longest = dataset.samples[int(dataset.lengths.argmax())].where
+    return Lengths("encoded", dataset.lengths, dataset.supervised_tokens, images, longest)
 
 
 def workload_of(recipe: Recipe, lengths: Lengths, arguments: TrainingArguments) -> Workload:
@@ -119,8 +125,9 @@ def workload_of(recipe: Recipe, lengths: Lengths, arguments: TrainingArguments) 
     fits = lengths.tokens <= limit
     if not fits.any() or (not fits.all() and data.on_error == "fail"):
         most, skip = int(lengths.tokens.max()), ", or set data.on_error=skip" if fits.any() else ""
-        what = "a sample has" if fits.any() else "every sample is too long: the longest has"
-        raise DataError(f"{what} {most:,} tokens, {name} is {limit:,}", where="data", cure=f"Raise {name}{skip}.")
+        what = "the longest sample has" if fits.any() else "every sample is too long: the longest has"
+        cure = f"Raise {name}{skip}."
+        raise DataError(f"{what} {most:,} tokens, {name} is {limit:,}", where=lengths.longest, cure=cure)
     sizes = np.asarray(lengths.tokens[fits], dtype=np.int64)
     rows = None if data.row_length is None else pack(sizes, data.row_length, data.split_seed)
     flat = takes_flat_rows(recipe.model.attn_implementation)
@@ -181,4 +188,4 @@ def _by_characters(samples: Samples, images: int, image_tokens: int) -> Lengths:
         pictures = sum(len(message.images) for message in sample.messages)
         lengths.append(letters // CHARACTERS + marks + pictures * image_tokens)
         supervised += answers // CHARACTERS
-    return Lengths("characters", np.array(lengths), supervised, images)
+    return Lengths("characters", np.array(lengths), supervised, images, samples[int(np.argmax(lengths))].where)
