@@ -1,6 +1,7 @@
 """Where a run begins: in a new folder, or, with --resume, at the last whole checkpoint of the very same run.
 
-A run's folder says which run it is from before the first step on: its recipe, and how many rows a step reads.
+A run's folder says which run it is from before the first step on: its recipe, and in run.json how many rows a step
+reads, of how many samples and tokens.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from . import ranks
 from .console import AS_IT_IS
-from .errors import RecipeError
+from .data.dataset import ConversationDataset
+from .errors import DataError, RecipeError
 from .files import storage_error, write_file
 from .parallel import rows_a_step, wants_shards
 from .recipe import Recipe, load_recipe
 
-RECIPE, ROWS, REPORT = "recipe.yaml", "rows_a_step.txt", "report.html"
+RECIPE, RUN, REPORT = "recipe.yaml", "run.json", "report.html"
 ARTIFACT = ("adapter_config.json", "adapter_model.safetensors", "README.md", REPORT)
 """A finished run's files; the report is written last."""
 
@@ -71,18 +73,36 @@ def find_start(recipe: Recipe, arguments: TrainingArguments, resume: bool, conso
     return ranks.from_main(lambda: _find_start(recipe, arguments, resume, console))
 
 
-def begin(recipe: Recipe, arguments: TrainingArguments) -> None:
-    """Writes into the run's folder which run it is, before its first step; the main process does.
+def begin(recipe: Recipe, arguments: TrainingArguments, train_set: ConversationDataset, start: Start) -> None:
+    """Writes into the run's folder which run it is, before its first step; the main process writes.
 
     A report of an earlier end is removed, for the run is at its end no more.
 
     Raises:
+        DataError: the run goes on, and its samples are not as many or as long as those it began with: the ones it has
+            left to read would be others.
         StorageError: the disk is full.
     """
     folder = Path(arguments.output_dir)
-    recipe.save(folder / RECIPE)
-    write_file(folder / ROWS, f"{rows_a_step(arguments)}\n")
-    (folder / REPORT).unlink(missing_ok=True)
+    run = {"rows_a_step": rows_a_step(arguments), "samples": len(train_set), "tokens": int(train_set.lengths.sum())}
+    begun = _facts(folder) if start.checkpoint is not None else {}
+    if begun and begun != run:  # that its rows a step are the same was seen before
+        raise DataError(
+            f"there are {run['samples']:,} samples of {run['tokens']:,} tokens to train on, and the run began with "
+            f"{begun['samples']:,} of {begun['tokens']:,}",
+            where=str(folder / RUN),
+            cure="Bring the data back as it was, or begin another run in another training.output_dir.",
+        )
+    if ranks.is_main():
+        recipe.save(folder / RECIPE)
+        write_file(folder / RUN, json.dumps(run, indent=1))
+        (folder / REPORT).unlink(missing_ok=True)
+
+
+def _facts(folder: Path) -> dict[str, int]:
+    """What `begin` has written; empty if it has not."""
+    facts: dict[str, int] = json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else {}
+    return facts
 
 
 def _find_start(recipe: Recipe, arguments: TrainingArguments, resume: bool, console: Console) -> Start:
@@ -145,13 +165,12 @@ def _refuse_another_run(begun: Recipe, recipe: Recipe, arguments: TrainingArgume
             where=str(folder / RECIPE),
             cure=f"Set {key}={_written(then)} to go on with it, or begin another run in another training.output_dir.",
         )
-    if not (folder / ROWS).exists():
-        return
-    before, rows = int((folder / ROWS).read_text()), rows_a_step(arguments)
+    rows = rows_a_step(arguments)
+    before = _facts(folder).get("rows_a_step", rows)
     if rows != before:
         raise RecipeError(
             f"a step reads {rows} rows, and the run began with {before}",
-            where=str(folder / ROWS),
+            where=str(folder / RUN),
             cure="Choose training.per_device_train_batch_size and training.gradient_accumulation_steps so that they "
             f"and the processes make {before}.",
         )

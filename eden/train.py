@@ -94,8 +94,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     shown = _pick_samples(eval_set)
     before = _answers(checkpoint, shown)
     rows = _pack(recipe, train_set, console)
-    if ranks.is_main():
-        begin(recipe, arguments)
+    begin(recipe, arguments, train_set, start)
     trainer = EdenTrainer(checkpoint, arguments, rows, eval_set if len(eval_set) else None, console)
     log = trainer.run(start.checkpoint)
     steps, weights = trainer.state.global_step, trainer.gathered() if trainer.is_sharded else None

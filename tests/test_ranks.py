@@ -159,7 +159,7 @@ def test_two_processes_with_half_the_weights_each_give_the_losses_of_one(sharded
 def half_done(out: Path, folder: Path) -> Path:
     """A copy of a run as it was at its checkpoint."""
     shutil.copytree(out / "checkpoint-10", folder / "checkpoint-10")
-    for name in ("recipe.yaml", "rows_a_step.txt"):
+    for name in ("recipe.yaml", "run.json"):
         shutil.copy(out / name, folder)
     return folder
 

@@ -192,6 +192,26 @@ def test_another_recipe_does_not_go_on_with_the_run(
         again(finished, data, backbones, change)
 
 
+def test_another_data_set_by_the_same_name_does_not_go_on_with_the_run(
+    finished: Path, data: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "seed"))
+    records = json.loads(data.read_text())
+    shorter = data.with_name("shorter.json")
+    shorter.write_text(json.dumps(records))
+    recipe = load_recipe(out / "recipe.yaml", [f"data.path={shorter}"])
+    recipe.save(out / "recipe.yaml")
+    longer = ["training.max_steps=24", f"data.path={shorter}"]
+    assert again(out, data, backbones, *longer).log[-1]["step"] == 24  # the same, read from another file
+    before = contents(out)
+    shorter.write_text(json.dumps(records[:-1]))
+    with pytest.raises(
+        DataError, match=r"run\.json: there are \d+ samples .*the run began with \d+ of .*Bring"
+    ):
+        again(out, data, backbones, f"data.path={shorter}", "training.max_steps=30")
+    assert contents(out) == before
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
