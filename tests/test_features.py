@@ -43,7 +43,7 @@ def make_files(folder: Path, number: int) -> list[Path]:
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{index}.png" for index in range(number)]
     for index, path in enumerate(paths):
-        make_image((index * 7 % 256, index * 31 % 256, index % 256), (48, 40)).save(path)
+        make_image((index * 7 % 256, index // 256, index % 256), (48, 40)).save(path)  # no two alike
     return paths
 
 
