@@ -1,15 +1,16 @@
-"""A hub on this machine: the part of Hugging Face's HTTP interface that an upload needs, with its rights."""
+"""A hub on this machine: the part of Hugging Face's HTTP interface that uploads and data sets need, with its rights."""
 
 import base64
+import hashlib
 import json
 import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
-TOKEN, NAMESPACE = "hf_of_me", "me"
+TOKEN, NAMESPACE, COMMIT = "hf_of_me", "me", "1" * 40
 
 
 @dataclass
@@ -34,6 +35,10 @@ class Hub(ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
+    def environment(self, token: str = TOKEN) -> dict[str, str]:
+        """In which the hub's client asks here."""
+        return {"HF_ENDPOINT": self.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: Hub
@@ -43,6 +48,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._handle("GET")
+
+    def do_HEAD(self) -> None:
+        self._handle("HEAD")
 
     def do_POST(self) -> None:
         self._handle("POST")
@@ -54,13 +62,33 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = b"".join(iter(self._chunk, b""))
-        status, answer = self._answer(method, unquote(urlsplit(self.path).path), body)
-        payload = json.dumps(answer).encode()
+        path = unquote(urlsplit(self.path).path)
+        if (content := self._content(path)) is not None:
+            self._send(200, content)
+        else:
+            status, answer = self._answer(method, path, body)
+            self._send(status, json.dumps(answer).encode())
+
+    def _send(self, status: int, payload: bytes) -> None:
+        """With what the client asks of a file's headers; a range of it, if it asks for one."""
+        headers = {"ETag": f'"{hashlib.sha256(payload).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        if status == 200 and (found := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
+            first, last = int(found[1]), min(int(found[2]), len(payload) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(payload)}"
+            status, payload = 206, payload[first : last + 1]
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(payload)), **headers}.items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(payload)
+        if self.command != "HEAD":
+            self.wfile.write(payload)
+
+    def _content(self, path: str) -> bytes | None:
+        """Of a data set's file."""
+        if (found := re.fullmatch(rf"/(datasets/[^/]+/[^/]+)/resolve/(?:main|{COMMIT})/(.+)", path)) is None:
+            return None
+        repository = self.server.repositories.get(found[1])
+        return repository.files.get(found[2]) if repository else None
 
     def _chunk(self) -> bytes:
         data = self.rfile.read(int(self.rfile.readline(), 16))
@@ -81,10 +109,10 @@ class _Handler(BaseHTTPRequestHandler):
             oids = [(file["oid"], file["size"]) for file in json.loads(body)["objects"]]
             actions = {oid: {"upload": {"href": f"{self.server.url}/large/{oid}"}} for oid, _ in oids}
             return 200, {"objects": [{"oid": oid, "size": size, "actions": actions[oid]} for oid, size in oids]}
-        kind_and_name, verb = re.fullmatch(r"/api/(\w+/[^/]+/[^/]+)(?:/(\w+)/main)?", path).groups()
-        if kind_and_name not in self.server.repositories:
+        found = re.fullmatch(rf"/api/(\w+/[^/]+/[^/]+)(?:/([\w-]+)/(?:main|{COMMIT})(/.*)?)?", path)
+        if found is None or found[1] not in self.server.repositories:
             return 404, {"error": "Repository not found"}
-        return self._in_repository(self.server.repositories[kind_and_name], verb, body)
+        return self._in_repository(self.server.repositories[found[1]], found[2], body, found[3])
 
     def _create(self, wanted: dict[str, Any]) -> tuple[int, Any]:
         if wanted["organization"] != NAMESPACE:
@@ -95,12 +123,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.repositories[f"{kind}s/{name}"] = Repository(wanted)
         return 200, {"url": f"{self.server.url}/{'spaces/' if kind == 'space' else ''}{name}"}
 
-    def _in_repository(self, repository: Repository, verb: str | None, body: bytes) -> tuple[int, Any]:
-        if verb is None:
-            return 200, {"id": "it", "private": repository.private, "tags": [], "downloads": 0, "likes": 0}
+    def _in_repository(
+        self, repository: Repository, verb: str | None, body: bytes, folder: str | None
+    ) -> tuple[int, Any]:
+        if verb in (None, "revision"):
+            of_it = {"tags": [], "downloads": 0, "likes": 0, "siblings": [{"rfilename": p} for p in repository.files]}
+            return 200, {"id": "it", "sha": COMMIT, "private": repository.private, **of_it}
         if verb == "tree":
-            files = repository.files.items()
-            return 200, [{"type": "file", "path": path, "size": len(data), "oid": "0"} for path, data in files]
+            within = f"{folder.strip('/')}/" if folder and folder != "/" else ""
+            files = [(path, data) for path, data in repository.files.items() if path.startswith(within)]
+            if "recursive=true" in self.path.lower():
+                return 200, [_entry(path, data) for path, data in files]
+            folders = {within + path[len(within) :].split("/")[0] for path, _ in files} - dict(files).keys()
+            here = [_entry(path, data) for path, data in files if "/" not in path[len(within) :]]
+            return 200, [*here, *({"type": "directory", "path": path, "oid": "0"} for path in sorted(folders))]
+        if verb == "paths-info":
+            asked = parse_qs(body.decode()).get("paths", [])
+            return 200, [_entry(path, data) for path, data in repository.files.items() if path in asked]
         if verb == "preupload":
             modes = {path: "lfs" if size > 100_000 else "regular" for path, size in _sizes(json.loads(body)["files"])}
             return 200, {"files": [{"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in modes.items()]}
@@ -112,7 +151,11 @@ class _Handler(BaseHTTPRequestHandler):
                 repository.files[value["path"]] = self.server.large[value["oid"]]
             elif line["key"] == "deletedFile":
                 del repository.files[value["path"]]
-        return 200, {"success": True, "commitOid": "1" * 40, "commitUrl": f"{self.server.url}/me/it/commit/{'1' * 40}"}
+        return 200, {"success": True, "commitOid": COMMIT, "commitUrl": f"{self.server.url}/me/it/commit/{COMMIT}"}
+
+
+def _entry(path: str, data: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha256(data).hexdigest()}
 
 
 def _sizes(files: list[dict[str, Any]]) -> list[tuple[str, int]]:

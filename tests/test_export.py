@@ -19,7 +19,7 @@ import yaml
 from browser import chromium, tour
 from conftest import make_image, make_model, make_processor
 from hatchling.build import build_wheel as build_with_hatchling
-from hub import TOKEN, Hub
+from hub import Hub
 from packaging.requirements import Requirement
 from servers import until
 from test_checkpoint import adapt, answers
@@ -354,15 +354,11 @@ def hub() -> Iterator[Hub]:
         hub.shutdown()
 
 
-def online(hub: Hub, token: str = TOKEN) -> dict[str, str]:
-    return {"HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-
-
 def test_a_dry_run_lists_exactly_what_is_uploaded(metadata: Path, hub: Hub) -> None:
     listed = run_eden(metadata, "push", "eden-tiny", "me/shapes", "--dry-run", HF_TOKEN="")
     lines = listed.stdout.splitlines()
     assert listed.returncode == 0 and lines[-1].endswith(" bytes, to the model me/shapes"), listed.stderr
-    pushed = run_eden(metadata, "push", "eden-tiny", "me/shapes", "--json", **online(hub))
+    pushed = run_eden(metadata, "push", "eden-tiny", "me/shapes", "--json", **hub.environment())
     assert pushed.returncode == 0, pushed.stderr
     result, files = json.loads(pushed.stdout), hub.repositories["models/me/shapes"].files
     assert result["url"] == f"{hub.url}/me/shapes" and result["removed"] == []
@@ -372,7 +368,7 @@ def test_a_dry_run_lists_exactly_what_is_uploaded(metadata: Path, hub: Hub) -> N
 
 
 def test_a_model_becomes_a_space_on_the_hub(metadata: Path, hub: Hub) -> None:
-    pushed = run_eden(metadata, "push", "eden-tiny", "me/demo", "--space", "--private", **online(hub))
+    pushed = run_eden(metadata, "push", "eden-tiny", "me/demo", "--space", "--private", **hub.environment())
     assert pushed.returncode == 0, pushed.stderr
     assert pushed.stdout.strip() == f"{hub.url}/spaces/me/demo"
     made = hub.repositories["spaces/me/demo"]
@@ -383,22 +379,22 @@ def test_a_model_becomes_a_space_on_the_hub(metadata: Path, hub: Hub) -> None:
 def test_weights_of_the_earlier_model_go(metadata: Path, hub: Hub, folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "eden-tiny"}')
     (folder / "adapter_model.safetensors").write_bytes(b"0")
-    assert run_eden(metadata, "push", folder, "me/shapes", **online(hub)).returncode == 0
+    assert run_eden(metadata, "push", folder, "me/shapes", **hub.environment()).returncode == 0
     hub.repositories["models/me/shapes"].files["picture.png"] = b"somebody's own"
-    pushed = run_eden(metadata, "push", "eden-tiny", "me/shapes", **online(hub))
+    pushed = run_eden(metadata, "push", "eden-tiny", "me/shapes", **hub.environment())
     assert "removed  adapter_config.json\nremoved  adapter_model.safetensors" in pushed.stderr
     assert set(hub.repositories["models/me/shapes"].files) == {*names(EDEN_TINY_FOLDER), "picture.png"}
-    hidden = run_eden(metadata, "push", "eden-tiny", "me/shapes", "--private", **online(hub))
+    hidden = run_eden(metadata, "push", "eden-tiny", "me/shapes", "--private", **hub.environment())
     assert hidden.returncode == 1 and "the repository exists and is public" in hidden.stderr
 
 
 def test_every_refusal_is_one_line_with_a_cure(metadata: Path, hub: Hub) -> None:
     cases = [
-        ("me/x", online(hub, token=""), "nobody is logged in to the hub. Run hf auth login"),
-        ("me/x", online(hub, token="hf_wrong"), "Run hf auth login"),
-        ("you/x", online(hub), "Check that the namespace is yours"),
-        ("me/x", online(hub) | {"HF_HUB_OFFLINE": "1"}, "Check the network"),
-        ("me/x", online(hub) | {"HF_ENDPOINT": "http://127.0.0.1:9"}, "Check the network"),
+        ("me/x", hub.environment(""), "nobody is logged in to the hub. Run hf auth login"),
+        ("me/x", hub.environment("hf_wrong"), "Run hf auth login"),
+        ("you/x", hub.environment(), "Check that the namespace is yours"),
+        ("me/x", hub.environment() | {"HF_HUB_OFFLINE": "1"}, "Check the network"),
+        ("me/x", hub.environment() | {"HF_ENDPOINT": "http://127.0.0.1:9"}, "Check the network"),
     ]
     for repo, environment, cure in cases:
         result = run_eden(metadata, "push", "eden-tiny", repo, HF_HOME=str(metadata), **environment)

@@ -205,9 +205,7 @@ def test_another_data_set_by_the_same_name_does_not_go_on_with_the_run(
     assert again(out, data, backbones, *longer).log[-1]["step"] == 24  # the same, read from another file
     before = contents(out)
     shorter.write_text(json.dumps(records[:-1]))
-    with pytest.raises(
-        DataError, match=r"run\.json: there are \d+ samples .*the run began with \d+ of .*Bring"
-    ):
+    with pytest.raises(DataError, match=r"run\.json: there are \d+ samples .*the run began with \d+ of .*Bring"):
         again(out, data, backbones, f"data.path={shorter}", "training.max_steps=30")
     assert contents(out) == before
 
