@@ -84,7 +84,7 @@ def _write_language_model(checkpoint: Checkpoint, vocabulary: Vocabulary, name: 
     writer.add_name(f"{name} (Phi-3)" if vocabulary.swallowing else name)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{outtype.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    # A context is this long unless told otherwise; in a longer one llama.cpp takes the long factors, however few tokens.
+    # A context is this long unless told otherwise; in a longer one llama.cpp takes the long factors from the start.
     writer.add_context_length(checkpoint.context_length)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)

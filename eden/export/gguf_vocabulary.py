@@ -1,7 +1,7 @@
 """Phi-3's tokenizer in the words of llama.cpp: pieces with scores, as SentencePiece has them.
 
-A byte-fallback BPE joins the pair whose merge was learned first, SentencePiece the pair whose piece scores highest: with
-the rank of its merge, negated, for a piece's score, both join the same pairs.
+A byte-fallback BPE joins the pair whose merge was learned first, SentencePiece the pair whose piece scores highest: if
+a piece's score is the rank of its merge, negated, both join the same pairs.
 """
 
 from __future__ import annotations
