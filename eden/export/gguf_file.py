@@ -43,7 +43,7 @@ def write_tensors(writer: Any, path: Path, tensors: dict[str, tuple[torch.Tensor
     writer.write_ti_data_to_file()
     for name, (tensor, _) in tensors.items():
         numbers = tensor.detach().float().cpu().contiguous().numpy()
-        if kinds[name] == gguf.GGMLQuantizationType.F16 and np.abs(numbers).max() > LARGEST_F16:
+        if kinds[name] == gguf.GGMLQuantizationType.F16 and max(numbers.max(), -numbers.min()) > LARGEST_F16:
             raise InputError(f"{name} holds weights too large for f16", where="--outtype", cure="Use --outtype bf16.")
         writer.write_tensor_data(gguf.quants.quantize(numbers, kinds[name]))
     writer.close()
