@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import make_image, make_model, make_processor, text_config, vision_config
 from test_checkpoint import adapt
-from transformers import CLIPImageProcessorPil, Phi3Config
+from transformers import AddedToken, CLIPImageProcessorPil, Phi3Config
 
 import eden
 from eden import CheckpointError, InputError
@@ -343,6 +343,10 @@ def other_tokenizer(model: MultimodalPhiForConditionalGeneration, processor: Mul
     processor.tokenizer.backend_tokenizer.normalizer = None
 
 
+def other_control_token(model: MultimodalPhiForConditionalGeneration, processor: MultimodalPhiProcessor) -> None:
+    processor.tokenizer.add_tokens([AddedToken("<|tool|>", special=True, rstrip=False)], special_tokens=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -352,7 +356,8 @@ def other_tokenizer(model: MultimodalPhiForConditionalGeneration, processor: Mul
             "cannot see as it does: the tower's norms have an epsilon of 1e-06, the projector's 1e-05. Use",
         ),
         (other_activation, "the projector's activation is relu. Use --to hf."),
-        (other_tokenizer, "its tokenizer is not of Phi-3's kind."),
+        (other_tokenizer, "its tokenizer is not of Phi-3's kind. Export a Phi-3 or Phi-3.5, or use --to hf."),
+        (other_control_token, "its tokenizer is not of Phi-3's kind."),
     ],
 )
 def test_what_llama_cpp_cannot_do_is_refused(change: Callable[..., None], message: str, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def _write_language_model(checkpoint: Checkpoint, vocabulary: Vocabulary, name: 
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.PHI3])
     writer.add_type(gguf.GGUFType.MODEL)
     # By the name llama.cpp knows that control tokens swallow the newline behind them.
-    writer.add_name(f"{name} (Phi-3)" if vocabulary.swallowing else name)
+    writer.add_name(f"{name} (Phi-3)")
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{outtype.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     # A context is this long unless told otherwise; in a longer one llama.cpp takes the long factors from the start.
@@ -99,10 +99,10 @@ def _write_language_model(checkpoint: Checkpoint, vocabulary: Vocabulary, name: 
     writer.add_rope_scaling_attn_factors(rotary.attention_scaling)
     add_vocabulary(writer, vocabulary, checkpoint)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.PHI3, config.num_hidden_layers)
-    tensors = {
-        names.get_name(f"model.{parameter}", (".weight",)): (tensor, number_format(tensor, outtype))
-        for parameter, tensor in core.model.language_model.named_parameters()
-    }
+    tensors = {}
+    for parameter, tensor in core.model.language_model.named_parameters():
+        module, kind = parameter.rsplit(".", 1)
+        tensors[f"{names[f'model.{module}']}.{kind}"] = (tensor, number_format(tensor, outtype))
     for length in ("long", "short"):
         if factors := rope.get(f"{length}_factor"):
             tensors[f"rope_factors_{length}.weight"] = (torch.tensor(factors), "f32")

@@ -96,8 +96,8 @@ def _tensors(checkpoint: Checkpoint, layers: int) -> Iterator[tuple[str, tuple[t
     for name, tensor in vision.named_parameters():
         layer = re.match(r"encoder\.layers\.(\d+)\.", name)
         if name.startswith("pre_layrnorm.") or (layer is not None and int(layer[1]) < layers):
-            gguf_name = names.get_name(f"vision_tower.vision_model.{name}", (".weight", ".bias"))
-            yield gguf_name, (tensor, number_format(tensor, "f16"))
+            module, kind = name.rsplit(".", 1)
+            yield f"{names[f'vision_tower.vision_model.{module}']}.{kind}", (tensor, number_format(tensor, "f16"))
     yield from _embeddings(vision.embeddings)
     for name, tensor in checkpoint.core.model.projector.named_parameters():
         module, kind = name.split(".")

@@ -6,6 +6,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,15 +39,17 @@ def write_tensors(writer: Any, path: Path, tensors: dict[str, tuple[torch.Tensor
         block, size = gguf.GGML_QUANT_SIZES[kinds[name]]
         nbytes = math.prod(tensor.shape) // block * size
         writer.add_tensor_info(name, list(tensor.shape), np.dtype(np.float32), nbytes, raw_dtype=kinds[name])
-    writer.write_header_to_file(path)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for name, (tensor, _) in tensors.items():
-        numbers = tensor.detach().float().cpu().contiguous().numpy()
-        if kinds[name] == gguf.GGMLQuantizationType.F16 and max(numbers.max(), -numbers.min()) > LARGEST_F16:
-            raise InputError(f"{name} holds weights too large for f16", where="--outtype", cure="Use --outtype bf16.")
-        writer.write_tensor_data(gguf.quants.quantize(numbers, kinds[name]))
-    writer.close()
+    with closing(writer):
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, (tensor, outtype) in tensors.items():
+            numbers = tensor.detach().float().cpu().contiguous().numpy()
+            if outtype == "f16" and max(numbers.max(), -numbers.min()) > LARGEST_F16:
+                raise InputError(
+                    f"{name} holds weights too large for f16", where="--outtype", cure="Use --outtype bf16."
+                )
+            writer.write_tensor_data(gguf.quants.quantize(numbers, kinds[name]))
 
 
 def number_format(tensor: torch.Tensor, outtype: str) -> str:
