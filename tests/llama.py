@@ -28,7 +28,7 @@ def main(request: Path, reply: Path) -> None:
         asked["model"],
         n_ctx=asked["n_ctx"],
         chat_handler=handler,
-        logits_all=True,
+        logits_all="rows" in asked,
         type_k=F32,
         type_v=F32,
         verbose=False,
