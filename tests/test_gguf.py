@@ -23,10 +23,12 @@ from transformers import AddedToken, CLIPImageProcessorPil, Phi3Config
 
 import eden
 from eden import CheckpointError, InputError
+from eden.backbones import LoadOptions
 from eden.checkpoint import Checkpoint, load, merge, save
 from eden.export.gguf import write_gguf
 from eden.location import EDEN_TINY_FOLDER
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
+from eden.recipe import QuantizationSection
 from eden.tiny.dataset import evaluation_set
 from eden.tiny.tokenizer import phi_tokenizer
 
@@ -380,6 +382,14 @@ def test_a_pooled_model_is_refused_before_its_weights_are_read(tmp_path: Path) -
         " ".join(done.stderr.split())
     )
     assert [path.name for path in tmp_path.iterdir()] == ["pooled"]
+
+
+def test_weights_in_four_bits_are_refused(patches: str, tmp_path: Path) -> None:
+    checkpoint = load(patches, LoadOptions(quantization=QuantizationSection(), dtype="bfloat16"))
+    checkpoint.model.save_pretrained(tmp_path / "nf4")
+    checkpoint.processor.save_pretrained(tmp_path / "nf4")
+    with pytest.raises(CheckpointError, match="the weights are quantized"):
+        write_gguf(str(tmp_path / "nf4"), tmp_path / "gguf")
 
 
 def test_other_models_and_formats_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
