@@ -69,6 +69,9 @@ F4  plan
 F4  demo
 F4  export.contents export.wheel
 F4  export.space export.hub
+F4  export.gguf_file
+F4  export.gguf_vocabulary export.gguf_eyes
+F4  export.gguf
 F4  export
 F5  serve.settings serve.metrics
 F5  serve.service

@@ -164,6 +164,7 @@ BAD = {
     ),
     "nothing to compare with": (["evaluate", "eden-tiny", "world", "--limit", "1", "--against", "x"], "no result here"),
     "no such export": (["export", "eden-tiny", "x", "--to", "tape"], "cannot export to 'tape'"),
+    "outtype without gguf": (["export", "eden-tiny", "x", "--outtype", "q8_0"], "--outtype is for --to gguf only"),
 }
 
 

@@ -16,17 +16,25 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="The artifact: a folder or eden-tiny; for a Space a hub id, too.")],
+    model: Annotated[str, typer.Argument(help="The artifact: a folder, a hub id or eden-tiny.")],
     out: Annotated[Path, typer.Argument(help="The new folder.")],
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="hf: one merged model that transformers loads by itself. space: a Hugging Face Space."
+            "--to",
+            help="hf: one merged model that transformers loads by itself. space: a Hugging Face Space. "
+            "gguf: two files for llama.cpp.",
         ),
     ] = "hf",
+    outtype: Annotated[
+        str | None, typer.Option("--outtype", help="Of gguf's numbers: f16 (the default), bf16 or q8_0.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn an artifact into what other tools load, or into a page on the web."""
+    if outtype is not None and to != "gguf":
+        raise InputError("--outtype is for --to gguf only", cure="Leave it out.")
+    written = [out]
     if to == "hf":
         from .. import checkpoint as checkpoints
 
@@ -37,12 +45,17 @@ def export(
 
         with err.status(f"exporting {model}"):
             write_space(model, out)
+    elif to == "gguf":
+        from ..export.gguf import write_gguf
+
+        with err.status(f"exporting {model}"):
+            written = list(write_gguf(model, out, outtype or "f16"))
     else:
-        raise InputError(f"cannot export to {to!r}", cure="Use --to hf or --to space.")
+        raise InputError(f"cannot export to {to!r}", cure="Use --to hf, --to space or --to gguf.")
     if as_json:
-        print_json({"folder": str(out)})
+        print_json({"folder": str(out)} | ({"files": [path.name for path in written]} if to == "gguf" else {}))
     else:
-        print(out)
+        print(*written, sep="\n")
 
 
 def push(

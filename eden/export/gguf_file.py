@@ -1,0 +1,58 @@
+"""Tensors into a GGUF file, one at a time: a model is never in memory twice.
+
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+FORMATS = ("f16", "bf16", "q8_0")
+"""Number formats of matrices; a vector is always f32, and so is a matrix whose rows are no whole blocks of q8_0."""
+LARGEST_F16 = 65504.0
+
+
+def write_tensors(writer: Any, path: Path, tensors: dict[str, tuple[torch.Tensor, str]]) -> None:
+    """Writes a file whose metadata are in the writer already.
+
+    Args:
+        writer: a `gguf.GGUFWriter` without a file.
+        path: the new file.
+        tensors: by GGUF's names, each with its number format: `f32` or one of `FORMATS`.
+
+    Raises:
+        InputError: a weight is too large for f16.
+    """
+    import gguf
+    import numpy as np
+
+    kinds = {name: gguf.GGMLQuantizationType[outtype.upper()] for name, (_, outtype) in tensors.items()}
+    for name, (tensor, _) in tensors.items():
+        block, size = gguf.GGML_QUANT_SIZES[kinds[name]]
+        nbytes = math.prod(tensor.shape) // block * size
+        writer.add_tensor_info(name, list(tensor.shape), np.dtype(np.float32), nbytes, raw_dtype=kinds[name])
+    with closing(writer):
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, (tensor, outtype) in tensors.items():
+            numbers = tensor.detach().float().cpu().contiguous().numpy()
+            if outtype == "f16" and max(numbers.max(), -numbers.min()) > LARGEST_F16:
+                raise InputError(
+                    f"{name} holds weights too large for f16", where="--outtype", cure="Use --outtype bf16."
+                )
+            writer.write_tensor_data(gguf.quants.quantize(numbers, kinds[name]))
+
+
+def number_format(tensor: torch.Tensor, outtype: str) -> str:
+    """`outtype` for what llama.cpp multiplies by, `f32` for all else."""
+    whole_blocks = outtype != "q8_0" or tensor.shape[-1] % 32 == 0
+    return outtype if tensor.ndim == 2 and whole_blocks else "f32"
