@@ -36,7 +36,7 @@ def write_gguf(model: str, folder: str | Path, outtype: str = "f16") -> tuple[Pa
         The paths of the language model and of the eyes.
 
     Raises:
-        InputError: the library gguf is not installed, or the number format is unknown or too narrow for the weights.
+        InputError: the library gguf is not installed, or the number format is unknown.
         CheckpointError: there is no such model, or llama.cpp has no way to compute it.
         StorageError: the disk is full or the folder is not writable.
     """

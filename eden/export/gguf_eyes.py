@@ -52,9 +52,6 @@ def write_eyes(checkpoint: Checkpoint, name: str, path: Path) -> None:
         checkpoint: a merged model whose eyes were checked.
         name: of the model.
         path: the new file.
-
-    Raises:
-        InputError: a weight is too large for f16.
     """
     import gguf
 

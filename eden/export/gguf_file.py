@@ -10,13 +10,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
-
 if TYPE_CHECKING:
     import torch
 
 FORMATS = ("f16", "bf16", "q8_0")
-"""Number formats of matrices; a vector is always f32, and so is a matrix whose rows are no whole blocks of q8_0."""
+"""Number formats of matrices; what is no matrix is always f32, and so is one that a format cannot hold."""
 LARGEST_F16 = 65504.0
 
 
@@ -27,9 +25,6 @@ def write_tensors(writer: Any, path: Path, tensors: dict[str, tuple[torch.Tensor
         writer: a `gguf.GGUFWriter` without a file.
         path: the new file.
         tensors: by GGUF's names, each with its number format: `f32` or one of `FORMATS`.
-
-    Raises:
-        InputError: a weight is too large for f16.
     """
     import gguf
     import numpy as np
@@ -43,16 +38,17 @@ def write_tensors(writer: Any, path: Path, tensors: dict[str, tuple[torch.Tensor
         writer.write_header_to_file(path)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for name, (tensor, outtype) in tensors.items():
+        for name, (tensor, _) in tensors.items():
             numbers = tensor.detach().float().cpu().contiguous().numpy()
-            if outtype == "f16" and max(numbers.max(), -numbers.min()) > LARGEST_F16:
-                raise InputError(
-                    f"{name} holds weights too large for f16", where="--outtype", cure="Use --outtype bf16."
-                )
             writer.write_tensor_data(gguf.quants.quantize(numbers, kinds[name]))
 
 
 def number_format(tensor: torch.Tensor, outtype: str) -> str:
     """`outtype` for what llama.cpp multiplies by, `f32` for all else."""
-    whole_blocks = outtype != "q8_0" or tensor.shape[-1] % 32 == 0
-    return outtype if tensor.ndim == 2 and whole_blocks else "f32"
+    if tensor.ndim != 2:
+        return "f32"
+    if outtype == "q8_0":  # in blocks, each within a row
+        holds = tensor.shape[-1] % 32 == 0
+    else:
+        holds = outtype != "f16" or float(tensor.detach().abs().max()) <= LARGEST_F16
+    return outtype if holds else "f32"
