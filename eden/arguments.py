@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,11 @@ def trial(arguments: TrainingArguments) -> tuple[str, str] | None:
     weight = torch.nn.Linear(1, 1)
     if arguments.optim_target_modules is None:  # else it looks for modules by name, in the model itself
         try:
-            Trainer.get_optimizer_cls_and_kwargs(arguments, weight)
+            made = Trainer.get_optimizer_cls_and_kwargs(arguments, weight)
+            without = copy.copy(arguments)
+            without.optim_args = None
+            if arguments.optim_args and made == Trainer.get_optimizer_cls_and_kwargs(without, weight):
+                return "training.optim_args", f"It changes nothing of {arguments.optim.value}"
         except (ImportError, ValueError, TypeError, NotImplementedError) as error:
             return f"training.{'optim_args' if arguments.optim_args else 'optim'}", first_line(error)
     try:

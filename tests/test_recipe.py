@@ -252,6 +252,7 @@ WRONG_ARGUMENTS = {
     "training.lr_scheduler_type=warmup_stable_decay": r"missing 1 required positional argument: 'num_decay_steps'",
     "training.optim=galore_adamw": r"refuses training\.optim\. You need to define `optim_target_modules`|galore_torch",
     "training.optim_args=fused": r"refuses training\.optim_args",
+    "training.optim_args='nope=3'": r"refuses training\.optim_args\. It changes nothing of adamw_torch",
 }
 
 
