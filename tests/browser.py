@@ -77,15 +77,9 @@ class Person:
         expect(self.box).to_be_editable(timeout=60 * SECONDS)
 
     def attach(self, *paths: Path) -> None:
-        """Once more if nothing came: Gradio draws the box anew when an answer ends, and a file given then is lost."""
-        wanted = self.attached.count() + len(paths)
-        self.page.wait_for_timeout(300)
+        before = self.attached.count()
         self.page.set_input_files("#eden-box input[type=file]", [str(path) for path in paths])
-        try:
-            expect(self.attached).to_have_count(wanted, timeout=10 * SECONDS)
-        except AssertionError:
-            self.page.set_input_files("#eden-box input[type=file]", [str(path) for path in paths])
-            expect(self.attached).to_have_count(wanted, timeout=20 * SECONDS)
+        expect(self.attached).to_have_count(before + len(paths), timeout=20 * SECONDS)
 
     @property
     def attached(self) -> Locator:

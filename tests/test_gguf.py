@@ -448,7 +448,7 @@ def png(image: PIL.Image.Image) -> str:
     return base64.b64encode(data.getvalue()).decode()
 
 
-def same_text(name: str, files: tuple[Path, Path], llama: Callable[..., dict[str, Any]], n_ctx: int) -> None:
+def assert_same_text(name: str, files: tuple[Path, Path], llama: Callable[..., dict[str, Any]], n_ctx: int) -> None:
     """The same ids of hard texts, alone and in a conversation, and the same logits."""
     checkpoint = load(name)
     processor, tokenizer = checkpoint.processor, checkpoint.processor.tokenizer
@@ -468,11 +468,11 @@ def same_text(name: str, files: tuple[Path, Path], llama: Callable[..., dict[str
 
 @pytest.mark.fresh
 def test_llama_cpp_reads_the_same_text(llama: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    same_text("eden-tiny", write_gguf("eden-tiny", tmp_path / "tiny"), llama, 256)
+    assert_same_text("eden-tiny", write_gguf("eden-tiny", tmp_path / "tiny"), llama, 256)
     model = saved(long_context(), many_merges(), tmp_path / "long")
     files = write_gguf(model, tmp_path / "gguf")
-    same_text(model, files, llama, 256)  # the short factors
-    same_text(model, files, llama, 512)  # the long ones
+    assert_same_text(model, files, llama, 256)  # the short factors
+    assert_same_text(model, files, llama, 512)  # the long ones
 
 
 @pytest.mark.fresh

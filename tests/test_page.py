@@ -68,8 +68,10 @@ def test_the_answer_grows_and_stop_ends_it(person: Person, server: Running) -> N
 
 def ask_anew(person: Person) -> None:
     """A new conversation goes as ever; in the old one, half a sentence would lead so small a model astray."""
-    person.page.get_by_label("Clear").first.click()
+    with person.page.expect_response(re.compile("/run/predict")):  # the page is cleared at once, the box by the server
+        person.page.get_by_label("Clear").first.click()
     expect(person.answers).to_have_count(0)
+    person.page.wait_for_timeout(500)  # nobody attaches a picture while the box is drawn anew
     person.ask("How many objects are there?", EXAMPLES / "scene.png")
     person.sees("Four.")
 
