@@ -99,6 +99,7 @@ class Person:
         """Until the answer has ended and the next question may be asked."""
         expect(self.stop_button).to_have_count(0, timeout=60 * SECONDS)
         expect(self.box).to_be_editable(timeout=60 * SECONDS)
+        self.page.wait_for_timeout(1000)  # Gradio sends the end of an answer twice, and draws it again
 
     def photograph(self, name: str) -> Path:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
