@@ -15,7 +15,8 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from bench.table import Bar, Row, show
 from bench.timing import timed
-from eden.data.features import FeatureStore, in_best_format
+from eden.core.numeric_format import numeric_format
+from eden.data.features import FeatureStore
 from eden.machine import in_a_thread
 from eden.vision_encoder import VisionEncoder
 
@@ -37,7 +38,7 @@ def measure() -> list[Row]:
         files = photographs(Path(folder), NUMBER)
         plain(encoder, files[:BATCH])
         expected, alone = timed(lambda: in_a_thread(lambda: plain(encoder, files)))
-        best = in_a_thread(lambda: in_best_format(encoder, files, Path(folder)))
+        best = encoder.to(getattr(torch, numeric_format().name))
         store = FeatureStore(best, Path(folder))
         _, filling = timed(lambda: store.fill(files))
         found, reading = timed(lambda: torch.stack([store.features(file) for file in files]))

@@ -38,7 +38,7 @@ from bench.make_llava150k import records
 from bench.table import Bar, Row, show
 from bench.timing import run
 from eden.checkpoint import Checkpoint, add_adapters
-from eden.data.features import FeatureStore, in_best_format
+from eden.data.features import FeatureStore
 from eden.data.packing import PackedDataset
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from eden.model.attention import PACKED_SDPA
@@ -258,9 +258,9 @@ def with_processor(adapted: PeftModel, config: MultimodalPhiConfig) -> Checkpoin
 
 
 def filled_store(checkpoint: Checkpoint, examples: list[Example], folder: Path) -> FeatureStore:
-    """The features of all pictures, in the format that is the faster here."""
+    """The features of all pictures."""
     files = sorted({example["file"] for example in examples})
-    store = FeatureStore(in_best_format(VisionEncoder.of(checkpoint), files, folder), folder)
+    store = FeatureStore(VisionEncoder.of(checkpoint), folder)
     store.fill(files)
     return store
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import copy
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import difflib
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .errors import first_line
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 OWNED = {
     "remove_unused_columns": "Eden's batches hold exactly what the model takes",
     "label_names": "Eden's batches name their labels",
@@ -90,4 +99,32 @@ def trial(arguments: TrainingArguments) -> tuple[str, str] | None:
     except (ValueError, TypeError) as error:
         key = "lr_scheduler_kwargs" if arguments.lr_scheduler_kwargs else "lr_scheduler_type"
         return f"training.{key}", first_line(error)
+    return None
+
+
+@cache
+def argument_names() -> list[str]:
+    """TrainingArguments' fields, read from its source: importing it would cost seconds of torch."""
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse(Path(spec.origin).with_name("training_args.py").read_text(encoding="utf-8"))
+    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
+    return [ast.unparse(node.target) for node in found.body if isinstance(node, ast.AnnAssign)]
+
+
+def argument_fault(value: Any, hint: Any, choices: Sequence[str] | None) -> str | None:
+    """What is wrong with a value for TrainingArguments, which checks few of them before they do harm."""
+    enums = [kind for kind in get_args(hint) if isinstance(kind, type) and issubclass(kind, Enum)]
+    choices = [member.value for kind in enums for member in kind] or choices
+    if choices is None:
+        try:
+            TypeAdapter(hint, config=STRICT).validate_python(value)
+        except ValidationError as error:
+            needed = " or ".join(fault["msg"].removeprefix("Input should be ") for fault in error.errors())
+            return f"It is {value!r:.60} and must be {needed}."
+    elif value not in choices:
+        close = difflib.get_close_matches(str(value), choices, n=1)
+        return f"It cannot be {value!r:.60}; " + (
+            f"did you mean {close[0]}?" if close else f"valid: {', '.join(choices)}."
+        )
     return None

@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from .core.numeric_format import Machine, Name, NumericFormat, numeric_format
 from .errors import CheckpointError, first_line
 from .model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor, ProjectionBlock
 from .recipe import ModelSection, QuantizationSection
@@ -39,13 +40,14 @@ class LoadOptions:
 
     Attributes:
         quantization: hold the language model's linear layers in 4 bits; None keeps `dtype`.
-        dtype: `bfloat16` or `float32`; None is float32 for small models on a CPU and bfloat16 for all others.
+        dtype: `bfloat16`, `float16` or `float32`, whatever it costs here; None is float32 for small models on a CPU
+            and what `core.numeric_format` says for all others.
         attn_implementation: transformers' name of an attention implementation; None lets it choose.
         device: None is the GPU if there is one, else the CPU.
     """
 
     quantization: QuantizationSection | None = None
-    dtype: str | None = None
+    dtype: Name | None = None
     attn_implementation: str | None = None
     device: str | torch.device | None = None
 
@@ -55,20 +57,28 @@ class LoadOptions:
             return torch.device(self.device or "cpu")
         return torch.device("cuda", torch.cuda.current_device())  # of several processes, each has a GPU of its own
 
-    def torch_dtype(self, text_config: PreTrainedConfig) -> torch.dtype:
+    def numeric_format(self, text_config: PreTrainedConfig) -> NumericFormat:
+        """What a model is held and computed in, and why."""
         if self.dtype is not None:
-            return getattr(torch, self.dtype)
+            return NumericFormat(self.dtype, "it was asked for")
         parameters = text_config.num_hidden_layers * 12 * text_config.hidden_size**2  # the usual estimate
-        small = parameters < SMALL_MODEL_PARAMETERS
-        return torch.float32 if small and self.torch_device.type == "cpu" else torch.bfloat16
+        if parameters < SMALL_MODEL_PARAMETERS and self.torch_device.type == "cpu":
+            return NumericFormat("float32", "a small model on a CPU is fast and exact in it")
+        return numeric_format(Machine.here(str(self.torch_device)))
+
+    def torch_dtype(self, text_config: PreTrainedConfig) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.numeric_format(text_config).name)
+        return dtype
 
     def for_language_model(self) -> dict[str, Any]:
         """The arguments of `from_pretrained` for a model that may be held in 4 bits."""
         options: dict[str, Any] = {"attn_implementation": self.attn_implementation}
         if self.quantization is not None:
-            options["quantization_config"] = BitsAndBytesConfig(
-                **self.quantization.model_dump(), llm_int8_skip_modules=KEPT_IN_FULL_PRECISION
-            )
+            section = self.quantization.model_dump()
+            if self.dtype is None:  # nobody asked for a format of his own
+                here = numeric_format(Machine.here(str(self.torch_device)))
+                section["bnb_4bit_compute_dtype"] = here.instead_of(section["bnb_4bit_compute_dtype"])
+            options["quantization_config"] = BitsAndBytesConfig(**section, llm_int8_skip_modules=KEPT_IN_FULL_PRECISION)
             options["device_map"] = {"": self.torch_device}
         return options
 

@@ -144,6 +144,7 @@ def load_for_training(recipe: Recipe, weights: Mapping[str, torch.Tensor] | None
     Raises:
         CheckpointError: a model of the recipe is missing or does not fit.
     """
+    recipe = recipe.on_this_machine()
     section = recipe.model
     options = LoadOptions(recipe.quantization, section.dtype, section.attn_implementation)
     if section.base is None:

@@ -6,22 +6,19 @@ A refusal is one line with the file, the line, the key and the nearest valid nam
 
 from __future__ import annotations
 
-import ast
 import difflib
-import importlib.util
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
-from enum import Enum
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from .arguments import OWNED, impossible_values, trial
+from .arguments import OWNED, STRICT, argument_fault, argument_names, impossible_values, trial
+from .core.numeric_format import Machine, numeric_format
 from .errors import RecipeError
 from .files import write_file
 from .strict_yaml import Dumper, Loader, Places, parse
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 SHIPPED = Path(__file__).parent / "recipes"
-STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 FIXED: dict[str, Any] = {"remove_unused_columns": False, "label_names": ["labels"], "disable_tqdm": False}
 """Arguments that every run of Eden has."""
 
@@ -55,6 +51,7 @@ class ModelSection(_Section):
     vision_feature: Literal["pooled", "patches"] = Field("pooled", description="one token an image, or one a patch")
     vision_feature_layer: int = Field(-2, description="hidden layer of the patches, negative from the end")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="number format of the frozen weights")
+    force_format: bool = Field(False, description="compute in bfloat16 even where this machine has to emulate it")
     attn_implementation: str | None = Field(None, description="transformers' name of one; null lets it choose")
 
 
@@ -134,6 +131,27 @@ class Recipe(_Section):
             raise PydanticCustomError("impossible", "{what}. {cure}", {"key": key, "what": what, "cure": cure})
         return self
 
+    def on_this_machine(self) -> Recipe:
+        """The recipe as this machine computes it: each `bfloat16` as what `core.numeric_format` has in its place.
+
+        Raises:
+            RecipeError: it asks for fp16 where there is no GPU.
+        """
+        machine = Machine.here()
+        if machine.device == "cpu" and self.training.get("fp16") is True:
+            cure = "Write training.bf16: true, which is bf16 where the machine has it and fp32 elsewhere."
+            raise self._places.refusal("training.fp16", "a CPU does not compute in fp16", cure)
+        here = numeric_format(machine)
+        if self.model.force_format or here.name == "bfloat16":
+            return self
+        changes: dict[str, Any] = {"model": self.model.model_copy(update={"dtype": here.instead_of(self.model.dtype)})}
+        if self.quantization is not None:
+            compute = here.instead_of(self.quantization.bnb_4bit_compute_dtype)
+            changes["quantization"] = self.quantization.model_copy(update={"bnb_4bit_compute_dtype": compute})
+        if self.training.get("bf16") is True:
+            changes["training"] = self.training | {"bf16": False, "fp16": here.name == "float16"}
+        return self.model_copy(update=changes)
+
     def training_arguments(self, **overrides: Any) -> TrainingArguments:
         """What Trainer takes; on the CPU where there is no CUDA device, as Eden loads its models there.
 
@@ -147,13 +165,13 @@ class Recipe(_Section):
         import torch
         from transformers import TrainingArguments
 
-        training = {**self.training, **overrides}
+        training = {**self.on_this_machine().training, **overrides}
         for key, what, cure in _impossible(self.model_copy(update={"training": training})):
             raise self._places.refusal(key, what, cure)
         hints, fields = get_type_hints(TrainingArguments), TrainingArguments.__dataclass_fields__
         hints["fsdp"] = bool | None  # as its documentation says; the annotation still is that of an older way
         for name, value in training.items():
-            if fault := _argument_fault(value, hints[name], fields[name].metadata.get("choices")):
+            if fault := argument_fault(value, hints[name], fields[name].metadata.get("choices")):
                 raise self._places.refusal(f"training.{name}", f"transformers refuses training.{name}", fault)
         training.setdefault("use_cpu", not torch.cuda.is_available())
         # Trainer would show a loss that is NaN as one that is not; fp16 alone has steps that overflow and are skipped.
@@ -265,7 +283,7 @@ def _impossible(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     if data.row_length is not None and training.get("train_sampling_strategy") == "group_by_length":
         cure = "Remove either; a batch then holds per_device_train_batch_size rows."
         yield "data.row_length", "packed rows are of one length, and train_sampling_strategy would group them", cure
-    names = _argument_names()
+    names = argument_names()
     for name in training:
         if name not in names:
             yield f"training.{name}", f"unknown key training.{name}", _did_you_mean(name, names)
@@ -301,34 +319,6 @@ def _impossible_sources(data: DataSection) -> Iterator[tuple[str, str, str]]:
             cure = "Name it once, with a greater weight."
             yield "data.sources", f"data.sources names {named[path]} twice{too}", cure
         named[path] = source.path
-
-
-@cache
-def _argument_names() -> list[str]:
-    """TrainingArguments' fields, read from its source: importing it would cost seconds of torch."""
-    spec = importlib.util.find_spec("transformers")
-    assert spec is not None and spec.origin is not None
-    tree = ast.parse(Path(spec.origin).with_name("training_args.py").read_text(encoding="utf-8"))
-    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
-    return [ast.unparse(node.target) for node in found.body if isinstance(node, ast.AnnAssign)]
-
-
-def _argument_fault(value: Any, hint: Any, choices: Sequence[str] | None) -> str | None:
-    """What is wrong with a value for TrainingArguments, which checks few of them before they do harm."""
-    enums = [kind for kind in get_args(hint) if isinstance(kind, type) and issubclass(kind, Enum)]
-    choices = [member.value for kind in enums for member in kind] or choices
-    if choices is None:
-        try:
-            TypeAdapter(hint, config=STRICT).validate_python(value)
-        except ValidationError as error:
-            needed = " or ".join(fault["msg"].removeprefix("Input should be ") for fault in error.errors())
-            return f"It is {value!r:.60} and must be {needed}."
-    elif value not in choices:
-        close = difflib.get_close_matches(str(value), choices, n=1)
-        return f"It cannot be {value!r:.60}; " + (
-            f"did you mean {close[0]}?" if close else f"valid: {', '.join(choices)}."
-        )
-    return None
 
 
 def _override(tree: dict[str, Any], places: Places, text: str) -> None:

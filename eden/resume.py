@@ -73,7 +73,9 @@ def find_start(recipe: Recipe, arguments: TrainingArguments, resume: bool, conso
     return ranks.from_main(lambda: _find_start(recipe, arguments, resume, console))
 
 
-def begin(recipe: Recipe, arguments: TrainingArguments, train_set: ConversationDataset, start: Start) -> None:
+def begin(
+    recipe: Recipe, arguments: TrainingArguments, train_set: ConversationDataset, start: Start, console: Console
+) -> None:
     """Writes into the run's folder which run it is, before its first step; the main process writes.
 
     A report of an earlier end is removed, for the run is at its end no more.
@@ -84,8 +86,16 @@ def begin(recipe: Recipe, arguments: TrainingArguments, train_set: ConversationD
         StorageError: the disk is full.
     """
     folder = Path(arguments.output_dir)
+    computed_in = computed_format(arguments, recipe)
     run = {"rows_a_step": rows_a_step(arguments), "samples": len(train_set), "tokens": int(train_set.lengths.sum())}
     begun = _facts(folder) if start.checkpoint is not None else {}
+    computed = str(begun.pop("computed_in", computed_in))
+    if computed != computed_in and ranks.is_main():
+        console.print(
+            f"the run began in {computed} and goes on in {computed_in}, which is what this machine computes in: its "
+            "losses will not be those of the uninterrupted run to the last digit",
+            **AS_IT_IS,
+        )
     if begun and begun != run:  # that its rows a step are the same was seen before
         raise DataError(
             f"there are {run['samples']:,} samples of {run['tokens']:,} tokens to train on, and the run began with "
@@ -95,13 +105,20 @@ def begin(recipe: Recipe, arguments: TrainingArguments, train_set: ConversationD
         )
     if ranks.is_main():
         recipe.save(folder / RECIPE)
-        write_file(folder / RUN, json.dumps(run, indent=1))
+        write_file(folder / RUN, json.dumps(run | {"computed_in": computed_in}, indent=1))
         (folder / REPORT).unlink(missing_ok=True)
 
 
-def _facts(folder: Path) -> dict[str, int]:
+def computed_format(arguments: TrainingArguments, recipe: Recipe) -> str:
+    """The number format of a run's products on this machine."""
+    if arguments.bf16 or arguments.fp16:
+        return "bfloat16" if arguments.bf16 else "float16"
+    return recipe.on_this_machine().model.dtype
+
+
+def _facts(folder: Path) -> dict[str, Any]:
     """What `begin` has written; empty if it has not."""
-    facts: dict[str, int] = json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else {}
+    facts: dict[str, Any] = json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else {}
     return facts
 
 

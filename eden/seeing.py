@@ -10,7 +10,7 @@ from rich.console import Console
 
 from . import ranks
 from .console import progress
-from .data.features import MEASURED, FeatureStore, in_best_format, seconds_ahead, seconds_live
+from .data.features import MEASURED, FeatureStore, seconds_ahead, seconds_live
 from .data.image_table import Source
 from .errors import ImageError
 from .files import write_file
@@ -40,13 +40,9 @@ def open_features(
     """
     if recipe.data.features == "live" or not images:
         return None
+    store = FeatureStore(encoder)
     with console.status("measuring the vision tower"):
-        with ranks.main_first():
-            best = in_best_format(encoder, images)
-        store = FeatureStore(best)
-        choice = ranks.from_main(
-            lambda: _choice(recipe, lambda: _pays(recipe, encoder, best, store, images, reads, console))
-        )
+        choice = ranks.from_main(lambda: _choice(recipe, lambda: _pays(recipe, encoder, store, images, reads, console)))
     if choice == "live":
         return None
     fill(store, images, console)  # all processes together
@@ -66,8 +62,7 @@ def cache_features(recipe: Recipe, images: Sequence[Source], console: Console, w
         CheckpointError: the recipe's model is missing.
         StorageError: the cache cannot be written.
     """
-    with console.status("measuring the vision tower"):
-        store = _open_store(recipe, images)
+    store = FeatureStore(load_vision_encoder(recipe))
     context = multiprocessing.get_context("spawn")
     share = max(1, cores() // workers)
     helpers = [context.Process(target=_help, args=(recipe, images, share), daemon=True) for _ in range(workers - 1)]
@@ -80,12 +75,8 @@ def cache_features(recipe: Recipe, images: Sequence[Source], console: Console, w
     return store
 
 
-def _open_store(recipe: Recipe, images: Sequence[Source]) -> FeatureStore:
-    return FeatureStore(in_best_format(load_vision_encoder(recipe), images))
-
-
 def _help(recipe: Recipe, images: Sequence[Source], share: int) -> None:
-    _open_store(recipe, images).fill(images, threads=share)  # its format was measured, and is read from the file
+    FeatureStore(load_vision_encoder(recipe)).fill(images, threads=share)
 
 
 def fill(store: FeatureStore, images: Sequence[Source], console: Console, threads: int | None = None) -> None:
@@ -107,7 +98,6 @@ def _choice(recipe: Recipe, pays: Callable[[], bool]) -> str:
 def _pays(
     recipe: Recipe,
     encoder: VisionEncoder,
-    best: VisionEncoder,
     store: FeatureStore,
     images: Sequence[Source],
     reads: float,
@@ -121,7 +111,7 @@ def _pays(
     if not usable:
         return False
     batch = int(recipe.training.get("per_device_train_batch_size", 8))
-    live, ahead = seconds_live(encoder, usable, batch), seconds_ahead(best, usable)
+    live, ahead = seconds_live(encoder, usable, batch), seconds_ahead(encoder, usable)
     console.print(
         f"images: {reads:,.0f} reads at {live * 1000:.1f} ms live, or {missing:,} to encode at {ahead * 1000:.1f} ms",
         highlight=False,

@@ -21,6 +21,7 @@ from . import checkpoint as checkpoints, ranks
 from .assistant import Assistant
 from .checkpoint import Checkpoint
 from .console import AS_IT_IS, progress
+from .core.numeric_format import emulation_factor, numeric_format
 from .data.dataset import ConversationDataset
 from .data.formats import Sample
 from .data.packing import PackedDataset
@@ -86,6 +87,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     set_seed(arguments.seed)
     with ranks.main_first():  # what is heard and counted is kept, and found by the others
         train_samples, eval_samples, skipped = read_data(recipe, console)
+    console.print(numeric_line(recipe), **AS_IT_IS)
     with console.status(f"loading {recipe.model.base or recipe.model.language}"):
         checkpoint = checkpoints.load_for_training(recipe)
     train_set, eval_set = _encode(recipe, checkpoint, train_samples, eval_samples, skipped, console)
@@ -94,7 +96,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     shown = _pick_samples(eval_set)
     before = _answers(checkpoint, shown)
     rows = _pack(recipe, train_set, console)
-    begin(recipe, arguments, train_set, start)
+    begin(recipe, arguments, train_set, start, console)
     trainer = EdenTrainer(checkpoint, arguments, rows, eval_set if len(eval_set) else None, console)
     log = trainer.run(start.checkpoint)
     steps, weights = trainer.state.global_step, trainer.gathered() if trainer.is_sharded else None
@@ -110,6 +112,18 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
             _write_artifact(folder, recipe, checkpoint, log, facts, predictions, skipped)
     ranks.wait()
     return TrainingResult(folder, folder / REPORT, log, skipped)
+
+
+def numeric_line(recipe: Recipe) -> str:
+    """What a run computes in on this machine, and why."""
+    if recipe.on_this_machine().model.dtype == recipe.model.dtype == "float32" and not recipe.training.get("bf16"):
+        return "computing in float32: the recipe says so"
+    here = numeric_format()
+    if recipe.model.force_format and here.name != "bfloat16":
+        return (
+            f"computing in bfloat16 by force: {here.reason}, {emulation_factor():.0f} times slower than in {here.name}"
+        )
+    return str(here)
 
 
 def _earlier_result(folder: Path) -> TrainingResult:
@@ -258,6 +272,7 @@ def _facts(
         "base": recipe.model.base or f"{recipe.model.vision} + {recipe.model.language}",
         "image features": checkpoint.config.vision_feature,
         "speech": checkpoint.config.speech_model,
+        "computed in": numeric_line(recipe).removeprefix("computing in "),
         "4-bit": recipe.quantization.bnb_4bit_quant_type if recipe.quantization else "no",
         "trained parameters": sum(part["trained"] for part in counts.values()),
         "frozen parameters": sum(part["frozen"] for part in counts.values()),

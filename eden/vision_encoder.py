@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
 from .backbones import LoadOptions, readable
 from .checkpoint import Checkpoint
+from .core.numeric_format import numeric_format
 from .errors import CheckpointError
 from .location import find_model
 from .model import MultimodalPhiConfig
@@ -98,7 +99,7 @@ def load_vision_encoder(recipe: Recipe) -> VisionEncoder:
     Raises:
         CheckpointError: the model is missing or incomplete.
     """
-    section = recipe.model
+    section = recipe.on_this_machine().model
     options = LoadOptions(None, section.dtype, None)
     if section.base is not None:
         return _of_folder(find_model(section.base, revision=section.base_revision), options)
@@ -127,7 +128,7 @@ def _of_folder(folder: Path, options: LoadOptions) -> VisionEncoder:
 
 def _of_backbone(name: str, revision: str | None, feature: str, layer: int, options: LoadOptions) -> VisionEncoder:
     with readable(name):
-        dtype = torch.bfloat16 if options.dtype is None else getattr(torch, options.dtype)
+        dtype = getattr(torch, options.dtype or numeric_format().name)
         tower = CLIPVisionModelWithProjection.from_pretrained(name, revision=revision, dtype=dtype)
         image_processor = AutoImageProcessor.from_pretrained(name, revision=revision)
     return VisionEncoder(tower.to(options.torch_device).eval().requires_grad_(False), image_processor, feature, layer)

@@ -23,7 +23,7 @@ from eden import DataError, ImageError, StorageError
 from eden.checkpoint import load_for_training
 from eden.cli.main import app
 from eden.data import features as module
-from eden.data.features import FeatureStore, in_best_format
+from eden.data.features import FeatureStore
 from eden.recipe import load_recipe
 from eden.vision import open_image
 from eden.vision_encoder import VisionEncoder, load_vision_encoder
@@ -150,19 +150,6 @@ def test_bad_images_are_named_and_not_read_again(tmp_path: Path) -> None:
     store = FeatureStore(make_encoder(), tmp_path / "cache")
     store.fill(files)
     assert list(store.faults) == [str(files[3])] and len(store) == 4
-
-
-def test_the_format_is_measured_once_and_close_to_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder, files = make_encoder(), make_files(tmp_path / "images", 8)
-    best = in_best_format(encoder, files, tmp_path / "cache")
-    (written,) = tmp_path.glob("cache/*/format.json")
-    measured = json.loads(written.read_text())
-    assert best.tower.dtype == getattr(torch, measured["format"])
-    assert set(measured["seconds_per_image"]) == {"float32", "bfloat16"}
-    exact, got = (e.features(e.pixels([open_image(files[0])])).float().flatten() for e in (encoder, best))
-    assert torch.nn.functional.cosine_similarity(exact, got, dim=0) >= 0.999
-    monkeypatch.setattr(module, "_seconds", lambda *_: pytest.fail("measured again"))
-    assert in_best_format(encoder, files, tmp_path / "cache").fingerprint == best.fingerprint
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:

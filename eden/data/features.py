@@ -11,11 +11,9 @@ leaves nothing but a chunk for the next to do.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import itertools
-import json
 import os
 import time
 from collections import deque
@@ -44,11 +42,8 @@ CHUNK, BATCH = 512, 16
 """Images of a shard, and of a pass through the tower."""
 KEY_BYTES = 32
 SUFFIX = ".safetensors"
-FORMATS = (torch.float32, torch.bfloat16)
-SAME = 0.999
-"""Cosine similarity to the features in fp32 that a number format must keep."""
 MEASURED = 32
-"""Images that number formats, and ways to the features, are timed with."""
+"""Images that the ways to the features are timed with."""
 
 Progress = Callable[[int, int], None]
 
@@ -260,35 +255,6 @@ class _Image:
     features: torch.Tensor | None = None
 
 
-def in_best_format(encoder: VisionEncoder, images: Sequence[Source], folder: Path | None = None) -> VisionEncoder:
-    """The encoder in the number format that is the fastest on this machine; measured once, then read from a file.
-
-    Args:
-        encoder: as the recipe loads it.
-        images: some of the data set's, to measure with.
-        folder: of the features; None is Eden's cache.
-    """
-    path = (folder or cache_folder() / "features") / encoder.fingerprint[:32] / "format.json"
-    try:
-        return encoder.to(getattr(torch, json.loads(path.read_text())["format"]))
-    except (OSError, ValueError, KeyError):
-        pass
-    pixels = _some_pixels(encoder, images)
-    if pixels is None:
-        return encoder
-    candidates = {str(dtype).removeprefix("torch."): encoder.to(dtype) for dtype in FORMATS}
-    exact = candidates["float32"].features(pixels).flatten(1)
-    seconds, similar = {}, {}
-    for name, candidate in candidates.items():
-        features = candidate.features(pixels).float().flatten(1)
-        similar[name] = float(torch.nn.functional.cosine_similarity(features, exact).min())
-        seconds[name] = min(_seconds(candidate, pixels) for _ in range(2))
-    best = min((name for name in candidates if similar[name] >= SAME), key=seconds.__getitem__)
-    per_image = {name: round(value / len(pixels), 5) for name, value in seconds.items()}
-    write_file(path, json.dumps({"format": best, "seconds_per_image": per_image, "least_cosine": similar}, indent=1))
-    return candidates[best]
-
-
 def seconds_live(encoder: VisionEncoder, images: Sequence[Source], batch_size: int) -> float:
     """Of an image, from the file to its features, as the images of a training step take them: one batch, then the next.
 
@@ -317,19 +283,3 @@ def _seconds_an_image(encoder: VisionEncoder, images: Sequence[Source], batch_si
     for _ in apply(encode, [images[start : start + batch_size] for start in range(0, len(images), batch_size)]):
         pass
     return (time.perf_counter() - started) / len(images)
-
-
-def _some_pixels(encoder: VisionEncoder, images: Sequence[Source]) -> torch.Tensor | None:
-    pixels = []
-    for source in images[: 2 * MEASURED]:
-        with contextlib.suppress(ImageError):
-            pixels.append(encoder.pixels([open_image(source)]))
-        if len(pixels) == MEASURED:
-            break
-    return torch.cat(pixels) if pixels else None
-
-
-def _seconds(encoder: VisionEncoder, pixels: torch.Tensor) -> float:
-    started = time.perf_counter()
-    encoder.features(pixels).cpu()
-    return time.perf_counter() - started

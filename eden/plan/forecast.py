@@ -22,8 +22,6 @@ from .workload import Workload, read_lengths, workload_of
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-FEATURE_BYTES = 2
-"""Of a cached image feature in bf16; `eden cache` takes fp32 where that measures faster."""
 ARTIFACT_FILES = 2**21
 """Tokenizer, report and model card of an artifact, about."""
 
@@ -130,11 +128,14 @@ def forecast(recipe: Recipe, console: Console, *, budget: int | None = None, ste
         DataError, CheckpointError, RecipeError: as `eden train` would.
     """
     recipe, stage = from_the_beginning(recipe)
+    here = recipe.on_this_machine()
     arguments = recipe.training_arguments()
     shapes = shapes_of(recipe)
     lengths = read_lengths(recipe, processor_of(recipe.model, shapes.config), shapes.config.num_image_tokens, console)
     workload = workload_of(recipe, lengths, arguments)
     gpu = torch.cuda.is_available() or shapes.parameters >= LARGE  # nobody trains a large model without one
+    if torch.cuda.is_available() or not gpu:  # a GPU that is not here is taken to have bf16
+        recipe, shapes = here, shapes_of(here)
 
     def estimated(changed: Recipe) -> tuple[int, int]:
         again = changed.training_arguments()
@@ -150,9 +151,9 @@ def forecast(recipe: Recipe, console: Console, *, budget: int | None = None, ste
     if steps:
         with console.status("measuring real steps"):
             if is_here(recipe.model) and shapes.parameters < LARGE:
-                measured = measure_model(recipe, workload, steps, console)
+                measured = measure_model(here, workload, steps, console)
             else:
-                measured = measure_layer(recipe, shapes, workload, steps)
+                measured = measure_layer(here, shapes, workload, steps)
     return Plan(
         shapes,
         workload,
@@ -223,7 +224,8 @@ def _disk(recipe: Recipe, shapes: Shapes, workload: Workload, arguments: Trainin
         number = math.ceil(workload.schedule.epochs)
     number = min(number, arguments.save_total_limit or number)
     config = shapes.config
-    features = workload.images * config.num_image_tokens * config.image_feature_size * FEATURE_BYTES
+    size = 4 if recipe.model.dtype == "float32" else 2
+    features = workload.images * config.num_image_tokens * config.image_feature_size * size
     return {
         "checkpoints": number * checkpoint,
         "artifact": weights + ARTIFACT_FILES,

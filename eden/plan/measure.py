@@ -24,7 +24,7 @@ from ..model.attention import PACKED_SDPA
 from ..model.processing import IGNORE_INDEX
 from ..recipe import QuantizationSection, Recipe
 from ..trainer import EdenTrainer
-from .memory import checkpoints, layer_activations, lora_copies
+from .memory import checkpoints, is_mixed, layer_activations, lora_copies
 from .shapes import Shapes
 from .workload import Workload
 
@@ -32,8 +32,8 @@ LARGE = 10**9
 """Parameters from which the whole model is not loaded to plan: that alone takes minutes."""
 WARM_UP = 2
 """Steps before those that count: the first ones of a process are many times slower."""
-LAYER_TOKENS = 1024
-"""The longest row that one layer is measured with."""
+LAYER_TOKENS = {"cuda": 1024, "cpu": 256}
+"""The longest row that one layer is measured with; a CPU takes as long for each token of a longer one."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,13 @@ def measure_layer(recipe: Recipe, shapes: Shapes, workload: Workload, steps: int
     layers, vocabulary = text.num_hidden_layers, text.vocab_size
     text.num_hidden_layers, text.vocab_size, text.pad_token_id = 1, 16, 0  # its tables are not run
     core = _one_layer(recipe, shapes, text)
-    tokens = min(max(workload.longest), LAYER_TOKENS)
+    device = options.torch_device.type
+    tokens = min(max(workload.longest), LAYER_TOKENS[device])
+    half = torch.float16 if recipe.training.get("fp16") else torch.bfloat16
     states = torch.randn(1, tokens, text.hidden_size, device=options.torch_device, dtype=core.dtype).requires_grad_()
 
     def run() -> torch.Tensor:
-        with torch.autocast(options.torch_device.type, torch.bfloat16, enabled=bool(recipe.training.get("bf16"))):
+        with torch.autocast(options.torch_device.type, half, enabled=is_mixed(recipe)):
             packed = core.model.pack([tokens], states)
             output: torch.Tensor = core.model.language_model(inputs_embeds=states, **packed).last_hidden_state
         return output
@@ -142,7 +144,6 @@ def measure_layer(recipe: Recipe, shapes: Shapes, workload: Workload, steps: int
     head = 2 * text.hidden_size * vocabulary * answered / (passes * shapes.layer_weights)
     accumulation = int(recipe.training.get("gradient_accumulation_steps", 1))
     seconds = min(times) * places / tokens * (layers + head) * accumulation
-    device = options.torch_device.type
     formula = layer_activations(recipe, shapes, [tokens], flat=True, gpu=device == "cuda")
     formula += lora_copies(recipe, shapes) // layers + 4 * text.hidden_size * tokens  # and the norm behind it
     return Measured("layer", device, tokens, seconds, kept=kept, kept_estimate=formula)

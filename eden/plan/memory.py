@@ -112,7 +112,7 @@ def layer_activations(recipe: Recipe, shapes: Shapes, lengths: Sequence[int], *,
     lengths = [max(lengths)] * len(lengths) if padded else lengths
     n, width, heads = sum(lengths), text.hidden_size, text.num_attention_heads
     keys = width // heads * text.num_key_value_heads
-    half = 2 if _is_mixed(recipe) or recipe.model.dtype == "bfloat16" else 4
+    half = 2 if is_mixed(recipe) or recipe.model.dtype == "bfloat16" else 4
     norms = 8 * width + 8
     attention = half * ((width + 2 * keys) + keys + 2 * width)
     squares = 0
@@ -125,7 +125,7 @@ def layer_activations(recipe: Recipe, shapes: Shapes, lengths: Sequence[int], *,
     adapters = 0
     if recipe.lora is not None:
         mask = 0 if not recipe.lora.lora_dropout else 1 if gpu else 4
-        number = 2 if _is_mixed(recipe) else 4
+        number = 2 if is_mixed(recipe) else 4
         adapters = sum((number + mask) * width_in + number * recipe.lora.r for width_in, _ in shapes.lora_widths)
     return int(n * (norms + attention + 3 * half * text.intermediate_size + adapters) + squares)
 
@@ -140,13 +140,14 @@ def state_bytes(optimizer: str) -> int:
     return next((size for name, size in STATE_BYTES.items() if name in optimizer), 8)
 
 
-def _is_mixed(recipe: Recipe) -> bool:
+def is_mixed(recipe: Recipe) -> bool:
+    """Whether autocast computes in half precision."""
     return bool(recipe.training.get("bf16") or recipe.training.get("fp16"))
 
 
 def _copies(recipe: Recipe, shapes: Shapes, layers: int) -> int:
     """Half-precision copies that autocast makes of fp32 weights and autograd keeps until the layer's way back."""
-    if not _is_mixed(recipe):
+    if not is_mixed(recipe):
         return 0
     copies = lora_copies(recipe, shapes) + 2 * shapes.counts["projector"]["trained"]
     if recipe.model.dtype == "float32" and recipe.quantization is None:
@@ -156,4 +157,4 @@ def _copies(recipe: Recipe, shapes: Shapes, layers: int) -> int:
 
 def lora_copies(recipe: Recipe, shapes: Shapes) -> int:
     """Bytes of the half-precision copies of all adapters."""
-    return 2 * shapes.counts.get("lora", {"trained": 0})["trained"] if _is_mixed(recipe) else 0
+    return 2 * shapes.counts.get("lora", {"trained": 0})["trained"] if is_mixed(recipe) else 0
