@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import cli
 import pytest
 import yaml
 from browser import chromium, tour
@@ -103,7 +104,7 @@ def run(command: list[str | Path], **more: str) -> subprocess.CompletedProcess[s
 
 
 def run_eden(metadata: Path, *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return run([sys.executable, "-m", "eden", *arguments], PYTHONPATH=f"{metadata}:{ROOT}", **more)
+    return cli.eden(*arguments, env=os.environ | {"PYTHONPATH": f"{metadata}:{ROOT}"} | more)
 
 
 def test_the_wheel_holds_what_the_build_tool_puts_into_it(wheel: Path, hatch_wheel: Path) -> None:

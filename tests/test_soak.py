@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cli
 import httpx
 import psutil
 from hostile import CASES
@@ -27,18 +28,12 @@ SMALL = [name for name in CASES if not any(words in name for words in ALLOWED_OR
 @contextmanager
 def serving_elsewhere() -> Iterator[tuple[str, psutil.Process]]:
     """`eden serve` in a process of its own, so that its memory is its own."""
-    command = [sys.executable, "-m", "eden", "serve", "--no-page", "--port", "0", "--json"]
-    environment = {**os.environ, "EDEN_API_KEY": ""}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    ) as server:
+    command = ["-m", "eden", "serve", "--no-page", "--port", "0", "--json"]
+    with cli.Python(*command, stderr=subprocess.DEVNULL, env=os.environ | {"EDEN_API_KEY": ""}) as server:
         assert server.stdout is not None
-        try:
-            yield json.loads(server.stdout.readline())["address"], psutil.Process(server.pid)
-        finally:
-            server.terminate()
-            ended = server.wait(60)
-    assert ended == 0
+        yield json.loads(server.stdout.readline())["address"], psutil.Process(server.pid)
+        server.terminate()
+    assert server.returncode == 0
 
 
 def metric(address: str, name: str) -> float:
