@@ -465,6 +465,7 @@ def assert_same_text(name: str, files: tuple[Path, Path], llama: Callable[..., d
 
 
 @pytest.mark.fresh
+@pytest.mark.timeout(1800)
 def test_llama_cpp_reads_the_same_text(llama: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     assert_same_text("eden-tiny", write_gguf("eden-tiny", tmp_path / "tiny"), llama, 256)
     model = saved(long_context(), many_merges(), tmp_path / "long")
@@ -474,6 +475,7 @@ def test_llama_cpp_reads_the_same_text(llama: Callable[..., dict[str, Any]], tmp
 
 
 @pytest.mark.fresh
+@pytest.mark.timeout(1800)
 def test_llama_cpp_sees_and_says_the_same(llama: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     asked = [(image, question.text) for _, image, question in evaluation_set(90, seed=5, split="test")]
     language_model, eyes = write_gguf("eden-tiny", tmp_path)
