@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import PIL.Image
 import pytest
 import torch
+from cli import descendants, end, take_in_orphans
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -29,6 +31,22 @@ IMAGE_SIZE, PATCH_SIZE, EMBEDDING_ROWS = 32, 16, 320
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(2)
+
+
+def pytest_configure() -> None:
+    take_in_orphans()
+
+
+def pytest_unconfigure() -> None:
+    end(descendants())
+
+
+@pytest.fixture(autouse=True)
+def _no_process_outlives_its_test() -> Iterator[None]:
+    """Whatever fails. Those of a module's fixtures began before, and end with them."""
+    before = descendants()
+    yield
+    end(descendants() - before)
 
 
 @pytest.fixture(scope="session", autouse=True)

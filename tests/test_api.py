@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cli
 import httpx
 import openai
 import pytest
@@ -392,15 +393,9 @@ print(litellm.transcription(file=open("{EXAMPLES / "question.wav"}", "rb"), **op
 # The command.
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    command = [str(Path(sys.executable).parent / "eden"), "serve", "--port", "0", *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    )
-
-
 def test_eden_serve_greets_answers_and_finishes_what_runs() -> None:
-    with start("--no-page", "--json", EDEN_API_KEY="secret") as process:
+    command = [Path(sys.executable).parent / "eden", "serve", "--port", "0", "--no-page", "--json"]
+    with cli.Started(command, env=os.environ | {"EDEN_API_KEY": "secret"}) as process:
         assert process.stdout is not None
         address = json.loads(process.stdout.readline())["address"]
         client = OpenAI(base_url=f"{address}/v1", api_key="secret")
@@ -421,20 +416,20 @@ def test_eden_serve_greets_answers_and_finishes_what_runs() -> None:
         process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join()
-        stderr = process.communicate(timeout=30)[1]
+        stderr = process.communicate()[1]
     assert process.returncode == 0, stderr
     assert answers and set(answers) == {DESCRIPTION}
     assert "Traceback" not in stderr and "secret" not in stderr
 
 
 def test_eden_serve_prints_what_one_needs_first() -> None:
-    with start("--no-page") as process:
+    with cli.Python("-m", "eden", "serve", "--port", "0", "--no-page") as process:
         assert process.stdout is not None
         lines = []
         while "print(client" not in (line := process.stdout.readline()):
             lines.append(line)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait() == 0
     greeting = "".join(lines)
     for word in (
         "http://127.0.0.1:",
@@ -456,7 +451,6 @@ def test_eden_serve_prints_what_one_needs_first() -> None:
     ],
 )
 def test_eden_serve_refuses_in_one_line(arguments: list[str], message: str) -> None:
-    with start(*arguments, EDEN_API_KEY="") as process:
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert message in " ".join(stderr.split()) and "Traceback" not in stderr
+    refused = cli.eden("serve", "--port", "0", *arguments, env=os.environ | {"EDEN_API_KEY": ""})
+    assert refused.returncode == 2
+    assert message in " ".join(refused.stderr.split()) and "Traceback" not in refused.stderr

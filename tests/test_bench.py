@@ -3,9 +3,9 @@
 import io
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import cli
 import pytest
 import torch
 from rich.console import Console
@@ -116,15 +116,13 @@ def test_the_page_agrees_with_itself() -> None:
 
 def test_the_command_runs_a_bench_and_leaves_the_page_alone() -> None:
     before = PAGE.read_bytes()
-    command = [sys.executable, "-m", "bench", "packing"]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PAGE.parents[1]).stdout
+    printed = cli.Python("-m", "bench", "packing", cwd=cli.ROOT).finished().stdout
     assert printed.startswith("machine: ") and "reached" in printed and "missed" not in printed
     assert PAGE.read_bytes() == before
 
 
 def gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench.gpu", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=PAGE.parents[1])
+    return cli.Python("-m", "bench.gpu", *arguments, cwd=cli.ROOT).finished()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")

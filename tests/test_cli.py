@@ -1,10 +1,9 @@
 """The command line as a user meets it: another process, its output, its exit code."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import cli
 import numpy as np
 import pytest
 from conftest import make_image
@@ -17,29 +16,23 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 VERBS = ["ask", "cache", "chat", "check", "demo", "evaluate", "export", "plan", "push", "train", "transcribe", "xray"]
 
 
-def run(*arguments: str | Path, **kwargs) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "eden", *map(str, arguments)], capture_output=True, text=True, **kwargs
-    )
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("world"), 12, seed=1)
 
 
 def test_help_names_every_verb_and_each_has_its_own() -> None:
-    shown = run("--help").stdout
+    shown = cli.eden("--help").stdout
     assert all(verb in shown for verb in VERBS)
-    assert "--json" in run("train", "--help").stdout
-    assert run("--version").stdout.strip() == eden.__version__
+    assert "--json" in cli.eden("train", "--help").stdout
+    assert cli.eden("--version").stdout.strip() == eden.__version__
 
 
 def test_ask_streams_text_and_prints_json(data: Path) -> None:
     image = data.parent / "000000.png"
-    plain = run("ask", "--image", image, "How many objects are there?")
+    plain = cli.eden("ask", "--image", image, "How many objects are there?")
     assert plain.returncode == 0, plain.stderr
-    as_json = run("ask", "--image", image, "How many objects are there?", "--json")
+    as_json = cli.eden("ask", "--image", image, "How many objects are there?", "--json")
     answer = json.loads(as_json.stdout)
     assert answer["answer"].strip() == plain.stdout.strip() != ""
     assert answer["model"] == "eden-tiny"
@@ -47,7 +40,7 @@ def test_ask_streams_text_and_prints_json(data: Path) -> None:
 
 def test_chat_remembers_the_picture(data: Path) -> None:
     lines = f"/image {data.parent / '000000.png'}\nHow many objects are there?\n/image gone.png\n/clear\nHello!\n"
-    result = run("chat", input=lines)
+    result = cli.eden("chat", said=lines)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.strip().splitlines()) == 2
     assert "gone.png: no such image file" in result.stderr
@@ -61,19 +54,21 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_ask_by_voice_prints_what_was_heard_on_stderr(spoken: Path) -> None:
     files = ["--image", spoken.parent / "000000.png", "--audio", spoken.parent / "000000-0.wav"]
-    plain = run("ask", *files)
+    plain = cli.eden("ask", *files)
     assert plain.returncode == 0, plain.stderr
     heard = plain.stderr.strip().removeprefix("heard  ")
-    as_json = json.loads(run("ask", *files, "--json").stdout)
+    as_json = json.loads(cli.eden("ask", *files, "--json").stdout)
     assert as_json["transcripts"] == [heard] and heard.endswith(("?", "."))
     assert as_json["answer"] == plain.stdout.strip()
-    typed = json.loads(run("ask", *files[:2], heard, "--json").stdout)
+    typed = json.loads(cli.eden("ask", *files[:2], heard, "--json").stdout)
     assert typed["answer"] == as_json["answer"] and "transcripts" not in typed
 
 
 def test_chat_by_voice(spoken: Path) -> None:
     folder = spoken.parent
-    result = run("chat", input=f"/image {folder / '000000.png'}\n/audio {folder / '000000-0.wav'}\n/audio gone.wav\n")
+    result = cli.eden(
+        "chat", said=f"/image {folder / '000000.png'}\n/audio {folder / '000000-0.wav'}\n/audio gone.wav\n"
+    )
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.strip().splitlines()) == 1
     assert "heard  " in result.stderr and "gone.wav: no such recording" in result.stderr
@@ -81,26 +76,26 @@ def test_chat_by_voice(spoken: Path) -> None:
 
 def test_transcribe_as_text_json_and_subtitles(spoken: Path, tmp_path: Path) -> None:
     recording = spoken.parent / "000000-0.wav"
-    text = run("transcribe", recording)
+    text = cli.eden("transcribe", recording)
     assert text.returncode == 0, text.stderr
     assert "peak memory" in text.stderr
-    (transcript,) = json.loads(run("transcribe", recording, "--json").stdout)["transcripts"]
+    (transcript,) = json.loads(cli.eden("transcribe", recording, "--json").stdout)["transcripts"]
     assert transcript["text"] == text.stdout.strip() and transcript["file"] == str(recording)
-    subtitles = run("transcribe", recording, "--srt").stdout.splitlines()
+    subtitles = cli.eden("transcribe", recording, "--srt").stdout.splitlines()
     assert subtitles[0] == "1" and " --> " in subtitles[1] and subtitles[2] == text.stdout.strip()
     (tmp_path / "silence.wav").write_bytes(to_wav(np.zeros(SAMPLE_RATE, dtype=np.float32)))
-    silent = run("transcribe", tmp_path / "silence.wav")
+    silent = cli.eden("transcribe", tmp_path / "silence.wav")
     assert silent.returncode == 0 and silent.stdout == "" and "silence.wav: no speech was heard" in silent.stderr
 
 
 def test_xray_of_spoken_samples_shows_the_words(spoken: Path) -> None:
-    (sample,) = json.loads(run("xray", spoken, "-n", "1", "--json").stdout)["samples"]
-    heard = run("transcribe", spoken.parent / "000000-0.wav").stdout.strip()
+    (sample,) = json.loads(cli.eden("xray", spoken, "-n", "1", "--json").stdout)["samples"]
+    heard = cli.eden("transcribe", spoken.parent / "000000-0.wav").stdout.strip()
     assert heard in "".join(token["text"] for token in sample["tokens"])
 
 
 def test_check_of_a_good_and_a_bad_file(data: Path, tmp_path: Path) -> None:
-    good = run("check", data, "--html", tmp_path / "data.html")
+    good = cli.eden("check", data, "--html", tmp_path / "data.html")
     assert good.returncode == 0, good.stderr
     assert "12 samples, 0 faulty: all good" in good.stdout
     assert "12" in (tmp_path / "data.html").read_text()
@@ -109,26 +104,26 @@ def test_check_of_a_good_and_a_bad_file(data: Path, tmp_path: Path) -> None:
     records[7]["conversations"][1]["value"] = ""
     bad = data.with_name("bad.json")
     bad.write_text(json.dumps(records))
-    result = run("check", bad)
+    result = cli.eden("check", bad)
     assert result.returncode == 2
     assert "record 5 (id 000004)" in result.stdout and "record 8 (id 000007)" in result.stdout
-    report = json.loads(run("check", bad, "--json").stdout)
+    report = json.loads(cli.eden("check", bad, "--json").stdout)
     assert report["faults_by_kind"] == {"empty_answer": 1, "missing_image": 1}
 
 
 def test_xray_in_the_terminal_as_json_and_as_a_page(data: Path, tmp_path: Path) -> None:
-    result = run("xray", data, "-n", "2", "--html", tmp_path / "xray.html")
+    result = cli.eden("xray", data, "-n", "2", "--html", tmp_path / "xray.html")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("of them supervised") == 2 and "<|image|> ×36" in result.stdout
     assert "&lt;|image|&gt; ×36" in (tmp_path / "xray.html").read_text()
-    (sample,) = json.loads(run("xray", data, "-n", "1", "--json").stdout)["samples"]
+    (sample,) = json.loads(cli.eden("xray", data, "-n", "1", "--json").stdout)["samples"]
     said = "".join(token["text"] for token in sample["tokens"] if token["supervised"])
     turns = json.loads(data.read_text())[0]["conversations"]
     assert said == "".join(f" {turn['value']}<|end|>" for turn in turns if turn["from"] == "gpt")
 
 
 def test_evaluate_a_file(data: Path, tmp_path: Path) -> None:
-    result = run("evaluate", "eden-tiny", data, "--limit", "6", "--json", "--html", tmp_path / "result.html")
+    result = cli.eden("evaluate", "eden-tiny", data, "--limit", "6", "--json", "--html", tmp_path / "result.html")
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
     assert summary["n"] == 6 and 0 <= summary["accuracy"] <= 1
@@ -136,7 +131,7 @@ def test_evaluate_a_file(data: Path, tmp_path: Path) -> None:
 
 
 def test_export_gives_a_whole_model(tmp_path: Path) -> None:
-    result = run("export", "eden-tiny", tmp_path / "merged", "--json")
+    result = cli.eden("export", "eden-tiny", tmp_path / "merged", "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == {"folder": str(tmp_path / "merged")}
     assert {"model.safetensors", "config.json", "modeling.py"} <= {p.name for p in (tmp_path / "merged").iterdir()}
@@ -171,7 +166,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_exit_code_two(name: str, tmp_path: Path) -> None:
     arguments, message = BAD[name]
-    result = run(*arguments, cwd=tmp_path)
+    result = cli.eden(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout == ""
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
@@ -181,4 +176,4 @@ def test_bad_input_is_one_line_and_exit_code_two(name: str, tmp_path: Path) -> N
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     make_image("red").save(tmp_path / "red.png")
-    assert "Traceback" in run("ask", "--image", tmp_path / "gone.png", "hi", "--debug").stderr
+    assert "Traceback" in cli.eden("ask", "--image", tmp_path / "gone.png", "hi", "--debug").stderr

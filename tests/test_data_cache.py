@@ -1,18 +1,16 @@
 """What is kept of a data set: read once, encoded once, whole or not there; and what is drawn from several of them."""
 
 import json
-import os
 import pickle
 import signal
-import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import cli
 import numpy as np
+import psutil
 import pytest
 from conftest import make_image, make_processor
 from rich.console import Console
@@ -86,55 +84,42 @@ def test_samples_are_a_sequence_and_travel_to_other_processes(tmp_path: Path) ->
     assert [sample.id for sample in joined] == ["0", "1", "8", "9"]
 
 
-def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes]) -> None:
-    while not what():
-        assert process.poll() is None, "it ended too early"
-        time.sleep(0.001)
-
-
 def test_killed_while_reading_leaves_no_half_cache(tmp_path: Path, cache: Path) -> None:
-    path = write(tmp_path / "d.json", 40_000)
-    process = subprocess.Popen([sys.executable, "-m", "eden", "check", str(path)], stdout=subprocess.DEVNULL)
-    wait_for(lambda: any(half.stat().st_size for half in kept(cache, ".records.arrow.*")), process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert kept(cache) == [] and kept(cache, ".records.arrow.*")
+    path = write(tmp_path / "d.json", 10_000)
+    with cli.Python("-m", "eden", "check", path, stop=("eden.data.store", "_row", 9000)) as process:
+        process.wait_until_stopped()
+        process.kill()
+    (half,) = kept(cache, ".records.arrow.*")
+    assert kept(cache) == [] and half.stat().st_size
     report, samples = check(path)
-    assert report.ok and len(samples) == 40_000
+    assert report.ok and len(samples) == 10_000
     assert len(kept(cache)) == 1 and kept(cache, ".records.arrow.*") == []
 
 
 def test_processes_that_help_end_with_the_one_they_help(tmp_path: Path, cache: Path) -> None:
-    path = write(tmp_path / "d.json", 30_000)
-    script = (
-        "import sys; from conftest import make_processor; from eden.data.store import open_store; "
-        "from eden.data.tokens import TokenTable; TokenTable(open_store(sys.argv[1]), make_processor(1))"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    process = subprocess.Popen([sys.executable, "-c", script, str(path)], env=environment)
-    wait_for(lambda: any(half.stat().st_size for half in kept(cache, ".tokens-*")), process)
-    helpers = list(children(process.pid))
-    assert helpers or cores() == 1
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    path = write(tmp_path / "d.json", 3000)
+    script = """
+import os, signal, sys
+from conftest import make_processor
+from eden.data.store import open_store
+from eden.data.tokens import TokenTable
+TokenTable(open_store(sys.argv[1]), make_processor(1), lambda *done: os.kill(os.getpid(), signal.SIGSTOP))
+"""
+    with cli.Python("-c", script, path) as process:
+        process.wait_until_stopped()
+        helpers = psutil.Process(process.pid).children()
+        assert helpers or cores() == 1
+        process.send_signal(signal.SIGKILL)  # to it alone
     assert kept(cache, "tokens-*.arrow") == []
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{helper}").exists() for helper in helpers):
-        assert time.monotonic() < deadline, "a helper is left over"
-        time.sleep(0.05)
-
-
-def children(pid: int) -> Iterator[int]:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        yield from map(int, (task / "children").read_text().split())
+    assert psutil.wait_procs(helpers, timeout=60)[1] == [], "a helper is left over"
 
 
 def test_several_processes_open_the_same_data_at_once(tmp_path: Path, cache: Path) -> None:
     path = write(tmp_path / "d.json", 5000)
-    command = [sys.executable, "-m", "eden", "check", str(path), "--json"]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
-    outputs = {process.communicate()[0] for process in running}
-    assert [process.returncode for process in running] == [0, 0, 0]
+    running = [cli.Python("-m", "eden", "check", path, "--json") for _ in range(3)]
+    results = [process.finished() for process in running]
+    outputs = {result.stdout for result in results}
+    assert [result.returncode for result in results] == [0, 0, 0]
     assert len(outputs) == 1 and json.loads(outputs.pop())["samples"] == 5000
     assert len(kept(cache)) == 1
 
@@ -159,8 +144,7 @@ def test_a_damaged_file_of_the_cache_is_made_again(tmp_path: Path, cache: Path, 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDEN_CACHE", str(tmp_path / "file" / "cache"))
-    command = [sys.executable, "-m", "eden", "check", str(write(tmp_path / "d.json", 2))]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = cli.eden("check", write(tmp_path / "d.json", 2))
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1 and "cannot write" in result.stderr
 
@@ -329,16 +313,16 @@ def test_a_weight_that_gives_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_ten_kinds_of_broken_records_are_counted_named_and_skipped(tmp_path: Path) -> None:
     path = tmp_path / "d.json"
-    command = [*MAKE, str(path), "--records", "1500", "--images", "5", "--broken", "0.1"]
-    made = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    options = ["--records", "1500", "--images", "5", "--broken", "0.1"]
+    made = cli.Python("-m", "bench.make_llava150k", path, *options, cwd=cli.ROOT).finished()
+    assert made.returncode == 0, made.stderr
     broken = {
         line.split(": ")[0].split(", ")[1]: int(line.split(": ")[1])
         for line in made.stdout.splitlines()
         if line.startswith("  broken")
     }
     assert len(broken) == 10
-    command = [sys.executable, "-m", "eden", "check", str(path), "--images", str(tmp_path / "train2017")]
-    checked = subprocess.run([*command, "--decode", "--json", "--faults", "20"], capture_output=True, text=True)
+    checked = cli.eden("check", path, "--images", tmp_path / "train2017", "--decode", "--json", "--faults", "20")
     assert checked.returncode == 2, checked.stderr
     report = json.loads(checked.stdout)
     assert report["faults_by_kind"] == broken and report["faulty"] == sum(broken.values())

@@ -6,11 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import cli
 import pytest
 import torch
 from rich.console import Console
@@ -43,13 +43,8 @@ SHAPES = Path(__file__).parent.parent / "examples" / "shapes"
 NAMES = [f"COCO_val2014_{number:012d}.jpg" for number in NUMBERS]
 
 
-def run(*arguments: str | Path, **kwargs) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "eden", "evaluate", "eden-tiny", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        **kwargs,
-    )
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return cli.eden("evaluate", "eden-tiny", *arguments)
 
 
 def run_here(*arguments: str | Path) -> int | str | None:
@@ -481,11 +476,10 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(
     undisturbed = keep(open_task(str(data)), assistant, whole)
     kept = killed / "predictions.jsonl"
     command = [str(data), "--batch-size", "1", "--out", str(killed)]
-    arguments = [sys.executable, "-m", "eden", "evaluate", "eden-tiny", *command]
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not (kept.exists() and kept.stat().st_size) and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
+    kept_once = ("eden.evaluate.predictions", "Predictions.add", 1)
+    with cli.Python("-m", "eden", "evaluate", "eden-tiny", *command, stop=kept_once) as process:
+        process.wait_until_stopped()
+        process.kill()
     assert process.returncode == -signal.SIGKILL and 0 < kept.read_text().count("\n") < 20
     with kept.open("a") as file:
         file.write('{"group": "accur')  # what a write that was cut off leaves

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import cli
 import pytest
 import yaml
 from browser import chromium, tour
@@ -103,7 +104,7 @@ def run(command: list[str | Path], **more: str) -> subprocess.CompletedProcess[s
 
 
 def run_eden(metadata: Path, *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return run([sys.executable, "-m", "eden", *arguments], PYTHONPATH=f"{metadata}:{ROOT}", **more)
+    return cli.eden(*arguments, env=os.environ | {"PYTHONPATH": f"{metadata}:{ROOT}"} | more)
 
 
 def test_the_wheel_holds_what_the_build_tool_puts_into_it(wheel: Path, hatch_wheel: Path) -> None:
@@ -143,7 +144,9 @@ def test_the_page_installs_the_wheel_and_eden_works_from_it(bare_python: Path, w
     assert (tmp_path / WHEEL).read_bytes() == wheel.read_bytes()
 
 
-@pytest.mark.parametrize("python", ["bare_python", pytest.param("fresh_python", marks=pytest.mark.fresh)])
+@pytest.mark.parametrize(
+    "python", ["bare_python", pytest.param("fresh_python", marks=[pytest.mark.fresh, pytest.mark.timeout(1800)])]
+)
 def test_the_page_of_a_space_does_what_every_page_does(
     python: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -151,24 +154,18 @@ def test_the_page_of_a_space_does_what_every_page_does(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [request.getfixturevalue(python), space / "app.py"]
+    environment["GRADIO_SERVER_PORT"] = port
     with (
-        (tmp_path / "log").open("w+") as log,
-        subprocess.Popen(
-            [request.getfixturevalue(python), space / "app.py"],
-            cwd="/",
-            env=environment | {"GRADIO_SERVER_PORT": port},
-            stdout=log,
-            stderr=log,
-        ) as app,
         chromium() as browser,
+        (tmp_path / "log").open("w+") as log,
+        cli.Started(command, cwd="/", env=environment, stdout=log, stderr=log) as app,
     ):
-        try:
-            until(lambda: answers_at(port) or app.poll() is not None, seconds=120)
-            assert app.poll() is None, (tmp_path / "log").read_text()
-            said = ["How many objects are there?", "Four.", "Square."]
-            assert tour(browser, f"http://127.0.0.1:{port}", "space") == {"desktop": said, "phone": said}
-        finally:
-            app.terminate()
+        until(lambda: answers_at(port) or app.poll() is not None, seconds=120)
+        assert app.poll() is None, (tmp_path / "log").read_text()
+        said = ["How many objects are there?", "Four.", "Square."]
+        assert tour(browser, f"http://127.0.0.1:{port}", "space") == {"desktop": said, "phone": said}
+        app.terminate()
 
 
 def answers_at(port: str) -> bool:

@@ -1,18 +1,13 @@
 """The feature cache: what the tower would give, once, whatever happens on the way."""
 
-import contextlib
 import json
 import os
-import random
 import re
-import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
+import cli
+import psutil
 import pytest
 import torch
 from conftest import make_image, make_model, make_processor
@@ -27,8 +22,6 @@ from eden.data.features import FeatureStore
 from eden.recipe import load_recipe
 from eden.vision import open_image
 from eden.vision_encoder import VisionEncoder, load_vision_encoder
-
-ROOT = Path(__file__).parent.parent
 
 
 def make_encoder(feature: str = "patches", layer: int = -2, seed: int = 0) -> VisionEncoder:
@@ -162,97 +155,72 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
         FeatureStore(encoder, tmp_path / "cache")
 
 
-NURSERY = """
-import os, sys
+FILL = """
+import sys
 from pathlib import Path
-sys.path[:0] = [{tests!r}, {root!r}]
 import torch
 torch.set_num_threads(1)
 from eden.data import features
 from test_features import make_encoder
 features.CHUNK = 16
-files = [Path(name) for name in Path({listing!r}).read_text().split()]
-print("ready", flush=True)
-for line in sys.stdin:
-    verb, argument = line.split()
-    if verb == "start":
-        child = os.fork()
-        if child == 0:
-            store = features.FeatureStore(make_encoder(), Path(argument))
-            store.fill(files)
-            os._exit(len(store.faults))
-        print(child, flush=True)
-    else:
-        print(os.waitpid(int(argument), 0)[1], flush=True)
+store = features.FeatureStore(make_encoder(), Path(sys.argv[1]))
+store.fill([Path(name) for name in Path(sys.argv[2]).read_text().split()])
+sys.exit(len(store.faults))
 """
 
 
-class Nursery:
-    """A process that has loaded torch, and forks others that fill a cache: they are there at once."""
-
-    def __init__(self, folder: Path):
-        script, listing = folder / "nursery.py", folder / "files"
-        self.files = make_files(folder / "images", 400)
-        listing.write_text("\n".join(map(str, self.files)))
-        script.write_text(NURSERY.format(tests=str(ROOT / "tests"), root=str(ROOT), listing=str(listing)))
-        self.process = subprocess.Popen(
-            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
-    def start(self, cache: Path) -> int:
-        """Begins to fill a cache; the process's number."""
-        return self._ask(f"start {cache}")
-
-    def wait(self, child: int) -> int:
-        """How a process ended: 0, or the signal that ended it."""
-        return self._ask(f"wait {child}")
-
-    def _ask(self, line: str) -> int:
-        self.process.stdin.write(f"{line}\n")
-        return int(self.process.stdout.readline())
-
-
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    nursery = Nursery(tmp_path_factory.mktemp("nursery"))
-    yield nursery
-    nursery.process.stdin.close()
-    nursery.process.wait(60)
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Four hundred images, which make 25 shards; their names are in a file beside them."""
+    files = make_files(tmp_path_factory.mktemp("many") / "images", 400)
+    listing(files).write_text("\n".join(map(str, files)))
+    return files
 
 
-def test_killed_again_and_again_it_ends_as_one_made_in_peace(nursery: Nursery, tmp_path: Path) -> None:
-    """Twenty times by SIGKILL, at random moments."""
-    started = time.perf_counter()
-    assert nursery.wait(nursery.start(tmp_path / "peace")) == 0
-    seconds = time.perf_counter() - started
-    rng, war, killed, cut_short = random.Random(0), tmp_path / "war", 0, 0
-    while killed < 20:
-        child = nursery.start(war)
-        time.sleep(rng.uniform(0, seconds / 3))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        killed += nursery.wait(child) == signal.SIGKILL
-        shards = list(war.glob("*/*.safetensors"))
-        for path in shards:
-            load_file(path)  # whole, or not there
-        cut_short += 0 < len(shards) < 25
-        if len(shards) == 25:
-            shutil.rmtree(war)
-    assert cut_short >= 5
-    assert nursery.wait(nursery.start(war)) == 0
+def listing(files: list[Path]) -> Path:
+    return files[0].parent.with_name("names")
+
+
+def filling(cache: Path, files: list[Path], stop: tuple[str, str, int] | None = None) -> cli.Python:
+    """A process that fills a cache."""
+    return cli.Python("-c", FILL, cache, listing(files), stop=stop)
+
+
+# Images encoded; a shard written, but not under its name yet; under its name; read again; its images known.
+MOMENTS = [
+    ("eden.data.features", "FeatureStore._encoded"),
+    ("pathlib", "Path.write_bytes"),
+    ("pathlib", "Path.replace"),
+    ("eden.data.features", "FeatureStore._refresh"),
+    ("eden.data.image_table", "ImageTable.add"),
+]
+
+
+def test_killed_again_and_again_it_ends_as_one_made_in_peace(files: list[Path], tmp_path: Path) -> None:
+    """By SIGKILL, at all moments that differ, early and later in the work."""
+    assert filling(tmp_path / "peace", files).finished().returncode == 0
+    war = tmp_path / "war"
+    for module_name, function in MOMENTS:
+        for call in (1, 4):
+            with filling(war, files, (module_name, function, call)) as process:
+                process.wait_until_stopped()
+                process.kill()
+            for path in war.glob("*/*.safetensors"):
+                load_file(path)  # whole, or not there
+    assert 5 <= len(contents(war)) < 25
+    assert filling(war, files).finished().returncode == 0
     assert contents(war) == contents(tmp_path / "peace") and len(contents(war)) == 25
     assert not list(war.glob("*/.*"))
     encoder, store = make_encoder(), FeatureStore(make_encoder(), war)
-    store.fill(nursery.files)
-    plain = encoder.features(encoder.pixels([open_image(nursery.files[-1])]))[0]
-    torch.testing.assert_close(store.features(nursery.files[-1]), plain, rtol=1e-4, atol=1e-4)
+    store.fill(files)
+    plain = encoder.features(encoder.pixels([open_image(files[-1])]))[0]
+    torch.testing.assert_close(store.features(files[-1]), plain, rtol=1e-4, atol=1e-4)
 
 
-def test_two_processes_share_the_work(nursery: Nursery, tmp_path: Path) -> None:
-    children = [nursery.start(tmp_path / "together") for _ in range(2)]
-    assert [nursery.wait(child) for child in children] == [0, 0]
-    assert nursery.wait(nursery.start(tmp_path / "alone")) == 0
+def test_two_processes_share_the_work(files: list[Path], tmp_path: Path) -> None:
+    both = [filling(tmp_path / "together", files) for _ in range(2)]
+    assert [process.finished().returncode for process in both] == [0, 0]
+    assert filling(tmp_path / "alone", files).finished().returncode == 0
     assert contents(tmp_path / "together") == contents(tmp_path / "alone")
     assert len(contents(tmp_path / "alone")) == 25
 
@@ -285,24 +253,16 @@ def test_the_command_counts_samples_and_images_and_names_the_bad_ones(tmp_path: 
 
 
 def test_ctrl_c_ends_the_command_and_its_helpers_with_a_word(tmp_path: Path) -> None:
-    files = make_files(tmp_path / "images", 1500)
-    data = make_data(files)
-    command = [sys.executable, "-m", "eden", "cache", "digits", f"data.path={data}", "data.features=cached"]
-    process = subprocess.Popen(
-        [*command, "--workers", "2"],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # as a terminal sends it: to all processes
-        env={**os.environ, "EDEN_CACHE": str(tmp_path / "cache")},
-    )
-    while not list(tmp_path.glob("cache/features/*/*.lock")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    """As a terminal sends it: to all processes."""
+    data = make_data(make_files(tmp_path / "images", 100))
+    command = ["-m", "eden", "cache", "digits", f"data.path={data}", "data.features=cached", "--workers", "2"]
+    environment = {**os.environ, "EDEN_CACHE": str(tmp_path / "cache")}
+    encoding = ("eden.data.features", "FeatureStore._encoded", 1)
+    with cli.Python(*command, env=environment, stop=encoding) as process:
+        process.wait_until_stopped()
+        helpers = psutil.Process(process.pid).children(recursive=True)
+        for sign in (signal.SIGINT, signal.SIGCONT):
+            os.killpg(process.pid, sign)
+        _, stderr = process.communicate()
     assert (process.returncode, stderr) == (130, "stopped\n")
-    until = time.monotonic() + 30
-    with pytest.raises(ProcessLookupError):  # nobody is left of them
-        while time.monotonic() < until:
-            os.killpg(process.pid, 0)
-            time.sleep(0.05)
+    assert helpers and psutil.wait_procs(helpers, timeout=60)[1] == []

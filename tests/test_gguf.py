@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+import cli
 import gguf
 import jinja2
 import numpy as np
@@ -379,8 +379,7 @@ def test_what_llama_cpp_cannot_do_is_refused(change: Callable[..., None], messag
 def test_a_pooled_model_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "pooled"
     make_model("pooled").config.save_pretrained(folder)
-    command = [sys.executable, "-m", "eden", "export", str(folder), "--to", "gguf", str(tmp_path / "gguf")]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = cli.eden("export", folder, "--to", "gguf", tmp_path / "gguf")
     assert done.returncode == 2 and done.stdout == ""
     assert "llama.cpp cannot see with one pooled embedding an image. Train with model.vision_feature=patches" in (
         " ".join(done.stderr.split())
@@ -408,8 +407,7 @@ def test_other_models_and_formats_are_refused(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_command_names_both_files(patches: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "eden", "export", patches, str(tmp_path / "out"), "--to", "gguf", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = cli.eden("export", patches, tmp_path / "out", "--to", "gguf", "--json")
     assert done.returncode == 0, done.stderr
     files = ["patches-f16.gguf", "mmproj-patches-f16.gguf"]
     assert json.loads(done.stdout) == {"folder": str(tmp_path / "out"), "files": files}
@@ -467,6 +465,7 @@ def assert_same_text(name: str, files: tuple[Path, Path], llama: Callable[..., d
 
 
 @pytest.mark.fresh
+@pytest.mark.timeout(1800)
 def test_llama_cpp_reads_the_same_text(llama: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     assert_same_text("eden-tiny", write_gguf("eden-tiny", tmp_path / "tiny"), llama, 256)
     model = saved(long_context(), many_merges(), tmp_path / "long")
@@ -476,6 +475,7 @@ def test_llama_cpp_reads_the_same_text(llama: Callable[..., dict[str, Any]], tmp
 
 
 @pytest.mark.fresh
+@pytest.mark.timeout(1800)
 def test_llama_cpp_sees_and_says_the_same(llama: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     asked = [(image, question.text) for _, image, question in evaluation_set(90, seed=5, split="test")]
     language_model, eyes = write_gguf("eden-tiny", tmp_path)

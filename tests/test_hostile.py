@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import cli
 import httpx
 import pytest
 from hostile import CASES, EXPECTED, Body, animation
@@ -156,7 +157,7 @@ def test_a_client_that_is_killed_frees_the_slot_within_a_step(server: Running, s
     address = urlsplit(server.url)
     engine = server.service.engine
     command = [sys.executable, "-c", SENDER, str(address.hostname), str(address.port)]
-    with server.slow(0.2), subprocess.Popen(command, stdin=subprocess.PIPE) as client:
+    with server.slow(0.2), cli.Started(command, stdin=subprocess.PIPE, text=False) as client:
         assert client.stdin is not None
         client.stdin.write(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
         client.stdin.close()

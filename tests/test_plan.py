@@ -2,11 +2,10 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import cli
 import pytest
 import torch
 from rich.console import Console
@@ -26,10 +25,6 @@ DIGITS = [f"data.path={SHAPES}"]
 
 def plan(name: str, *overrides: str, **options: Any) -> Plan:
     return forecast(load_recipe(name, overrides), Console(quiet=True), **options)
-
-
-def run(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "eden", *arguments], capture_output=True, text=True, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +82,7 @@ def test_the_loaded_model_holds_what_was_estimated(overrides: list[str]) -> None
 
 
 def test_the_digits_are_planned_with_real_steps_and_leave_nothing(tmp_path: Path) -> None:
-    result = run("plan", "digits", *DIGITS, "--json", cwd=tmp_path)
+    result = cli.eden("plan", "digits", *DIGITS, "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     planned = json.loads(result.stdout)
     assert planned["data"]["source"] == "encoded" and planned["data"]["samples"] == 7
@@ -196,7 +191,7 @@ def test_a_budget_gets_the_cheapest_changes_in_order() -> None:
 
 
 def test_a_budget_nothing_fits_is_one_line_with_what_would_help() -> None:
-    result = run("plan", "phi3.5-mini", "--budget", "1GiB", "--steps", "0")
+    result = cli.eden("plan", "phi3.5-mini", "--budget", "1GiB", "--steps", "0")
     assert result.returncode == 2 and result.stdout == ""
     (line,) = result.stderr.strip().splitlines()
     assert "nothing fits 1 GiB" in line and "training.optim=paged_adamw_8bit" in line
@@ -209,7 +204,7 @@ def test_a_budget_nothing_fits_is_one_line_with_what_would_help() -> None:
 
 def test_the_command_on_real_shapes_says_what_suffices_and_how_long_it_takes(tmp_path: Path) -> None:
     """One layer is measured; what autograd keeps of it is what the formula says."""
-    result = run("plan", "phi3.5-mini", "--steps", "1", "--json", cwd=tmp_path)
+    result = cli.eden("plan", "phi3.5-mini", "--steps", "1", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     planned = json.loads(result.stdout)
     assert [verdict["budget"] // GIB for verdict in planned["budgets"]] == [6, 8, 12, 24]
@@ -221,7 +216,7 @@ def test_the_command_on_real_shapes_says_what_suffices_and_how_long_it_takes(tmp
 
 
 def test_the_command_prints_short_lines(tmp_path: Path) -> None:
-    result = run("plan", "digits", *DIGITS, "--steps", "0", cwd=tmp_path)
+    result = cli.eden("plan", "digits", *DIGITS, "--steps", "0", cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) < 100

@@ -5,17 +5,21 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cli
 import pytest
 import torch
 from conftest import COLOURS, make_image
 from rich.console import Console
 from safetensors.torch import load_file
+from servers import until
 from test_train import losses
 
 import eden
@@ -26,7 +30,6 @@ from eden.train import train
 BIN = Path(sys.executable).parent
 ACCELERATE = [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0", "-m"]
 TORCHRUN = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=2", "-m"]
-TIMEOUT = 100
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,26 +97,29 @@ def batches_of(rows: int) -> list[str]:
 
 
 def run(launcher: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*launcher, "eden", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return finished(process)
+    return cli.Started([*launcher, "eden", *arguments]).finished()
 
 
-def finished(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    """What a run leaves; one that hangs is ended by its launcher, which would leave its processes behind if killed."""
-    try:
-        stdout, stderr = process.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        pytest.fail(f"hangs:\n{process.communicate()[1]}")
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+def run_two(*arguments: str) -> str:
+    """Two processes that are told of each other as torchrun would, without its start; what both say on stderr."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = [
+        cli.Python("-m", "eden", *arguments, env=os.environ | told | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    results = [process.finished() for process in both]
+    said = "".join(result.stderr for result in results)
+    assert [result.returncode for result in results] == [0, 0], said
+    return said
 
 
 @pytest.fixture(scope="module")
 def alone(exact: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run in one process, with batches of four."""
     out = tmp_path_factory.mktemp("runs") / "alone"
-    result = run([sys.executable, "-m"], *exact, *batches_of(4), f"training.output_dir={out}")
+    result = cli.eden(*exact, *batches_of(4), f"training.output_dir={out}")
     assert result.returncode == 0, result.stderr
     return out
 
@@ -122,8 +128,7 @@ def alone(exact: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sharded(exact: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run in two processes that hold half the weights each, with batches of two."""
     out = tmp_path_factory.mktemp("runs") / "sharded"
-    result = run(TORCHRUN, *exact, *batches_of(2), "training.fsdp=true", f"training.output_dir={out}")
-    assert result.returncode == 0, result.stderr
+    run_two(*exact, *batches_of(2), "training.fsdp=true", f"training.output_dir={out}")
     return out
 
 
@@ -170,20 +175,18 @@ def test_a_run_of_one_process_goes_on_in_two(exact: list[str], alone: Path, tmp_
     fewer = load_recipe(exact[1], [*exact[2:], *batches_of(2), f"training.output_dir={out}"])
     with pytest.raises(RecipeError, match="a step reads 2 rows, and the run began with 4"):
         train(fewer, resume=True, console=Console(quiet=True))
-    result = run(TORCHRUN, *exact, *batches_of(2), f"training.output_dir={out}", "--resume")
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count("resuming from") == 1
+    said = run_two(*exact, *batches_of(2), f"training.output_dir={out}", "--resume")
+    assert said.count("resuming from") == 1
     assert_same_run(out, alone)
 
 
 def test_a_sharded_run_goes_on_sharded(exact: list[str], sharded: Path, alone: Path, tmp_path: Path) -> None:
     out = half_done(sharded, tmp_path / "run")
     arguments = [*exact, *batches_of(2), f"training.output_dir={out}", "--resume"]
-    refused = run([sys.executable, "-m"], *arguments)
+    refused = cli.eden(*arguments)
     assert refused.returncode == 2
     assert "with FSDP" in refused.stderr and "Traceback" not in refused.stderr
-    result = run(TORCHRUN, *arguments, "training.fsdp=true")
-    assert result.returncode == 0, result.stderr
+    run_two(*arguments, "training.fsdp=true")
     assert_same_run(out, alone)
 
 
@@ -222,14 +225,12 @@ def test_a_launcher_that_starts_too_few_processes_is_named(exact: list[str], tmp
     assert not (tmp_path / "run").exists()
 
 
-def started(launcher: list[str], *arguments: str, out: Path) -> subprocess.Popen[str]:
-    """A run whose first step is logged."""
-    process = subprocess.Popen([*launcher, "eden", *arguments], stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + TIMEOUT
-    while not (out / "training.jsonl").exists():
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.05)
-    return process
+@contextmanager
+def begun(launcher: list[str], *arguments: str, out: Path) -> Iterator[cli.Started]:
+    """A run whose first step is logged, and which would go on for long."""
+    with cli.Started([*launcher, "eden", *arguments]) as process:
+        until(lambda: (out / "training.jsonl").exists() or process.poll() is not None, seconds=100)
+        yield process
 
 
 def test_a_failure_in_one_process_ends_the_other(exact: list[str], data: Path, tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_a_failure_in_one_process_ends_the_other(exact: list[str], data: Path, t
     last = {"id": "last", "image": "last.png", "conversations": records[0]["conversations"]}
     (tmp_path / "data" / "train.json").write_text(json.dumps([*others[:3], last]))
     out = tmp_path / "run"
-    process = started(
+    long_run = begun(
         TORCHRUN,
         *exact,
         *batches_of(2),
@@ -255,8 +256,9 @@ def test_a_failure_in_one_process_ends_the_other(exact: list[str], data: Path, t
         f"training.output_dir={out}",
         out=out,
     )
-    (tmp_path / "data" / "last.png").unlink()
-    result = finished(process)
+    with long_run as process:
+        (tmp_path / "data" / "last.png").unlink()
+        result = process.finished()
     assert result.returncode != 0
     (line,) = errors_of(result.stderr)
     assert "in process 1" in line and "last.png" in line
@@ -267,7 +269,7 @@ def test_ctrl_c_saves_one_checkpoint_of_both_processes_in_4_bits(
 ) -> None:
     """The seed's recipe as it is: 4 bits, bfloat16, gradient checkpointing."""
     out = tmp_path / "run"
-    process = started(
+    long_run = begun(
         TORCHRUN,
         "train",
         "phi3.5-mini",
@@ -281,8 +283,9 @@ def test_ctrl_c_saves_one_checkpoint_of_both_processes_in_4_bits(
         f"training.output_dir={out}",
         out=out,
     )
-    process.send_signal(signal.SIGINT)  # torchrun hands it to its processes
-    result = finished(process)
+    with long_run as process:
+        process.send_signal(signal.SIGINT)  # torchrun hands it to its processes
+        result = process.finished()
     assert result.returncode != 0
     (line,) = errors_of(result.stderr)
     assert "checkpoint written" in line and "--resume" in line

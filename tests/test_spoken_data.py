@@ -3,13 +3,11 @@
 import base64
 import json
 import os
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import cli
 import numpy as np
 import pytest
 from conftest import make_image
@@ -154,12 +152,7 @@ def test_a_sample_in_which_nothing_is_said_is_named_or_skipped(folder: Path, tmp
 
 
 def run(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "eden", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"EDEN_CACHE": str(cache)},
-    )
+    return cli.eden(*arguments, env=os.environ | {"EDEN_CACHE": str(cache)})
 
 
 def overrides(data: Path, out: Path) -> list[str]:
@@ -192,14 +185,11 @@ def test_the_cache_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "spoken", 40, seed=5, turns=1, spoken=True)
     arguments = ["cache", "digits", *overrides(data, tmp_path / "run")]
     environment = os.environ | {"EDEN_CACHE": str(tmp_path / "killed")}
-    process = subprocess.Popen([sys.executable, "-m", "eden", *arguments], env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while sum(map(lines_of, (tmp_path / "killed").rglob("*.jsonl"))) < 5 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = sum(map(lines_of, (tmp_path / "killed").rglob("*.jsonl")))
-    assert before >= 5
+    after_five = ("eden.data.transcripts", "TranscriptStore._append", 5)
+    with cli.Python("-m", "eden", *arguments, env=environment, stop=after_five) as process:
+        process.wait_until_stopped()
+        process.kill()
+    assert len(stored(tmp_path / "killed")) == 5
     for cache in ("killed", "whole"):
         result = run(*arguments, "--json", cache=tmp_path / cache)
         assert result.returncode == 0, result.stderr
@@ -207,10 +197,6 @@ def test_the_cache_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     killed, whole = (stored(tmp_path / cache) for cache in ("killed", "whole"))
     assert killed == whole and len(whole) == 40
     assert not (tmp_path / "run").exists()
-
-
-def lines_of(path: Path) -> int:
-    return sum(bool(line) for line in path.read_text().splitlines())
 
 
 def stored(cache: Path) -> dict[str, str]:

@@ -7,12 +7,11 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cli
 import pytest
 import torch
 from conftest import make_image
@@ -39,10 +38,6 @@ def overrides(data: Path, backbones: tuple[Path, Path], out: Path, **training: A
     ]
 
 
-def run(*arguments: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "eden", *arguments], capture_output=True, text=True, **kwargs)
-
-
 def losses(folder: Path) -> list[tuple[int, str, float]]:
     rows = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
     return [(row["step"], key, row[key]) for row in rows for key in ("loss", "eval_loss") if key in row]
@@ -52,7 +47,7 @@ def losses(folder: Path) -> list[tuple[int, str, float]]:
 def finished(data: Path, backbones: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The seed's recipe run to its end."""
     out = tmp_path_factory.mktemp("runs") / "seed"
-    result = run("train", "phi3.5-mini", *overrides(data, backbones, out), "--json")
+    result = cli.eden("train", "phi3.5-mini", *overrides(data, backbones, out), "--json")
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
     assert answer["artifact"] == str(out)
@@ -104,21 +99,23 @@ def test_the_artifact_is_complete_and_answers(finished: Path) -> None:
     assert "trained parameters" in card and "eden.load" in card
 
 
+def at_step(number: int) -> tuple[str, str, int]:
+    """Where a run of `overrides` stops: a step's gradients are there, and its weights are not changed yet."""
+    return "transformers.trainer", "Trainer.training_step", number
+
+
 def test_killed_and_resumed_gives_the_losses_of_the_uninterrupted_run(
     finished: Path, data: Path, backbones: tuple[Path, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "eden", "train", "phi3.5-mini", *overrides(data, backbones, out)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not (out / "checkpoint-8" / "trainer_state.json").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (out / "report.html").exists()
+    arguments = ["train", "phi3.5-mini", *overrides(data, backbones, out)]
+    with cli.Python("-m", "eden", *arguments, stop=at_step(11)) as process:
+        process.wait_until_stopped()
+        process.kill()
+    assert losses(out)[-1][0] == 10 and {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-8"}
     with pytest.raises(RecipeError, match=r"learning_rate is 0\.002, and the run began with 0\.001"):
         again(out, data, backbones, "training.learning_rate=2e-3")
-    result = run("train", "phi3.5-mini", *overrides(data, backbones, out), "--resume")
+    result = cli.eden(*arguments, "--resume")
     assert result.returncode == 0, result.stderr
     assert "resuming from" in result.stderr
     expected, resumed = losses(finished), losses(out)
@@ -130,10 +127,10 @@ def test_a_checkpoint_cut_off_while_written_is_passed_over(
     data: Path, backbones: tuple[Path, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    assert run("train", "phi3.5-mini", *overrides(data, backbones, out, max_steps=5)).returncode == 0
+    assert cli.eden("train", "phi3.5-mini", *overrides(data, backbones, out, max_steps=5)).returncode == 0
     newest = max(out.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     (newest / "trainer_state.json").unlink()
-    result = run("train", "phi3.5-mini", *overrides(data, backbones, out, max_steps=5), "--resume")
+    result = cli.eden("train", "phi3.5-mini", *overrides(data, backbones, out, max_steps=5), "--resume")
     assert result.returncode == 0, result.stderr
     assert "cut off while being written" in result.stderr
 
@@ -141,28 +138,22 @@ def test_a_checkpoint_cut_off_while_written_is_passed_over(
 def test_ctrl_c_saves_and_says_how_to_go_on(data: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:
     """As a terminal sends it: to all processes of the run, those that open images among them."""
     out = tmp_path / "run"
-    steps = {"max_steps": 2000, "logging_steps": 1, "save_strategy": "no", "dataloader_num_workers": 2}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "eden", "train", "phi3.5-mini", *overrides(data, backbones, out, **steps)],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not (out / "training.jsonl").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
+    steps = {"logging_steps": 1, "save_strategy": "no", "dataloader_num_workers": 2}
+    arguments = overrides(data, backbones, out, **steps)
+    with cli.Python("-m", "eden", "train", "phi3.5-mini", *arguments, stop=at_step(3)) as process:
+        process.wait_until_stopped()
+        for sign in (signal.SIGINT, signal.SIGCONT):
+            os.killpg(process.pid, sign)
+        _, stderr = process.communicate()
     assert process.returncode == 130, stderr
     assert "checkpoint written" in stderr and "--resume" in stderr and "Traceback" not in stderr
     assert stderr.count("stopping after this step") == 1
-    (folder,) = out.glob("checkpoint-*")
-    assert (folder / "trainer_state.json").exists()
+    assert (out / "checkpoint-3" / "trainer_state.json").exists()
 
 
 def test_a_new_run_does_not_overwrite_an_old_one(finished: Path, data: Path, backbones: tuple[Path, Path]) -> None:
     before = (finished / "adapter_model.safetensors").read_bytes()
-    result = run("train", "phi3.5-mini", *overrides(data, backbones, finished))
+    result = cli.eden("train", "phi3.5-mini", *overrides(data, backbones, finished))
     assert result.returncode == 2
     assert "already holds a run" in result.stderr and "--resume" in result.stderr
     assert (finished / "adapter_model.safetensors").read_bytes() == before
@@ -278,7 +269,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_loaded(
 
 
 def test_nothing_to_resume(data: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:
-    result = run("train", "phi3.5-mini", *overrides(data, backbones, tmp_path / "run"), "--resume")
+    result = cli.eden("train", "phi3.5-mini", *overrides(data, backbones, tmp_path / "run"), "--resume")
     assert result.returncode == 2
     assert "no checkpoint to resume from" in result.stderr
 
@@ -298,7 +289,7 @@ def faulty(data: Path) -> Path:
 def test_a_bad_sample_is_named_before_the_first_step(
     faulty: Path, backbones: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    result = run("train", "phi3.5-mini", *overrides(faulty, backbones, tmp_path / "run"))
+    result = cli.eden("train", "phi3.5-mini", *overrides(faulty, backbones, tmp_path / "run"))
     assert result.returncode == 2
     assert "record 4 (id bad)" in result.stderr and "gone.png" in result.stderr
     assert not (tmp_path / "run").exists()
@@ -308,7 +299,7 @@ def test_bad_samples_are_skipped_and_listed_if_asked(
     faulty: Path, backbones: tuple[Path, Path], tmp_path: Path
 ) -> None:
     arguments = overrides(faulty, backbones, tmp_path / "run", max_steps=2)
-    result = run("train", "phi3.5-mini", *arguments, "data.on_error=skip", "data.max_length=200", "--json")
+    result = cli.eden("train", "phi3.5-mini", *arguments, "data.on_error=skip", "data.max_length=200", "--json")
     assert result.returncode == 0, result.stderr
     skipped = json.loads(result.stdout)["skipped"]
     assert len(skipped) == 2
@@ -437,7 +428,7 @@ def test_a_full_disk_ends_the_run_in_one_line(data: Path, backbones: tuple[Path,
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "x", mount]).returncode:
         pytest.skip("needs the right to mount")
     try:
-        result = run("train", "phi3.5-mini", *overrides(data, backbones, mount / "run", max_steps=5))
+        result = cli.eden("train", "phi3.5-mini", *overrides(data, backbones, mount / "run", max_steps=5))
         assert result.returncode == 1, result.stderr
         last = result.stderr.strip().splitlines()[-1]
         assert "the disk is full" in result.stderr and "Free some space" in result.stderr, last
