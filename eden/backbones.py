@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ from .core.numeric_format import Machine, Name, NumericFormat, numeric_format
 from .errors import CheckpointError, first_line
 from .model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor, ProjectionBlock
 from .recipe import ModelSection, QuantizationSection
+
+# Where a repository has no safetensors, as CLIP's, transformers would ask a service to convert them, or download the
+# weights once more from a pull request. Nobody asked for either.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")
 
 KEPT_IN_FULL_PRECISION = ["model.vision_tower", "model.projector", "lm_head"]
 """Never quantized: NF4 is for the language model's linear layers only."""
@@ -103,6 +108,10 @@ def assemble(
         language_model = Phi3ForCausalLM.from_pretrained(
             language, revision=section.language_revision, dtype=dtype, **options.for_language_model()
         )
+    for part in (tower.config, language_model.config):
+        # Names code of the backbone's repository, which is never run, and would be if whoever loads what Eden saves
+        # trusts Eden's own.
+        part.__dict__.pop("auto_map", None)
     config = MultimodalPhiConfig(
         vision_config=tower.config,
         text_config=language_model.config,

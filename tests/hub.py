@@ -1,4 +1,4 @@
-"""A hub on this machine: the part of Hugging Face's HTTP interface that uploads and data sets need, with its rights."""
+"""A hub on this machine: the part of Hugging Face's HTTP interface that uploads and downloads need, with its rights."""
 
 import base64
 import hashlib
@@ -26,13 +26,17 @@ class Repository:
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories by kind and name: `hub.repositories["models/me/shapes"]`. Large files go the way of git-lfs."""
+    """Repositories by kind and name: `hub.repositories["models/me/shapes"]`. Large files go the way of git-lfs.
+
+    What was asked for stands in `hub.asked`, as `GET /api/models/me/shapes`.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
+        self.asked: list[str] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def environment(self, token: str = TOKEN) -> dict[str, str]:
@@ -63,15 +67,27 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = b"".join(iter(self._chunk, b""))
         path = unquote(urlsplit(self.path).path)
-        if (content := self._content(path)) is not None:
-            self._send(200, content)
+        self.server.asked.append(f"{method} {path}")
+        if found := re.fullmatch(rf"/((?:datasets/|spaces/)?[^/]+/[^/]+)/resolve/(?:main|{COMMIT})/(.+)", path):
+            name = found[1] if found[1].count("/") == 2 else f"models/{found[1]}"
+            repository = self.server.repositories.get(name)
+            if repository is None or (repository.private and not self._is_me()):
+                self._send(404, b"{}", "RepoNotFound")
+            elif found[2] in repository.files:
+                self._send(200, repository.files[found[2]])
+            else:
+                self._send(404, b"{}", "EntryNotFound")
         else:
             status, answer = self._answer(method, path, body)
             self._send(status, json.dumps(answer).encode())
 
-    def _send(self, status: int, payload: bytes) -> None:
+    def _is_me(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def _send(self, status: int, payload: bytes, what: str = "") -> None:
         """With what the client asks of a file's headers; a range of it, if it asks for one."""
         headers = {"ETag": f'"{hashlib.sha256(payload).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        headers |= {"X-Error-Code": what} if what else {}
         if status == 200 and (found := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
             first, last = int(found[1]), min(int(found[2]), len(payload) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(payload)}"
@@ -83,13 +99,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(payload)
 
-    def _content(self, path: str) -> bytes | None:
-        """Of a data set's file."""
-        if (found := re.fullmatch(rf"/(datasets/[^/]+/[^/]+)/resolve/(?:main|{COMMIT})/(.+)", path)) is None:
-            return None
-        repository = self.server.repositories.get(found[1])
-        return repository.files.get(found[2]) if repository else None
-
     def _chunk(self) -> bytes:
         data = self.rfile.read(int(self.rfile.readline(), 16))
         self.rfile.readline()
@@ -99,7 +108,10 @@ class _Handler(BaseHTTPRequestHandler):
         if method == "PUT":
             self.server.large[path.rsplit("/", 1)[-1]] = body
             return 200, {}
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        found = re.fullmatch(rf"/api/(\w+/[^/]+/[^/]+)(?:/([\w-]+)/(?:main|{COMMIT})(/.*)?)?", path)
+        repository = self.server.repositories.get(found[1]) if found else None
+        reads = method in ("GET", "HEAD") or (found and found[2] == "paths-info")
+        if not self._is_me() and not (reads and repository and not repository.private):
             return 401, {"error": "Invalid credentials"}
         if path == "/api/validate-yaml":
             return 200, {}
@@ -109,10 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
             oids = [(file["oid"], file["size"]) for file in json.loads(body)["objects"]]
             actions = {oid: {"upload": {"href": f"{self.server.url}/large/{oid}"}} for oid, _ in oids}
             return 200, {"objects": [{"oid": oid, "size": size, "actions": actions[oid]} for oid, size in oids]}
-        found = re.fullmatch(rf"/api/(\w+/[^/]+/[^/]+)(?:/([\w-]+)/(?:main|{COMMIT})(/.*)?)?", path)
-        if found is None or found[1] not in self.server.repositories:
+        if found is None or repository is None:
             return 404, {"error": "Repository not found"}
-        return self._in_repository(self.server.repositories[found[1]], found[2], body, found[3])
+        return self._in_repository(repository, found[2], body, found[3])
 
     def _create(self, wanted: dict[str, Any]) -> tuple[int, Any]:
         if wanted["organization"] != NAMESPACE:
