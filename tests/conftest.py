@@ -29,8 +29,9 @@ IMAGE_SIZE, PATCH_SIZE, EMBEDDING_ROWS = 32, 16, 320
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Processes of the suite run side by side, one a core."""
+    torch.set_num_threads(1)
 
 
 def pytest_configure() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from eden import RecipeError
+from eden.core.numeric_format import numeric_format
 from eden.recipe import load_recipe, shipped_recipes
 
 SMALL = """\
