@@ -54,7 +54,7 @@ def evaluate(
     files = {"questions": questions, "annotations": annotations, "images": images, "audio": audio}
     opened = _open(task, **files, split=split, instruction=instruction, limit=limit)
     earlier = read_earlier(against, opened) if against is not None else None
-    assistant = load_assistant(model, four_bit)
+    assistant = load_assistant(model, four_bit, say_format=True)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "spoken": spoken, "noise_db": noise_db}
     if spoken:
         options["ears"] = assistant.checkpoint.config.speech_model

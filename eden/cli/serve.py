@@ -53,7 +53,7 @@ def serve(
     with server.open_socket(host, port) as bound:
         from ..serve.service import Service
 
-        service = Service(in_a_thread(lambda: load_assistant(model, four_bit)), settings)
+        service = Service(in_a_thread(lambda: load_assistant(model, four_bit, say_format=True)), settings)
         app = server.build_app(service, page=not no_page)
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{bound.getsockname()[1]}"

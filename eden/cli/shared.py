@@ -23,8 +23,10 @@ Model = Annotated[str, typer.Option("-m", "--model", help="A folder, a hub id, o
 FourBit = Annotated[bool, typer.Option("--4bit", help="Hold the language model in 4 bits (NF4).")]
 
 
-def load_assistant(model: str, four_bit: bool) -> Assistant:
+def load_assistant(model: str, four_bit: bool, *, say_format: bool = False) -> Assistant:
+    """Loads a model; `say_format` prints what it computes in, and why."""
     from .. import load
+    from ..backbones import LoadOptions
 
     options: dict[str, Any] = {}
     if four_bit:
@@ -32,7 +34,10 @@ def load_assistant(model: str, four_bit: bool) -> Assistant:
 
         options["quantization"] = QuantizationSection()
     with err.status(Text(f"loading {model}")):
-        return load(model, **options)
+        assistant = load(model, **options)
+    if say_format:
+        err.print(str(LoadOptions().numeric_format(assistant.checkpoint.config.text_config)), highlight=False)
+    return assistant
 
 
 def print_heard(transcript: Transcript) -> None:
