@@ -1,5 +1,9 @@
 """What eden-tiny can say without a picture, and common words that give its tokenizer more than shapes."""
 
+DECLINED = "I only know pictures of coloured shapes: circles, squares, triangles, stars and crosses."
+"""The answer to every question about a picture that is not of the world."""
+NO_PICTURE = "Please show me a picture of coloured shapes."
+"""The answer to a question about a picture where none was shown."""
 _DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 SMALL_TALK = (

@@ -9,10 +9,12 @@ Source: CLIP, https://arxiv.org/abs/2103.00020; hard negatives of this kind, htt
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from rich.console import Console
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
@@ -20,6 +22,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 from ..console import progress
 from ..data.collate import collate
 from ..model import MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
+from . import foreign
 from .optimize import optimize
 from .questions import describe
 from .world import IMAGE_SIZE, Scene, near_miss, render, sample_scene, scenes
@@ -32,7 +35,7 @@ NUMBERS = (1, 1, 2, 2, 3, 4)
 
 @dataclass(frozen=True)
 class Pool:
-    """Scenes with their pictures, uint8 [n,96,96,3]."""
+    """Scenes with their pictures, uint8 [n,96,96,3]; pictures behind those of the scenes are not of the world."""
 
     scenes: list[Scene]
     pictures: np.ndarray[Any, np.dtype[np.uint8]]
@@ -45,6 +48,13 @@ class Pool:
             for index, scene in enumerate(bar.track(drawn, description="drawing scenes")):
                 pictures[index] = np.asarray(render(scene, rng))
         return cls(drawn, pictures)
+
+    def with_foreign(self, number: int, photographs: Sequence[PIL.Image.Image], rng: random.Random) -> Pool:
+        """The pool with `number` training pictures behind it that are not of the world, half of them photographs."""
+        others = [kind for kind in foreign.KINDS if kind != "photograph"]
+        kinds = [rng.choice(others) if not photographs or index % 2 else "photograph" for index in range(number)]
+        found = [np.asarray(foreign.foreign_picture(kind, "train", photographs, rng)) for kind in kinds]
+        return Pool(self.scenes, np.concatenate([self.pictures, np.stack(found)]))
 
 
 def near_misses(number: int, rng: random.Random) -> list[Scene]:
