@@ -30,6 +30,7 @@ class Question:
         kind: what is asked about; results are also given by kind.
         reference: what the task's marking needs to know about the right answer.
         where: file and record, for messages to people.
+        context: what was said before; results are given by it as by kind. None of a question without one.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Question:
     kind: str
     reference: Any
     where: str
+    context: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Task:
 
     Attributes:
         name: of the task.
-        groups: questions by group. The first measure of each is reported under the group's name, which is that
-            measure's name with an ending or without; the first group is the task's own.
+        groups: questions by group. The first measure of each is reported under the group's name; the first group is
+            the task's own.
         mark: judges answers. The first mark is the answer's score, 1 where it is wholly right.
         measures: what is made of the marks, by name.
     """
@@ -60,8 +62,9 @@ class Task:
 
     def keys(self, group: str) -> dict[str, Measure]:
         """The measures of a group by the names they are reported under: `f1` of `accuracy_spoken` is `f1_spoken`."""
-        ending = group.removeprefix(next(iter(self.measures)))
-        return {f"{name}{ending}": measure for name, measure in self.measures.items()}
+        first, *others = self.measures
+        ending = group.removeprefix(first) if group.startswith(first) else f"_{group}"
+        return {group: self.measures[first]} | {f"{name}{ending}": self.measures[name] for name in others}
 
 
 def one_by_one(judge: Callable[[Any, str], Marks]) -> Marking:

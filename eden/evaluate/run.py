@@ -68,20 +68,26 @@ class EvaluationResult:
     hearing: Hearing | None = None
 
     def marks(self, group: str, kind: str | None = None) -> list[Marks]:
-        """What the answers of a group earned, or of one kind of question in it."""
-        return [a.marks for a in self.answers if a.group == group and kind in (None, a.question.kind)]
+        """What the answers of a group earned, or of one kind of question in it, or of one context."""
+        return [
+            answer.marks
+            for answer in self.answers
+            if answer.group == group and kind in (None, answer.question.kind, answer.question.context)
+        ]
 
     def accuracy(self, group: str = "accuracy", kind: str | None = None) -> float:
-        """The first measure (accuracy, but for captions) of a group, or of one kind of question in it."""
+        """The first measure (accuracy, but for captions) of a group, or of one kind of question in it, or context."""
         return value(next(iter(self.task.measures.values())), self.marks(group, kind))
 
     def to_dict(self) -> dict[str, Any]:
-        """Measures by group, then by kind of question, with 95 % intervals; word error rates if it was spoken."""
+        """Measures by group, then by kind of question and context, with 95 % intervals; word error rates if spoken."""
         overall: dict[str, float] = {}
         ranges: dict[str, list[float]] = {}
         kinds: dict[str, dict[str, None]] = defaultdict(dict)
         for answer in self.answers:
             kinds[answer.group][answer.question.kind] = None
+            if answer.question.context is not None:
+                kinds[answer.group][answer.question.context] = None
         for group in kinds:
             measures, marks = self.task.keys(group), self.marks(group)
             overall |= {name: round(value(measure, marks), 4) for name, measure in measures.items()}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +17,10 @@ from ..data.validate import check
 from ..errors import DataError, InputError
 from ..messages import Message
 from ..tiny import questions as world_questions
+from ..tiny.conversations import about, conversation_set
 from ..tiny.dataset import evaluation_set
+from ..tiny.foreign import KINDS as FOREIGN_KINDS, PHOTOGRAPHS, foreign_picture, open_photographs
+from ..tiny.smalltalk import DECLINED
 from ..tiny.world import Scene
 from . import marking
 from .benchmarks import ACCURACY, BENCHMARKS
@@ -23,7 +29,15 @@ from .official import Files, open_benchmark
 from .questions import Question, Task, check_images, one_by_one
 
 WORLD_SEED = 2026
-WORLD_QUESTIONS = {"accuracy": 2000, "accuracy_unseen_pairs": 500, "accuracy_blind": 500}
+WORLD_QUESTIONS = {
+    "accuracy": 2000,
+    "accuracy_unseen_pairs": 500,
+    "accuracy_blind": 500,
+    "accuracy_in_conversation": 1008,
+    "accuracy_picture_behind": 1000,
+    "declined": 300,
+    "declined_world": 500,
+}
 
 
 def open_task(
@@ -125,37 +139,73 @@ def _data_file(
 
 
 def _world(limit: int | None) -> Task:
-    """Unseen scenes, never-seen shape-colour pairs, and unseen scenes each with the image of the next.
-
-    The last group tells what a model that does not look would reach.
-    """
+    """The coloured shapes; `docs/evaluation.md` tells what each group asks. A limit changes no question."""
     sizes = {group: min(size, limit or size) for group, size in WORLD_QUESTIONS.items()}
-    blind = sizes["accuracy_blind"]
-    test = evaluation_set(max(sizes["accuracy"], blind + 1), seed=WORLD_SEED, split="test")
-    asked = {
-        "accuracy": test[: sizes["accuracy"]],
-        "accuracy_unseen_pairs": evaluation_set(sizes["accuracy_unseen_pairs"], seed=WORLD_SEED, split="unseen_pairs"),
-        # Each with the next one's image, so that a limit changes no question.
-        "accuracy_blind": [
-            (scene, image, question) for (scene, _, question), (_, image, _) in pairwise(test[: blind + 1])
-        ],
-    }
+    test = evaluation_set(max(sizes["accuracy"], sizes["accuracy_blind"] + 1), seed=WORLD_SEED, split="test")
+    pairs = evaluation_set(sizes["accuracy_unseen_pairs"], seed=WORLD_SEED, split="unseen_pairs")
+    # Each with the next one's image, so that a limit changes no question.
+    others = [(scene, image, question) for (scene, _, question), (_, image, _) in pairwise(test)]
+    more = evaluation_set(sizes["declined_world"], seed=WORLD_SEED + 1, split="test")
+    declined = [(scene, image, replace(question, kind="declined", answer=DECLINED)) for scene, image, question in more]
     groups = {
-        group: [_world_question(str(number), *item) for number, item in enumerate(items, 1)]
-        for group, items in asked.items()
+        "accuracy": _alone(test[: sizes["accuracy"]]),
+        "accuracy_unseen_pairs": _alone(pairs),
+        "accuracy_blind": _alone(others[: sizes["accuracy_blind"]]),
+        "accuracy_in_conversation": _in_conversation(sizes["accuracy_in_conversation"]),
+        "accuracy_picture_behind": _alone(test[: sizes["accuracy_picture_behind"]], behind=True),
+        "declined": _not_of_the_world(sizes["declined"]),
+        "declined_world": _alone(declined),
     }
     return Task("world", groups, one_by_one(_judge_world), ACCURACY)
 
 
-def _world_question(number: str, scene: Scene, image: PIL.Image.Image, question: world_questions.Question) -> Question:
+def _alone(
+    items: Iterable[tuple[Scene, PIL.Image.Image, world_questions.Question]], behind: bool = False
+) -> list[Question]:
+    """Questions that are the first words of a conversation, about a picture before or behind them."""
+    asked: list[Question] = []
+    for scene, image, question in items:
+        message = Message.user(question.text, [image])
+        if behind:
+            message = replace(message, content=message.content[::-1])
+        asked.append(_world_question(len(asked), (message,), question, scene))
+    return asked
+
+
+def _in_conversation(n: int) -> list[Question]:
+    """Questions about unseen scenes after other turns."""
+    drawn = conversation_set(n, seed=WORLD_SEED + 2)
+    return [
+        replace(_world_question(place, messages, question, scene), context=context)
+        for place, (context, messages, scene, question) in enumerate(drawn)
+    ]
+
+
+def _not_of_the_world(n: int) -> list[Question]:
+    """Questions about photographs, textures, text and noise that no training saw, each to be declined."""
+    rng = random.Random(f"foreign {WORLD_SEED}")
+    photographs = open_photographs(sorted(PHOTOGRAPHS.glob("*.jpg")))
+    asked = []
+    for place in range(n):
+        kind = FOREIGN_KINDS[place % len(FOREIGN_KINDS)]
+        picture = foreign_picture(kind, "test", photographs, rng)
+        question = about(None, world_questions.KINDS, rng)
+        message = Message.user(question.text, [picture])
+        asked.append(replace(_world_question(place, (message,), question, Scene(())), kind=kind))
+    return asked
+
+
+def _world_question(
+    place: int, messages: tuple[Message, ...], question: world_questions.Question, scene: Scene
+) -> Question:
     return Question(
-        id=number,
-        messages=(Message.user(question.text, [image]),),
+        id=str(place + 1),
+        messages=messages,
         text=question.text,
         expected=question.answer,
         kind=question.kind,
         reference=(question, scene),
-        where=f"world question {number}",
+        where=f"world question {place + 1}",
     )
 
 

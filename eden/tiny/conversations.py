@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 from ..messages import Image, MediaSource, Message, Part, Text
 from .questions import KINDS, Question, ask
 from .smalltalk import DECLINED, NO_PICTURE, SMALL_TALK
-from .world import Scene, sample_scene
+from .world import Scene, sample_scene, scenes
 
 Position: TypeAlias = Literal["before", "behind", "between"]
 POSITIONS: tuple[Position, ...] = ("before", "behind", "between")
@@ -26,6 +26,9 @@ SYSTEM = (
     "You are a helpful vision assistant. Answer truthfully.",
 )
 MOST_TURNS = 4
+CONTEXTS = ("after a description", "after a question", "after small talk", "after a second picture")
+"""What comes before the question that is judged."""
+_SHORT = [kind for kind in KINDS if kind != "description"]
 
 
 @dataclass(frozen=True)
@@ -114,3 +117,41 @@ def place(image: Image, words: str, position: Position, rng: random.Random) -> t
     if position == "behind":
         return Text(words + rng.choice(("", "\n"))), image
     return Text(rng.choice(OPENINGS) + rng.choice(("", "\n"))), image, Text(words)
+
+
+def conversation_set(n: int, *, seed: int) -> list[tuple[str, tuple[Message, ...], Scene, Question]]:
+    """`n` conversations about unseen scenes up to a last question, its contexts and its kinds in equal numbers.
+
+    The turns before hold the right answers.
+
+    Returns:
+        For each its context, its messages, the scene that the last question is about, and that question.
+    """
+    rng = random.Random(f"conversations {seed}")
+    drawn = scenes(seed, "test")
+    found = []
+    for number in range(n):
+        context, kind = CONTEXTS[number % len(CONTEXTS)], KINDS[number // len(CONTEXTS) % len(KINDS)]
+        while (question := ask((shown := next(drawn))[0], kind, rng)) is None:
+            continue
+        seen = [next(drawn), shown] if context == "after a second picture" else [shown]
+        turns = _lead_to(question, context, [scene for scene, _ in seen], rng)
+        system = rng.choice(SYSTEM) if rng.random() < 0.2 else None
+        messages = to_messages(turns, [image for _, image in seen], rng, system)[:-1]
+        found.append((context, messages, shown[0], question))
+    return found
+
+
+def _lead_to(question: Question, context: str, seen: Sequence[Scene], rng: random.Random) -> list[Turn]:
+    """Turns of which the question is the last."""
+    if context == "after a description":
+        asked = [about(seen[0], ["description"], rng)]
+    elif context == "after a question":
+        asked = [about(seen[0], _SHORT, rng) for _ in range(rng.randint(1, MOST_TURNS - 1))]
+    elif context == "after a second picture":
+        asked = [about(seen[0], KINDS, rng) for _ in range(rng.randint(1, 2))]
+    else:
+        asked = [small_talk(rng)] if rng.random() < 0.5 else [about(seen[0], _SHORT, rng), small_talk(rng)]
+    first = 1 if asked[0].kind == "small talk" else 0
+    shows = {first: 0} | ({len(asked): 1} if len(seen) > 1 else {})
+    return [Turn(one, shows.get(place), rng.choice(POSITIONS)) for place, one in enumerate((*asked, question))]

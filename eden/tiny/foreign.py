@@ -16,6 +16,7 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import PIL.ImageOps
 
+from ..vision import open_image
 from .world import IMAGE_SIZE
 
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
@@ -27,7 +28,7 @@ _Maker: TypeAlias = Callable[[random.Random], PIL.Image.Image]
 
 def open_photographs(paths: Sequence[Path]) -> list[PIL.Image.Image]:
     """Photographs in RGB, by file."""
-    return [PIL.Image.open(path).convert("RGB") for path in paths]
+    return [open_image(path) for path in paths]
 
 
 def foreign_picture(
@@ -154,7 +155,9 @@ def _salt_and_pepper(rng: random.Random) -> PIL.Image.Image:
     return _blend((chance.random((IMAGE_SIZE, IMAGE_SIZE)) < rng.uniform(0.1, 0.9)).astype(float), rng)
 
 
-def _text(words: Sequence[str]) -> _Maker:
+def _text(vocabulary: str) -> _Maker:
+    words = vocabulary.split()
+
     def page(rng: random.Random) -> PIL.Image.Image:
         """Lines of words, dark on light or light on dark."""
         dark, light = rng.randint(0, 80), rng.randint(190, 255)
@@ -174,12 +177,12 @@ def _text(words: Sequence[str]) -> _Maker:
 _FAMILIES: dict[str, dict[str, tuple[_Maker, ...]]] = {
     "train": {
         "texture": (_stripes, _checks, _gradient, _clouds, _blank, _lines),
-        "text": (_text(["the", "of", "and", "to", "in", "is", "that", "for", "was", "with", "picture", "number", "water", "house", "12", "374", "2026"]),),
+        "text": (_text("the of and to in is that for was with picture number water house 12 374 2026"),),
         "noise": (_white_noise,),
     },
     "test": {
         "texture": (_rings, _weave, _mosaic),
-        "text": (_text(["Invoice", "total", "due", "Wednesday", "please", "sign", "here", "1,095.50", "EXIT", "Bahnhof", "rue", "menu"]),),
+        "text": (_text("Invoice total due Wednesday please sign here 1,095.50 EXIT Bahnhof rue menu"),),
         "noise": (_salt_and_pepper,),
     },
 }
