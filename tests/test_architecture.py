@@ -38,9 +38,9 @@ F3  data.dataset
 F3  data.packing
 F3  tiny tiny.world tiny.smalltalk tiny.tokenizer tiny.voice
 F3  tiny.questions
-F3  tiny.optimize
+F3  tiny.optimize tiny.foreign tiny.conversations
 F3  tiny.dataset tiny.tower
-F3  tiny.sentences
+F3  tiny.sentences tiny.untrained
 F3  tiny.whisper
 F3  report model_card
 F3  xray

@@ -18,9 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
 import os
-import platform
 import random
 import shutil
 import time
@@ -32,38 +30,26 @@ from typing import Any, TypeAlias
 import torch
 from jinja2 import Template
 from rich.console import Console
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    GenerationConfig,
-    Phi3Config,
-    PreTrainedTokenizerFast,
-    set_seed,
-)
+from transformers import set_seed
 
 from .. import checkpoint as checkpoints, files, location
 from ..assistant import Assistant
 from ..backbones import LoadOptions
 from ..console import progress
+from ..core.numeric_format import Machine, numeric_format
 from ..data.collate import collate_flat
 from ..evaluate import evaluate, open_task
 from ..messages import to_chat
-from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
+from ..model import MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from ..model.attention import PACKED_SDPA
-from .conversations import SYSTEM, Turn, about, converse, small_talk, to_messages
-from .dataset import any_question
+from .conversations import CONTEXTS, SYSTEM, Turn, about, converse, small_talk, to_messages
 from .foreign import open_photographs
 from .optimize import optimize
-from .questions import KINDS, describe
-from .smalltalk import COMMON_WORDS, SMALL_TALK
-from .tokenizer import train_tokenizer
+from .questions import KINDS
 from .tower import Pool, near_misses, to_pixels, train_tower
-from .world import IMAGE_SIZE, sample_scene
+from .untrained import build_tokenizer, new_model, new_processor
+from .world import sample_scene
 
-PATCH_SIZE = 16
-POSITION_SCALE = 0.6
-"""Of the first position embeddings, about that of a patch's. At CLIP's 0.02 pixels drown them, and in so short a
-training they stay drowned: the patches then tell what is there but not where."""
 TAUGHT = [kind for kind in KINDS if kind != "description"] + ["colour", "place", "relation"]
 """Kinds of questions in the shares they are asked in; finding a thing by its shape or its place takes longest."""
 PRACTISED = TAUGHT + 4 * ["place", "relation"]
@@ -134,6 +120,7 @@ def build(config: BuildConfig, out: Path, console: Console, photographs: Sequenc
         batch=config.conversation_batch,
         rate=config.conversation_rate,
     )
+    trained = _effort("5", started)
     _save(model, processor, out)
     world = evaluate(
         Assistant(checkpoints.load(str(out))), open_task("world", limit=config.questions_asked), console=console
@@ -144,8 +131,7 @@ def build(config: BuildConfig, out: Path, console: Console, photographs: Sequenc
         "config": asdict(config),
         "parameters": model.num_parameters(),
         "contrastive_accuracy": before["contrastive_accuracy"],
-        "minutes": round(before["minutes"] + (time.monotonic() - started) / 60, 1),
-        "machine": {"architecture": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "stages": [*before["stages"], trained],
         "torch": torch.__version__,
         "photographs": sorted(path.name for path in photographs),
         "world": world,
@@ -176,8 +162,8 @@ def _learn_questions(config: BuildConfig, out: Path, console: Console) -> None:
     )
     _answer_questions(model, processor, pool, config, console)
     _save(model, processor, out)
-    minutes = round((time.monotonic() - started) / 60, 1)
-    _write_report(out, {"contrastive_accuracy": round(contrastive_accuracy, 4), "minutes": minutes})
+    report = {"contrastive_accuracy": round(contrastive_accuracy, 4), "stages": [_effort("1 to 3", started)]}
+    _write_report(out, report)
 
 
 def _practise(config: BuildConfig, first: Path, out: Path, console: Console) -> None:
@@ -189,7 +175,7 @@ def _practise(config: BuildConfig, first: Path, out: Path, console: Console) -> 
     _answer_questions(model, processor, pool, config, console, practice=True)
     _save(model, processor, out)
     report = json.loads((first / "build_report.json").read_text())
-    report["minutes"] = round(report["minutes"] + (time.monotonic() - started) / 60, 1)
+    report["stages"].append(_effort("4", started))
     _write_report(out, report)
 
 
@@ -199,6 +185,17 @@ def _load(config: BuildConfig, folder: Path) -> tuple[MultimodalPhiForConditiona
     checkpoint = checkpoints.load(str(folder), LoadOptions(dtype="float32", device="cpu"))
     checkpoint.core.set_attn_implementation(PACKED_SDPA)
     return checkpoint.core, checkpoint.processor
+
+
+def _effort(stages: str, started: float) -> dict[str, Any]:
+    """What stages took that end now, and on what."""
+    return {
+        "stages": stages,
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "format": numeric_format(Machine.here("cpu")).name,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
 
 
 def _write_report(folder: Path, report: dict[str, Any]) -> None:
@@ -212,70 +209,6 @@ def _save(model: MultimodalPhiForConditionalGeneration, processor: MultimodalPhi
     with files.new_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-
-
-def new_processor(tokenizer: PreTrainedTokenizerFast) -> MultimodalPhiProcessor:
-    return MultimodalPhiProcessor(
-        CLIPImageProcessorPil(
-            size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-        ),
-        tokenizer,
-        num_image_tokens=(IMAGE_SIZE // PATCH_SIZE) ** 2,
-    )
-
-
-def build_tokenizer(pool: Pool, seed: int) -> PreTrainedTokenizerFast:
-    rng = random.Random(f"tokenizer {seed}")
-    sentences = [text for pair in SMALL_TALK for text in pair] * 5 + COMMON_WORDS.split() * 3
-    for scene in pool.scenes[:4000]:
-        question = any_question(scene, rng)
-        sentences += [describe(scene), question.text, question.answer]
-    return train_tokenizer(sentences)
-
-
-def new_model(processor: MultimodalPhiProcessor) -> MultimodalPhiForConditionalGeneration:
-    tokenizer = processor.tokenizer
-    vision = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        projection_dim=128,
-    )
-    language = Phi3Config(
-        vocab_size=math.ceil(len(tokenizer) / 64) * 64,  # as Phi-3.5, padded: <|image|> finds a spare row
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        partial_rotary_factor=0.5,  # half of each head looks for what a thing is, wherever it stands
-        initializer_range=0.06,  # about 1 / sqrt(width), as Phi's 0.02 is for its own
-        max_position_embeddings=1024,
-        original_max_position_embeddings=1024,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = MultimodalPhiForConditionalGeneration(
-        MultimodalPhiConfig(
-            vision_config=vision,
-            text_config=language,
-            vision_feature="patches",
-            speech_model=location.EDEN_TINY,
-            image_token_id=processor.image_token_id,
-        )
-    )
-    torch.nn.init.normal_(
-        model.model.vision_tower.vision_model.embeddings.position_embedding.weight, std=POSITION_SCALE
-    )
-    model.generation_config = GenerationConfig(
-        eos_token_id=[tokenizer.convert_tokens_to_ids("<|end|>"), tokenizer.eos_token_id],
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    return model
 
 
 @torch.inference_mode()
@@ -405,7 +338,8 @@ def write_summary(folder: Path, *, out: Path | None = None, shipped: int | None 
     template = Template(
         (Path(__file__).parent / "BUILD.md.jinja").read_text(), trim_blocks=True, keep_trailing_newline=True
     )
-    return files.write_file((out or folder) / "BUILD.md", template.render(reports=reports, shipped=shipped))
+    page = template.render(reports=reports, contexts=CONTEXTS, shipped=shipped)
+    return files.write_file((out or folder) / "BUILD.md", page)
 
 
 def ship(folder: Path, seed: int) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from transformers import get_cosine_schedule_with_warmup
 
 from ..console import progress
+from ..core.numeric_format import Machine, numeric_format
 
 OUTPUT_HEADS = ("lm_head", "proj_out", "ctc_head")
 
@@ -23,7 +24,7 @@ def optimize(
     name: str,
     console: Console,
 ) -> None:
-    """Minimises the loss of each step, in bf16 where the operations allow it; the rates rise, then fall to nothing.
+    """Minimises the loss of each step, in bf16 where the machine has units for it; the rates rise, then fall to nothing.
 
     Args:
         module: what is trained, all of it.
@@ -46,9 +47,10 @@ def optimize(
         optimizers.append(Muon(matrices, {"lr": muon_learning_rate, "weight_decay": 0.05, "momentum": 0.95}))
     schedules = [get_cosine_schedule_with_warmup(optimizer, min(100, steps // 10), steps) for optimizer in optimizers]
     module.train()
+    in_bf16 = numeric_format(Machine.here("cpu")).name == "bfloat16"
     with progress(console) as bar:
         for step in bar.track(range(steps), description=name):
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_bf16):
                 loss = loss_of(step)
             module.zero_grad()
             loss.backward()
