@@ -1,19 +1,27 @@
 """The world eden-tiny learns: the same every time, its splits apart, its answers true."""
 
+import itertools
 import random
 import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from eden.data.validate import load_samples
+from eden.messages import Image, Message, Text
+from eden.tiny import foreign
+from eden.tiny.build import JUDGED_ON, installed_photographs
+from eden.tiny.conversations import CONTEXTS, MOST_TURNS, POSITIONS, conversation_set, converse, place
 from eden.tiny.dataset import any_question, evaluation_set, write_dataset
 from eden.tiny.questions import KINDS, NUMBERS, PLURALS, Question, ask, describe, is_correct
+from eden.tiny.smalltalk import DECLINED, NO_PICTURE, SMALL_TALK
 from eden.tiny.world import (
     CELL,
     COLOURS,
@@ -30,6 +38,7 @@ from eden.tiny.world import (
 )
 
 SPLITS: tuple[Split, ...] = ("train", "test", "unseen_pairs")
+HELD_OUT_NAMES = [f"{colour} {shape}" for colour, shape in HELD_OUT_PAIRS]
 SINGULARS = {plural: shape for shape, plural in PLURALS.items()}
 
 RED_CIRCLE = Object(0, 0, "red", "circle", "small")
@@ -135,13 +144,12 @@ def test_the_splits_share_no_scene() -> None:
 
 def test_a_pair_held_out_is_never_drawn_or_named_in_training() -> None:
     rng = random.Random(0)
-    held_out = [f"{colour} {shape}" for colour, shape in HELD_OUT_PAIRS]
     for split in ("train", "test"):
         for scene in many(split):
             assert not {thing.pair for thing in scene.objects} & HELD_OUT_PAIRS
             for _ in range(10):
                 question = any_question(scene, rng)
-                assert not any(name in f"{question.text} {question.answer}".lower() for name in held_out)
+                assert not any(name in f"{question.text} {question.answer}".lower() for name in HELD_OUT_NAMES)
 
 
 def test_every_colour_and_shape_is_seen_in_training() -> None:
@@ -261,3 +269,89 @@ def test_a_written_data_set_is_read_back(tmp_path: Path, split: Split) -> None:
         assert np.array_equal(np.asarray(PIL.Image.open(image.source)), np.asarray(picture))
     before = path.read_bytes()
     assert write_dataset(tmp_path / "again", 12, seed=3, split=split).read_bytes() == before
+
+
+def pictures_of(messages: Sequence[Message]) -> list[Any]:
+    return [image.source for message in messages for image in message.images]
+
+
+def test_the_turns_of_a_conversation_are_true_few_and_about_the_picture_shown_last() -> None:
+    rng = random.Random(5)
+    counts, positions, kinds = Counter[int](), Counter[str](), Counter[str]()
+    for _ in range(400):
+        shown = [rng.choice([*many("train", 40), None]) for _ in range(rng.randint(0, 2))]
+        turns = converse(shown, KINDS, rng)
+        counts[len(turns)] += 1
+        assert [turn.shows for turn in turns if turn.shows is not None] == list(range(len(shown)))
+        last: int | None = None
+        for turn in turns:
+            last = last if turn.shows is None else turn.shows
+            positions[turn.position] += turn.shows is not None
+            question = turn.question
+            kinds[question.kind] += 1
+            if question.kind == "small talk":
+                assert (question.text, question.answer) in SMALL_TALK
+            elif question.kind == "no picture":
+                assert last is None and question.answer == NO_PICTURE
+            elif question.kind == "declined":
+                assert last is not None and shown[last] is None and question.answer == DECLINED
+            else:
+                assert last is not None and (scene := shown[last]) is not None
+                assert question.answer == true_answer(scene, question)
+            assert not any(name in f"{question.text} {question.answer}".lower() for name in HELD_OUT_NAMES)
+    assert set(counts) == set(range(1, MOST_TURNS + 1))
+    assert min(positions[position] for position in POSITIONS) > 50
+    assert set(kinds) == {*KINDS, "small talk", "no picture", "declined"}
+
+
+def test_a_picture_stands_where_the_turn_puts_it() -> None:
+    rng = random.Random(1)
+    image = Image(render(SCENE, rng))
+    for position, where in (("before", [0]), ("behind", [1]), ("between", [1])):
+        parts = place(image, "Which?", position, rng)
+        assert [index for index, part in enumerate(parts) if part is image] == where
+        assert len(parts) == (3 if position == "between" else 2)
+        assert any(isinstance(part, Text) and "Which?" in part.text for part in parts)
+
+
+def test_what_is_judged_in_conversation_is_true_and_every_context_meets_every_kind() -> None:
+    judged = conversation_set(72, seed=4)
+    met = Counter((context, question.kind) for context, *_, question in judged)
+    assert met == dict.fromkeys(itertools.product(CONTEXTS, KINDS), 2)
+    for context, messages, scene, question in judged:
+        assert scene.split == "test" and question.answer == true_answer(scene, question)
+        said = [message for message in messages if message.role != "system"]
+        assert [message.role for message in said] == [("user", "assistant")[i % 2] for i in range(len(said))]
+        assert question.text in said[-1].text and len(said) <= 2 * MOST_TURNS - 1
+        assert len(pictures_of(messages)) == (2 if context == "after a second picture" else 1)
+        assert (context == "after a second picture") <= bool(said[-1].images)
+        if context == "after a description":
+            assert said[1].text == describe(scene)
+        if context == "after small talk":
+            assert (said[-3].text, said[-2].text) in SMALL_TALK
+    again = conversation_set(9, seed=4)
+    assert [one[1:] for one in map(told, again)] == [one[1:] for one in map(told, judged[:9])]
+
+
+def told(judged: tuple[str, Sequence[Message], Scene, Question]) -> tuple[Any, ...]:
+    context, messages, scene, question = judged
+    pixels = [picture.tobytes() for picture in pictures_of(messages)]
+    return context, [message.text for message in messages], pixels, scene, question
+
+
+@pytest.mark.parametrize("kind", foreign.KINDS)
+def test_pictures_that_are_not_of_the_world_share_no_family_between_the_splits(kind: str) -> None:
+    families = {split: foreign._FAMILIES[split].get(kind, ()) for split in ("train", "test")}
+    assert not set(families["train"]) & set(families["test"])
+    assert not set(foreign.WORDS["train"].split()) & set(foreign.WORDS["test"].split())
+    photographs = foreign.open_photographs(sorted(foreign.PHOTOGRAPHS.glob("*.jpg")))
+    for split in ("train", "test"):
+        drawn = [foreign.foreign_picture(kind, split, photographs, random.Random(7)) for _ in range(2)]
+        assert drawn[0].tobytes() == drawn[1].tobytes()
+        assert drawn[0].size == (IMAGE_SIZE,) * 2 and drawn[0].mode == "RGB"
+
+
+def test_no_photograph_that_is_judged_on_is_among_those_of_training() -> None:
+    judged = {path.stem for path in foreign.PHOTOGRAPHS.glob("*.jpg")}
+    trained = {path.stem for path in installed_photographs()}
+    assert len(judged) >= 5 and not trained & (judged | JUDGED_ON)

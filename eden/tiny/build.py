@@ -356,7 +356,7 @@ def ship(folder: Path, seed: int) -> None:
         write_summary(folder, out=shipped, shipped=seed)
 
 
-def _installed_photographs() -> list[Path]:
+def installed_photographs() -> list[Path]:
     """Pictures that installed packages carry, without those eden-tiny is judged on."""
     found: list[Path] = []
     for package, folder in (("skimage", "data"), ("gradio", "media_assets/images")):
@@ -379,7 +379,7 @@ def main() -> None:
         ship(arguments.out, arguments.seed)
         return
     config = BuildConfig(seed=arguments.seed)
-    photographs = _installed_photographs() if arguments.photographs is None else arguments.photographs
+    photographs = installed_photographs() if arguments.photographs is None else arguments.photographs
     report = build(config, arguments.out / f"seed-{config.seed}", Console(), photographs)
     write_summary(arguments.out)
     print(json.dumps(report, indent=2))

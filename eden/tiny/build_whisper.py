@@ -48,9 +48,10 @@ def build_whisper(config: HearingConfig, out: Path, console: Console) -> Path:
 
 
 def held_out_sentences() -> set[str]:
-    """Every question that the evaluation asks, as it sounds."""
-    groups = open_task("world").groups.values()
-    return {plain_words(question.messages[-1].text) for questions in groups for question in questions}
+    """Every question that the evaluation asks as the first words of a conversation, as it sounds."""
+    groups = open_task("world").groups
+    asked = (*groups["accuracy"], *groups["accuracy_unseen_pairs"])
+    return {plain_words(question.messages[-1].text) for question in asked}
 
 
 def _report(config: HearingConfig, trained: Path, folder: Path, console: Console) -> str:

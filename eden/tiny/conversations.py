@@ -120,7 +120,7 @@ def place(image: Image, words: str, position: Position, rng: random.Random) -> t
 
 
 def conversation_set(n: int, *, seed: int) -> list[tuple[str, tuple[Message, ...], Scene, Question]]:
-    """`n` conversations about unseen scenes up to a last question, its contexts and its kinds in equal numbers.
+    """`n` conversations about unseen scenes up to a last question, each context with each kind as often as any.
 
     The turns before hold the right answers.
 
@@ -131,7 +131,7 @@ def conversation_set(n: int, *, seed: int) -> list[tuple[str, tuple[Message, ...
     drawn = scenes(seed, "test")
     found = []
     for number in range(n):
-        context, kind = CONTEXTS[number % len(CONTEXTS)], KINDS[number // len(CONTEXTS) % len(KINDS)]
+        context, kind = CONTEXTS[number % len(CONTEXTS)], KINDS[number % len(KINDS)]
         while (question := ask((shown := next(drawn))[0], kind, rng)) is None:
             continue
         seen = [next(drawn), shown] if context == "after a second picture" else [shown]

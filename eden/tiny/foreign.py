@@ -22,6 +22,11 @@ from .world import IMAGE_SIZE
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
 """Those eden-tiny is judged on; `README.md` beside them says whose they are."""
 KINDS = ("photograph", "texture", "text", "noise")
+WORDS = {
+    "train": "the of and to in is that for was with picture number water house 12 374 2026",
+    "test": "Invoice total due Wednesday please sign here 1,095.50 EXIT Bahnhof rue menu",
+}
+"""Those of the pictures of text."""
 Pixels: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 _Maker: TypeAlias = Callable[[random.Random], PIL.Image.Image]
 
@@ -177,12 +182,12 @@ def _text(vocabulary: str) -> _Maker:
 _FAMILIES: dict[str, dict[str, tuple[_Maker, ...]]] = {
     "train": {
         "texture": (_stripes, _checks, _gradient, _clouds, _blank, _lines),
-        "text": (_text("the of and to in is that for was with picture number water house 12 374 2026"),),
+        "text": (_text(WORDS["train"]),),
         "noise": (_white_noise,),
     },
     "test": {
         "texture": (_rings, _weave, _mosaic),
-        "text": (_text("Invoice total due Wednesday please sign here 1,095.50 EXIT Bahnhof rue menu"),),
+        "text": (_text(WORDS["test"]),),
         "noise": (_salt_and_pepper,),
     },
 }

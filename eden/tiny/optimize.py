@@ -24,7 +24,7 @@ def optimize(
     name: str,
     console: Console,
 ) -> None:
-    """Minimises the loss of each step, in bf16 where the machine has units for it; the rates rise, then fall to nothing.
+    """Minimises the loss of each step, in bf16 where the CPU has units for it; the rates rise, then fall to nothing.
 
     Args:
         module: what is trained, all of it.
