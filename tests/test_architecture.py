@@ -58,6 +58,7 @@ F4  evaluate.spoken evaluate.predictions
 F4  evaluate.run
 F4  evaluate.compare evaluate.report
 F4  evaluate
+F3  tiny.curriculum
 F4  tiny.build tiny.build_whisper
 F4  parallel
 F4  trainer resume

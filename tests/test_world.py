@@ -18,7 +18,7 @@ from eden.data.validate import load_samples
 from eden.messages import Image, Message, Text
 from eden.tiny import foreign
 from eden.tiny.build import JUDGED_ON, installed_photographs
-from eden.tiny.conversations import CONTEXTS, MOST_TURNS, POSITIONS, conversation_set, converse, place
+from eden.tiny.conversations import ANYWHERE, CONTEXTS, MOST_TURNS, POSITIONS, conversation_set, converse, place
 from eden.tiny.dataset import any_question, evaluation_set, write_dataset
 from eden.tiny.questions import KINDS, NUMBERS, PLURALS, Question, ask, describe, is_correct
 from eden.tiny.smalltalk import DECLINED, NO_PICTURE, SMALL_TALK
@@ -280,7 +280,7 @@ def test_the_turns_of_a_conversation_are_true_few_and_about_the_picture_shown_la
     counts, positions, kinds = Counter[int](), Counter[str](), Counter[str]()
     for _ in range(400):
         shown = [rng.choice([*many("train", 40), None]) for _ in range(rng.randint(0, 2))]
-        turns = converse(shown, KINDS, rng)
+        turns = converse(shown, KINDS, ANYWHERE, rng)
         counts[len(turns)] += 1
         assert [turn.shows for turn in turns if turn.shows is not None] == list(range(len(shown)))
         last: int | None = None

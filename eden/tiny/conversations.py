@@ -17,6 +17,8 @@ from .world import Scene, sample_scene, scenes
 
 Position: TypeAlias = Literal["before", "behind", "between"]
 POSITIONS: tuple[Position, ...] = ("before", "behind", "between")
+ANYWHERE: tuple[Position, ...] = (*POSITIONS, "before", "behind")
+MOSTLY_BEHIND: tuple[Position, ...] = ("behind", "behind", "between", "before", "behind")
 OPENINGS = ("Look at this picture.", "Here is a picture.", "I have a question.", "Look!", "Please answer.", "And this?")
 SYSTEM = (
     "You are a helpful assistant.",
@@ -46,19 +48,22 @@ class Turn:
     position: Position = "before"
 
 
-def converse(shown: Sequence[Scene | None], kinds: Sequence[str], rng: random.Random) -> list[Turn]:
+def converse(
+    shown: Sequence[Scene | None], kinds: Sequence[str], positions: Sequence[Position], rng: random.Random
+) -> list[Turn]:
     """One to four random turns about pictures that come one after another.
 
     Args:
         shown: what each picture shows; None is a picture that is not of the world. None at all is small talk.
         kinds: of questions, in the shares they are asked in.
+        positions: of pictures, in the shares they stand there.
         rng: the source of chance.
     """
     turns: list[Turn] = []
     if not shown or rng.random() < 0.15:
         turns.append(Turn(no_picture_yet(rng)))
     for number, scene in enumerate(shown):
-        first = Turn(about(scene, kinds, rng), number, rng.choice((*POSITIONS, "before", "behind")))
+        first = Turn(about(scene, kinds, rng), number, rng.choice(positions))
         turns.append(first)
         room = MOST_TURNS - len(turns) - (len(shown) - number - 1)
         for _ in range(rng.randint(0, max(0, room))):
