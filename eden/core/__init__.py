@@ -1,0 +1,1 @@
+"""What everything else stands on: files, processes, the machine. Imports nothing of Eden above itself."""
