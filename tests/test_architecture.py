@@ -15,6 +15,7 @@ PACKAGE = Path(eden.__file__).parent
 FLOORS = """
 F0  core core.private_api
 F0  errors
+F0  core.environment
 F0  files location machine ranks
 F0  messages console sampling
 F0  strict_yaml arguments
