@@ -60,6 +60,7 @@ from bench.train import (
 )
 from eden.backbones import LoadOptions
 from eden.checkpoint import Checkpoint, add_adapters
+from eden.core.private_api import mark_four_bits
 from eden.data.packing import PackedDataset
 from eden.model import MultimodalPhiForConditionalGeneration
 from eden.model.attention import PACKED_SDPA
@@ -318,7 +319,7 @@ def built(kind: Any, config: Any, quantization: QuantizationSection | None) -> A
         to_four_bits(layer, quantization)
         language.layers.append(layer)
     language.config.num_hidden_layers = number
-    model.is_loaded_in_4bit = True  # PEFT looks for it
+    mark_four_bits(model)
     return model
 
 

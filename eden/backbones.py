@@ -21,9 +21,9 @@ from transformers import (
     Phi3ForCausalLM,
     PreTrainedConfig,
 )
-from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .core.numeric_format import Machine, Name, NumericFormat, numeric_format
+from .core.private_api import commit_of, inherit_quantization, is_in_four_bits
 from .errors import CheckpointError, first_line
 from .model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor, ProjectionBlock
 from .recipe import ModelSection, QuantizationSection
@@ -120,8 +120,8 @@ def assemble(
         tie_word_embeddings=text_config.tie_word_embeddings,
         dtype=dtype,
         backbones={
-            "vision": {"id": vision, "revision": section.vision_revision or _commit(vision)},
-            "language": {"id": language, "revision": section.language_revision or _commit(language)},
+            "vision": {"id": vision, "revision": section.vision_revision or commit_of(vision)},
+            "language": {"id": language, "revision": section.language_revision or commit_of(language)},
         },
     )
     processor = MultimodalPhiProcessor(image_processor, tokenizer, num_image_tokens=config.num_image_tokens)
@@ -142,14 +142,11 @@ def _join(
     model.model.vision_tower = tower.to(device)
     model.model.projector = projector.to(device, config.dtype)
     # 4-bit layers were loaded onto their device and must not be cast.
-    quantized = getattr(language_model, "is_loaded_in_4bit", False)
+    quantized = is_in_four_bits(language_model)
     language_model = language_model if quantized else language_model.to(device)
     model.model.language_model, model.lm_head = language_model.model, language_model.lm_head
-    if quantized:  # Trainer and PEFT look for these on the whole model
-        model.is_loaded_in_4bit = model.is_quantized = True
-        model.hf_quantizer = language_model.hf_quantizer
-        model.quantization_method = language_model.quantization_method
-        model.config.quantization_config = language_model.config.quantization_config
+    if quantized:
+        inherit_quantization(model, language_model)
     tokenizer = processor.tokenizer
     model.generation_config = GenerationConfig(
         eos_token_id=[tokenizer.convert_tokens_to_ids("<|end|>"), tokenizer.eos_token_id],
@@ -169,11 +166,6 @@ def _backbone_config(name: str, revision: str | None, model_types: tuple[str, ..
             cure=f"Give a checkpoint of the {kind} architecture.",
         )
     return config
-
-
-def _commit(name: str) -> str | None:
-    """The commit that a hub id without a revision came from, None for a folder: a later load gets the same weights."""
-    return None if Path(name).is_dir() else extract_commit_hash(cached_file(name, "config.json"), None)
 
 
 def _check_tokens(processor: MultimodalPhiProcessor, config: MultimodalPhiConfig, where: str) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import files
 from .backbones import LoadOptions, assemble, readable
+from .core import private_api
 from .errors import CheckpointError, first_line
 from .location import EDEN_TINY, find_model
 from .model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
@@ -155,13 +156,9 @@ def load_for_training(recipe: Recipe, weights: Mapping[str, torch.Tensor] | None
         if checkpoint.is_adapter:
             checkpoint = _fold_projector(checkpoint)
     checkpoint.config.speech_model = speech_model_of_run(section)
-    if section.attn_implementation is None and checkpoint.config.text_config._attn_implementation == "sdpa":
+    if section.attn_implementation is None and private_api.attention_of(checkpoint.config.text_config) == "sdpa":
         checkpoint.core.model.language_model.set_attn_implementation(PACKED_SDPA)
-    for module in checkpoint.core.modules():
-        # On some CPUs bitsandbytes packs a layer anew when it is first asked in evaluation, into a form that answers
-        # faster and through which no gradient comes back: training would go on without those of the layers before it.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    private_api.keep_unpacked(checkpoint.core)
     adapted = add_adapters(checkpoint.core, recipe.lora)
     adapted.peft_config["default"].base_model_name_or_path = checkpoint.base
     if weights is not None:
@@ -180,10 +177,8 @@ def add_adapters(model: MultimodalPhiForConditionalGeneration, lora: LoraSection
         CheckpointError: the language model has none of the target modules.
     """
     from peft import LoraConfig, get_peft_model
-    from peft.utils.constants import DUMMY_TARGET_MODULES
 
-    # "dummy-target-modules" is PEFT's own word for an adapter that holds saved modules only.
-    targets = DUMMY_TARGET_MODULES if lora is None else list(lora.target_modules)
+    targets = private_api.NO_TARGETS if lora is None else list(lora.target_modules)
     options = {} if lora is None else {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
     if lora is not None:
         names = {name.rsplit(".", 1)[-1] for name, _ in model.model.language_model.named_modules()}
@@ -230,7 +225,7 @@ def merge(checkpoint: Checkpoint) -> Checkpoint:
     """
     if not checkpoint.is_adapter:
         return checkpoint
-    if getattr(checkpoint.core, "is_loaded_in_4bit", False):
+    if private_api.is_in_four_bits(checkpoint.core):
         raise CheckpointError("a model in 4 bits cannot be merged", where=checkpoint.name, cure="Load it in bfloat16.")
     model = checkpoint.model.merge_and_unload()
     return Checkpoint(model, checkpoint.processor, checkpoint.name, checkpoint.name)
@@ -243,17 +238,14 @@ def count_parameters(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
     """
     counts: dict[str, dict[str, int]] = {}
     for name, parameter in checkpoint.model.named_parameters():
-        if "original_module" in name:  # PEFT keeps the projector as it was beside the one in training
+        if private_api.KEPT_ORIGINAL in name:  # PEFT keeps the projector as it was beside the one in training
             continue
         parts = ("vision_tower", "projector", "language_model", "lm_head")
         part = next((part for part in parts if f"{part}." in name), "other")
         if "lora_" in name:
             part = "lora"
-        number = parameter.numel()
-        if (state := getattr(parameter, "quant_state", None)) is not None:
-            number = state.shape.numel()
         row = counts.setdefault(part, {"trained": 0, "frozen": 0})
-        row["trained" if parameter.requires_grad else "frozen"] += number
+        row["trained" if parameter.requires_grad else "frozen"] += private_api.number_of_weights(parameter)
     return counts
 
 
@@ -302,9 +294,7 @@ def _assemble_recorded(folder: Path, options: LoadOptions) -> Checkpoint:
 
 def _fold_projector(checkpoint: Checkpoint) -> Checkpoint:
     """An align stage's artifact as the start of the next stage: its projector becomes the model's own."""
-    from peft.utils.constants import DUMMY_TARGET_MODULES
-
-    if checkpoint.model.peft_config["default"].target_modules != DUMMY_TARGET_MODULES:
+    if checkpoint.model.peft_config["default"].target_modules != private_api.NO_TARGETS:
         raise CheckpointError(
             "the base is a LoRA adapter, which cannot be trained on further",
             where=checkpoint.name,

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from torch.distributed.tensor import DTensor
@@ -21,6 +20,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from . import ranks
+from .core.private_api import layer_classes, shard_on_cpus
 from .model.processing import IGNORE_INDEX
 
 
@@ -41,16 +41,14 @@ class ParallelTrainer(Trainer):
         return bool(self.is_fsdp_enabled)
 
     def create_accelerator_and_postprocess(self) -> None:
-        state = self.args.distributed_state
-        if wants_shards(self.args) and state.distributed_type == DistributedType.MULTI_CPU:
-            # On CPUs Accelerate would train whole copies without a word; its code for GPUs shards there as well.
-            state.distributed_type = DistributedType.MULTI_GPU
+        if wants_shards(self.args):
+            shard_on_cpus(self.args.distributed_state)
         super().create_accelerator_and_postprocess()
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if plugin is not None and plugin.transformer_cls_names_to_wrap is None:
             # The tower's layers are not among them: a process whose batch has no image would not come to gather them.
             language_model = self.model.get_base_model().model.language_model
-            plugin.transformer_cls_names_to_wrap = list(type(language_model)._no_split_modules)
+            plugin.transformer_cls_names_to_wrap = layer_classes(language_model)
 
     def gathered(self) -> dict[str, torch.Tensor]:
         """The trained weights, whole, by PEFT's names; every process has to ask, the main one gets them."""

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from .core.private_api import attention_of
 from .model.attention import PACKED_SDPA
 
 COLUMN_STEP = 64
@@ -91,7 +92,7 @@ class SlotCache(Cache):
         places = torch.arange(self.width, device=self.columns.device)
         ends = self.columns.unsqueeze(1)
         visible = places <= ends  # [B, width]
-        implementation = self._config._attn_implementation
+        implementation = attention_of(self._config)
         if implementation not in ("sdpa", "eager", PACKED_SDPA):
             return visible  # flash kernels cut the rows out by this mask, and know the window themselves
         if (window := getattr(self._config, "sliding_window", None)) is not None:

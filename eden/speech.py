@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .audio import MAX_BYTES, MAX_SECONDS, SAMPLE_RATE, Waveform, read_audio
+from .core.private_api import whisper_class
 from .errors import CheckpointError, InputError, first_line
 from .files import cache_folder, new_folder, sha256
 from .location import EDEN_TINY, EDEN_TINY_FOLDER
@@ -235,16 +236,9 @@ class Transcriber:
 
     @cached_property
     def _model(self) -> WhisperModel:
-        import faster_whisper
-
-        class FasterWhisper(faster_whisper.WhisperModel):
-            def encode(self, features: Any) -> Any:
-                # transcribe() fills every window to 30 s, also for a Whisper whose window is shorter
-                return super().encode(features[..., : self.feature_extractor.nb_max_frames])
-
         folder = self._folder
         try:
-            model = FasterWhisper(
+            model = whisper_class()(
                 str(folder),
                 device=self._device,
                 compute_type=self._number_format,

@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from . import ranks
 from .checkpoint import Checkpoint
 from .console import progress
+from .core.private_api import attention_of
 from .data.collate import collate, collate_flat
 from .data.dataset import ConversationDataset
 from .data.packing import PackedDataset
@@ -77,7 +78,7 @@ class EdenTrainer(ParallelTrainer):
     ):
         self.progress = _Progress(console)
         self.idle_steps, self.idle_limit = 0, Schedule.of(arguments, len(train_set)).idle_limit
-        flat = takes_flat_rows(checkpoint.config.text_config._attn_implementation)
+        flat = takes_flat_rows(attention_of(checkpoint.config.text_config))
         super().__init__(
             model=checkpoint.model,
             args=arguments,

@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 from .backbones import LoadOptions, readable
 from .checkpoint import Checkpoint
 from .core.numeric_format import numeric_format
+from .core.private_api import attention_of
 from .errors import CheckpointError
 from .location import find_model
 from .model import MultimodalPhiConfig
@@ -84,7 +85,7 @@ class VisionEncoder:
         digest = hashlib.sha256()
         architecture = {key: value for key, value in self.tower.config.to_dict().items() if not key.startswith("_")}
         del architecture["dtype"]  # what was once saved; the weights below have their own
-        taken = [self.feature, self.layer, self.tower.config._attn_implementation]
+        taken = [self.feature, self.layer, attention_of(self.tower.config)]
         for part in (architecture, self.image_processor.to_dict(), taken):
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
         for name, weight in sorted(self.tower.state_dict().items()):
@@ -115,7 +116,7 @@ def _of_folder(folder: Path, options: LoadOptions) -> VisionEncoder:
     adapter = folder / "adapter_config.json"
     if not adapter.exists():
         with readable(folder):
-            tower = CLIPVisionModelWithProjection._from_config(config.vision_config)
+            tower = CLIPVisionModelWithProjection(config.vision_config)
             tower.load_state_dict(_tower_weights(folder))
             image_processor = AutoImageProcessor.from_pretrained(folder)
         tower = tower.to(options.torch_device, options.torch_dtype(config.text_config)).eval().requires_grad_(False)

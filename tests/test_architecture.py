@@ -13,8 +13,9 @@ PACKAGE = Path(eden.__file__).parent
 
 # Each line is a floor; a module may import what stands above it in this list, on its own floor or a higher line.
 FLOORS = """
+F0  core core.private_api core.numeric_format
 F0  errors
-F0  core core.numeric_format
+F0  core.environment
 F0  files location machine ranks
 F0  messages console sampling
 F0  strict_yaml arguments

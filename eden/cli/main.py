@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from .. import __version__
+from ..core.environment import check_environment
 from ..errors import EdenError, Interrupted
 from ..ranks import is_main, let_the_cause_speak, number
 from .data import cache, check, xray
@@ -38,12 +39,15 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _main(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     if version:
         print(__version__)
         raise typer.Exit()
+    if context.invoked_subcommand is not None:
+        check_environment()
 
 
 for verb in (demo, ask, chat, transcribe, check, xray, cache, plan, train, evaluate, serve, export, push):

@@ -14,6 +14,7 @@ import torch
 
 from .. import checkpoint as checkpoints
 from ..checkpoint import Checkpoint
+from ..core.private_api import is_quantized
 from ..errors import CheckpointError, InputError
 from ..files import new_folder
 from ..location import find_model
@@ -48,7 +49,7 @@ def write_gguf(model: str, folder: str | Path, outtype: str = "f16") -> tuple[Pa
         raise InputError("writing GGUF needs gguf", cure="pip install 'eden-multimodal[export]'") from error
     _check_feature(model)
     loaded = checkpoints.load(model)
-    if getattr(loaded.core, "is_quantized", False):
+    if is_quantized(loaded.core):
         raise CheckpointError("the weights are quantized", where=model, cure="Export the model they were made of.")
     checkpoint = checkpoints.merge(loaded)
     vocabulary = read_vocabulary(checkpoint)

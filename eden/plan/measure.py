@@ -19,6 +19,7 @@ from transformers import TrainerCallback, set_seed
 
 from ..backbones import LoadOptions
 from ..checkpoint import Checkpoint, add_adapters, load_for_training
+from ..core.private_api import keep_unpacked, mark_four_bits, scales_of
 from ..model import MultimodalPhiForConditionalGeneration
 from ..model.attention import PACKED_SDPA
 from ..model.processing import IGNORE_INDEX
@@ -153,10 +154,7 @@ def held_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of a loaded model's tensors, the scales of its 4-bit weights included."""
     tensors = [*checkpoint.model.parameters(), *checkpoint.model.buffers()]
     for parameter in checkpoint.model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        while state is not None:  # scales that are quantized again have a state of their own
-            tensors += [state.absmax, state.code]
-            state = getattr(state, "state2", None)
+        tensors += scales_of(parameter)
     return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
 
 
@@ -183,7 +181,7 @@ def _one_layer(recipe: Recipe, shapes: Shapes, text: Any) -> MultimodalPhiForCon
     core = MultimodalPhiForConditionalGeneration(config).to(getattr(torch, recipe.model.dtype))
     layer = core.model.language_model.layers[0]
     if recipe.quantization is not None:
-        core.is_loaded_in_4bit = True  # PEFT looks for it
+        mark_four_bits(core)
         to_four_bits(layer, recipe.quantization)
     core.to(LoadOptions().torch_device)
     attention = recipe.model.attn_implementation or PACKED_SDPA
@@ -219,8 +217,7 @@ def _in_four_bits(module: torch.nn.Linear, quantization: QuantizationSection) ->
         module=new,
     )
     new = new.to(LoadOptions().torch_device)
-    if hasattr(new, "support_avx512bf16_for_cpu"):
-        new.support_avx512bf16_for_cpu = False  # as in training: `checkpoint.load_for_training` says why
+    keep_unpacked(new)  # as in training
     return new
 
 

@@ -18,6 +18,7 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from ..core.private_api import check_uploads, set_threads
 from ..errors import InputError
 from ..location import EDEN_TINY
 from .conversation import AUDIO_SUFFIXES, UPLOADS_KEPT, Answers, Conversation, Turn, is_recording
@@ -58,17 +59,14 @@ def build_page(service: Service, *, gpu: Callable[[Any], Any] | None = None) -> 
         _Page(service, gpu).connect(blocks)
     people = service.settings.max_running + service.settings.max_waiting
     blocks.queue(max_size=people, default_concurrency_limit=people, api_open=False)
-    blocks.max_threads = people + SPARE_THREADS
-    blocks.create_limiter()
+    set_threads(blocks, people + SPARE_THREADS)
     return blocks
 
 
 def mount_page(app: FastAPI, service: Service, path: str = "/") -> FastAPI:
     """Puts the page into an app that has the API."""
     blocks = build_page(service)
-    # Gradio checks that a file was uploaded only once `launch` was called, and a mounted page never is: without this
-    # line an event could name any file of the server, and be given a copy.
-    blocks.has_launched = True
+    check_uploads(blocks)
     return gr.mount_gradio_app(app, blocks, path=path, **_options(service))
 
 

@@ -11,6 +11,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from ..core.private_api import end_streams
 from ..errors import InputError
 from .api import create_app
 from .service import Service
@@ -103,9 +104,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for route in self._app.routes:
-            if (stop := getattr(getattr(route, "app", None), "stop_event", None)) is not None:
-                stop.set()
+        end_streams(self._app)
         await super().shutdown(sockets)
 
 

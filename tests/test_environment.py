@@ -1,0 +1,84 @@
+"""What is installed is what Eden asks for, and what it asks for is what was tested."""
+
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from eden.cli import main
+from eden.core.environment import TESTED, check_environment
+from eden.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+LOCK = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.M))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REQUIREMENTS = [
+    requirement
+    for lines in [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    for line in lines
+    if (requirement := Requirement(line)).name != PROJECT["name"]
+]
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    """Makes the installed versions of some packages appear as others."""
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name.replace("-", "_")) or real(name))
+    serve = [f'{line}; extra == "serve"' for line in PROJECT["optional-dependencies"]["serve"]]
+    lines = [*PROJECT["dependencies"], *serve]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
+
+
+def test_the_lock_holds_every_requirement_within_its_bounds() -> None:
+    locked = {canonicalize_name(name): version for name, version in LOCK.items()}
+    for requirement in REQUIREMENTS:
+        assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
+
+
+def test_libraries_with_an_upper_bound_are_those_whose_private_parts_are_used() -> None:
+    bounded = {requirement.name for requirement in REQUIREMENTS if "<" in str(requirement.specifier)}
+    assert bounded == set(TESTED)
+    assert {name: LOCK[name] for name in TESTED} == TESTED
+
+
+def test_this_environment_is_within_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_environment()
+    install(monkeypatch)
+    check_environment()
+
+
+@pytest.mark.parametrize("version", ["5.22.0", "5.24.0", "6.0.0rc1"])
+def test_a_library_outside_its_bounds_is_one_line_with_the_version_tested(
+    version: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, transformers=version)
+    monkeypatch.setattr("sys.argv", ["eden", "ask", "What can you do?"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.out == "" and said.err.count("\n") == 1
+    assert f"transformers {version} is installed" in said.err and "(tested with 5.23.0)" in said.err
+    assert ">=5.23" in said.err and "<5.24" in said.err and "pip install 'transformers==5.23.0'" in said.err
+
+
+def test_extras_are_looked_at_if_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, python_multipart="0.0.1")
+    with pytest.raises(InputError, match=r"python-multipart 0\.0\.1 is installed, and Eden needs >=0\.0\.28"):
+        check_environment()
+
+
+def test_what_only_developers_need_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["pytest>=99; extra == 'dev'"])
+    check_environment()
+
+
+def test_help_and_version_are_had_anywhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    install(monkeypatch, transformers="1.0")
+    monkeypatch.setattr("sys.argv", ["eden", "--version"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0 and capsys.readouterr().out.strip()
