@@ -101,16 +101,19 @@ def test_it_answers_in_a_conversation_and_declines_a_photograph(assistant: eden.
 def test_the_build_runs_from_nothing_to_an_artifact(tmp_path: Path) -> None:
     config = BuildConfig(
         seed=3, scenes=128, contrastive_steps=2, contrastive_batch=16, question_steps=2, question_batch=4,
-        practice_steps=2, foreign_pictures=16, conversation_steps=2, behind_steps=2, conversation_batch=4, questions_asked=9,
+        practice_steps=2, foreign_pictures=16, conversation_steps=2, behind_steps=2, conversation_batch=4,
+        questions_asked=9,
     )  # fmt: skip
     photographs = sorted(PHOTOGRAPHS.glob("*.jpg"))
     report = build(config, tmp_path / "seed-3", Console(quiet=True), photographs)
     assert report["config"]["seed"] == 3 and report["world"]["n"] == 9 * len(WORLD_QUESTIONS)
-    assert [part["stages"] for part in report["stages"]] == ["1 to 3", "4", "5"]
+    assert [part["stages"] for part in report["stages"]] == ["1 to 3", "4", "5", "6"]
     assert load(str(tmp_path / "seed-3")).processor.num_image_tokens == 36
     page = write_summary(tmp_path).read_text()
     assert "| | seed 3 |" in page and f"crops of {len(photographs)} photographs" in page
-    before = [tmp_path / f"seed-3-{stage}" / "model.safetensors" for stage in ("questions", "practice")]
+    before = [
+        tmp_path / f"seed-3-{stage}" / "model.safetensors" for stage in ("questions", "practice", "conversations")
+    ]
     written = [path.stat().st_mtime_ns for path in before]
     resumed = build(config, tmp_path / "seed-3", Console(quiet=True), photographs)
     assert resumed["world"]["by_kind"] == report["world"]["by_kind"]
