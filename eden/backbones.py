@@ -109,7 +109,8 @@ def assemble(
         language_model = Phi3ForCausalLM.from_pretrained(
             language, revision=section.language_revision, dtype=dtype, **options.for_language_model()
         )
-    dequantize(language_model)
+    if options.quantization is not None:
+        dequantize(language_model)
     for part in (tower.config, language_model.config):
         # Names code of the backbone's repository, which is never run, and would be if whoever loads what Eden saves
         # trusts Eden's own.

@@ -264,7 +264,8 @@ def _load_whole(folder: Path, name: str, options: LoadOptions) -> Checkpoint:
         model = MultimodalPhiForConditionalGeneration.from_pretrained(
             folder, config=config, dtype=options.torch_dtype(config.text_config), **options.for_language_model()
         )
-    dequantize(model)
+    if options.quantization is not None:
+        dequantize(model)
     # `attn_implementation` is the language model's; the tower's features are the same beside every one.
     model.model.vision_tower.set_attn_implementation("sdpa")
     processor = load_processor(str(folder))

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from . import ranks
+from .core.private_api import number_of_weights
 from .machine import free_memory
 from .recipe import Recipe
 
@@ -52,7 +53,7 @@ def dequantize(model: PreTrainedModel) -> None:
         formats = (layer.compute_dtype, layer.weight.quant_state.dtype)
         if layer.weight.device.type != "cpu" or formats != (torch.float32, torch.float32):
             return
-    if not layers or not _has_room(sum(layer.weight.quant_state.shape.numel() for _, layer in layers)):
+    if not layers or not _has_room(sum(number_of_weights(layer.weight) for _, layer in layers)):
         return
     for name, layer in layers:
         plain = DequantizedLinear(layer.in_features, layer.out_features, bias=False, device="meta")
