@@ -75,7 +75,7 @@ def main() -> None:
         result = train(recipe, console=console)
     gc.collect()  # the trained model is in reference cycles of its trainer, and gigabytes alone wake no collector
     with timed("load the artifact in 4 bits, generate 5 tokens"):
-        checkpoint = load(str(result.artifact), LoadOptions(quantization=recipe.quantization, dtype="bfloat16"))
+        checkpoint = load(str(result.artifact), LoadOptions(quantization=recipe.quantization))
         question = [Message.user("What is in the picture?", [data.parent / "000000.png"])]
         answer = Assistant(checkpoint).answer_all([question], max_new_tokens=5)[0]
     console.print(f"it said {answer!r} (random weights, random words)", highlight=False)

@@ -25,6 +25,7 @@ from transformers import (
 from .core.numeric_format import Machine, Name, NumericFormat, numeric_format
 from .core.private_api import commit_of, inherit_quantization, is_in_four_bits
 from .errors import CheckpointError, first_line
+from .four_bits import dequantize
 from .model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor, ProjectionBlock
 from .recipe import ModelSection, QuantizationSection
 
@@ -108,6 +109,8 @@ def assemble(
         language_model = Phi3ForCausalLM.from_pretrained(
             language, revision=section.language_revision, dtype=dtype, **options.for_language_model()
         )
+    if options.quantization is not None:
+        dequantize(language_model)
     for part in (tower.config, language_model.config):
         # Names code of the backbone's repository, which is never run, and would be if whoever loads what Eden saves
         # trusts Eden's own.

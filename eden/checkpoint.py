@@ -16,6 +16,7 @@ from . import files
 from .backbones import LoadOptions, assemble, readable
 from .core import private_api
 from .errors import CheckpointError, first_line
+from .four_bits import dequantize, is_dequantized
 from .location import EDEN_TINY, find_model
 from .model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from .model.attention import PACKED_SDPA
@@ -225,8 +226,9 @@ def merge(checkpoint: Checkpoint) -> Checkpoint:
     """
     if not checkpoint.is_adapter:
         return checkpoint
-    if private_api.is_in_four_bits(checkpoint.core):
-        raise CheckpointError("a model in 4 bits cannot be merged", where=checkpoint.name, cure="Load it in bfloat16.")
+    if private_api.is_in_four_bits(checkpoint.core) or is_dequantized(checkpoint.core):
+        cure = "Load it without quantization."
+        raise CheckpointError("a model in 4 bits cannot be merged", where=checkpoint.name, cure=cure)
     model = checkpoint.model.merge_and_unload()
     return Checkpoint(model, checkpoint.processor, checkpoint.name, checkpoint.name)
 
@@ -262,6 +264,8 @@ def _load_whole(folder: Path, name: str, options: LoadOptions) -> Checkpoint:
         model = MultimodalPhiForConditionalGeneration.from_pretrained(
             folder, config=config, dtype=options.torch_dtype(config.text_config), **options.for_language_model()
         )
+    if options.quantization is not None:
+        dequantize(model)
     # `attn_implementation` is the language model's; the tower's features are the same beside every one.
     model.model.vision_tower.set_attn_implementation("sdpa")
     processor = load_processor(str(folder))

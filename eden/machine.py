@@ -93,6 +93,17 @@ def _begin(parent: int, begin: Callable[..., None] | None, arguments: tuple[Any,
         begin(*arguments)
 
 
+def free_memory() -> int:
+    """Bytes that this process can take before the machine, or the container it is in, has none left."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
+    if limit.exists() and (most := limit.read_text().strip()).isdecimal():
+        free = min(free, int(most) - int(used.read_text()))
+    return free
+
+
 def peak_memory_mib() -> float:
     """The most memory this process has held, in MiB."""
     status = Path("/proc/self/status")

@@ -27,6 +27,7 @@ from .data.formats import Sample
 from .data.packing import PackedDataset
 from .data.store import Samples
 from .files import write_file
+from .four_bits import DEQUANTIZED, is_dequantized
 from .messages import Message
 from .model_card import model_card
 from .prepare import read_data
@@ -217,6 +218,8 @@ def _print_parameters(checkpoint: Checkpoint, console: Console) -> None:
     for part, counts in checkpoints.count_parameters(checkpoint).items():
         trained, frozen = counts["trained"], counts["frozen"]
         console.print(f"{part:<15} {trained:>13,} trained  {frozen:>13,} frozen", highlight=False)
+    if is_dequantized(checkpoint.core):
+        console.print(DEQUANTIZED, highlight=False)
 
 
 def _pick_samples(eval_set: ConversationDataset) -> list[Sample]:

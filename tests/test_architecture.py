@@ -26,6 +26,7 @@ F2  model.projection model.configuration
 F2  model.attention model.loss
 F2  model.modeling model.processing
 F2  model
+F2  four_bits
 F2  backbones
 F2  checkpoint
 F2  vision_encoder

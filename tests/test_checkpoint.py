@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import bitsandbytes
 import pytest
 import torch
 from conftest import make_image, make_model, make_processor
@@ -13,6 +14,8 @@ from eden import CheckpointError, Message, StorageError
 from eden.assistant import Assistant
 from eden.backbones import LoadOptions, assemble
 from eden.checkpoint import Checkpoint, add_adapters, count_parameters, load, load_for_training, merge, save
+from eden.four_bits import is_dequantized
+from eden.model import MultimodalPhiForConditionalGeneration
 from eden.recipe import LoraSection, ModelSection, QuantizationSection, load_recipe
 
 LORA = LoraSection(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["o_proj", "qkv_proj", "gate_up_proj"])
@@ -159,6 +162,45 @@ def test_either_artifact_loads_in_four_bits_with_the_projector_bit_for_bit(
     assert projector(full).keys() == projector(quarter).keys()
     assert all(weight.equal(projector(full)[name]) for name, weight in projector(quarter).items())
     assert len(answers(quarter)) == 3
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("source", ["whole", "backbones"])
+def test_a_cpu_that_computes_in_fp32_holds_four_bits_as_the_numbers_they_are(
+    source: str, double: bool, whole: Path, backbones: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = QuantizationSection(bnb_4bit_compute_dtype="float32", bnb_4bit_use_double_quant=double)
+    options = LoadOptions(quantization=section, dtype="float32", device="cpu")
+
+    def loaded() -> MultimodalPhiForConditionalGeneration:
+        if source == "whole":
+            return load(str(whole), options).core
+        torch.manual_seed(0)  # the projector is new
+        return assemble(ModelSection(vision=str(backbones[0]), language=str(backbones[1])), options)[0]
+
+    held = loaded()
+    monkeypatch.setattr("eden.four_bits.free_memory", lambda: 0)
+    packed = loaded()
+    layers = {name: part for name, part in packed.named_modules() if type(part).__name__ == "Linear4bit"}
+    assert len(layers) == 2 * 4 and is_dequantized(held) and not is_dequantized(packed)
+    for name, layer in layers.items():
+        numbers = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        assert held.get_submodule(name).weight.equal(numbers), name
+
+    def loss_and_gradients(core: MultimodalPhiForConditionalGeneration) -> list[torch.Tensor]:
+        for part in core.modules():
+            if hasattr(part, "support_avx512bf16_for_cpu"):
+                part.support_avx512bf16_for_cpu = False
+        torch.manual_seed(0)
+        model = add_adapters(core, LORA)
+        shake(model)
+        ids = torch.arange(3, 19).unsqueeze(0)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        gradients = [p.grad for n, p in model.named_parameters() if p.requires_grad and "projector" not in n]
+        return [loss.detach(), *gradients]
+
+    assert all(ours.equal(theirs) for ours, theirs in zip(*map(loss_and_gradients, (held, packed)), strict=True))
 
 
 def test_a_model_in_four_bits_is_not_merged(whole: Path, tmp_path: Path) -> None:

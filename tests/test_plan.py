@@ -20,8 +20,6 @@ from eden.recipe import load_recipe
 from eden.train import train
 
 SHAPES = Path(__file__).parent.parent / "examples" / "shapes.json"
-FORCED = "model.force_format=true"
-"""The formula is that of a machine with bf16, and bytes are the same where it is emulated."""
 DIGITS = [f"data.path={SHAPES}"]
 
 
@@ -96,6 +94,7 @@ def test_the_digits_are_planned_with_real_steps_and_leave_nothing(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("asked", ["bfloat16", "float32"])
 @pytest.mark.parametrize("attention", ["eager", "null"])
 @pytest.mark.parametrize(
     "overrides",
@@ -104,17 +103,21 @@ def test_the_digits_are_planned_with_real_steps_and_leave_nothing(tmp_path: Path
         ["lora.lora_dropout=0", "quantization=null"],
         ["lora.target_modules=[o_proj, qkv_proj, gate_up_proj, down_proj]"],
     ],
-    ids=["4 bits", "bf16, no dropout", "down_proj"],
+    ids=["4 bits", "no dropout", "down_proj"],
 )
-def test_a_layer_keeps_what_the_formula_says(overrides: list[str], attention: str) -> None:
-    recipe = load_recipe("digits", [*DIGITS, f"model.attn_implementation={attention}", FORCED, *overrides])
+def test_a_layer_keeps_what_the_formula_says(overrides: list[str], attention: str, asked: str) -> None:
+    half = asked == "bfloat16"
+    formats = [f"model.dtype={asked}", f"training.bf16={half}".lower(), "model.force_format=true"]
+    if "quantization=null" not in overrides:
+        formats.append(f"quantization.bnb_4bit_compute_dtype={asked}")
+    recipe = load_recipe("digits", [*DIGITS, f"model.attn_implementation={attention}", *formats, *overrides])
     shapes, checkpoint, tokens = shapes_of(recipe), load_for_training(recipe), 100
     model = checkpoint.core.model
     checkpoint.model.train()
-    states = torch.randn(1, tokens, shapes.config.text_config.hidden_size, dtype=torch.bfloat16).requires_grad_()
+    states = torch.randn(1, tokens, shapes.config.text_config.hidden_size, dtype=getattr(torch, asked)).requires_grad_()
 
     def forward() -> object:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
             options = {} if attention == "eager" else model.pack([tokens], states)
             return model.language_model(inputs_embeds=states, **(options | {"use_cache": False}))
 

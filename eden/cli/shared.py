@@ -27,6 +27,7 @@ def load_assistant(model: str, four_bit: bool, *, say_format: bool = False) -> A
     """Loads a model; `say_format` prints what it computes in, and why."""
     from .. import load
     from ..backbones import LoadOptions
+    from ..four_bits import DEQUANTIZED, is_dequantized
 
     options: dict[str, Any] = {}
     if four_bit:
@@ -37,6 +38,8 @@ def load_assistant(model: str, four_bit: bool, *, say_format: bool = False) -> A
         assistant = load(model, **options)
     if say_format:
         err.print(str(LoadOptions().numeric_format(assistant.checkpoint.config.text_config)), highlight=False)
+        if is_dequantized(assistant.checkpoint.core):
+            err.print(DEQUANTIZED, highlight=False)
     return assistant
 
 

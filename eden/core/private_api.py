@@ -14,6 +14,7 @@ What cannot move here, and is tested all the same:
                               `_get_train_sampler`, `_get_eval_sampler`, `_save_checkpoint`, `_save_rng_state`; its
                               `_initial_global_step`; and that `trainer_state.json` is a checkpoint's last file
     resume.py                 accelerate: the name of the weights' file in a checkpoint with FSDP
+    four_bits.py              bitsandbytes: `quant_state` of a weight; transformers: `hf_quantizer` of a model
     serve/gate.py             Gradio: the addresses that its page asks for
     speech.py                 faster-whisper: the window's length and the languages of a loaded model
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ..console import written_size
 from ..errors import InputError
+from ..four_bits import will_be_dequantized
 from ..recipe import Recipe
 from .budget import CARDS, Change, changes, override
 from .measure import LARGE, Measured, measure_layer, measure_model
@@ -134,10 +135,17 @@ def forecast(recipe: Recipe, console: Console, *, budget: int | None = None, ste
     lengths = read_lengths(recipe, processor_of(recipe.model, shapes.config), shapes.config.num_image_tokens, console)
     workload = workload_of(recipe, lengths, arguments)
     gpu = torch.cuda.is_available() or shapes.parameters >= LARGE  # nobody trains a large model without one
+
+    def as_held(loaded: Recipe) -> Recipe:
+        weights = shapes.layer_weights * shapes.config.text_config.num_hidden_layers
+        return loaded.model_copy(update={"quantization": None}) if will_be_dequantized(loaded, weights) else loaded
+
     if torch.cuda.is_available() or not gpu:  # a GPU that is not here is taken to have bf16
-        recipe, shapes = here, shapes_of(here)
+        recipe = as_held(here)
+        shapes = shapes_of(recipe)
 
     def estimated(changed: Recipe) -> tuple[int, int]:
+        changed = changed if gpu else as_held(changed)
         again = changed.training_arguments()
         same = (changed.quantization, changed.lora) == (recipe.quantization, recipe.lora)
         new, work = shapes if same else shapes_of(changed), workload_of(changed, lengths, again)
@@ -153,7 +161,7 @@ def forecast(recipe: Recipe, console: Console, *, budget: int | None = None, ste
             if is_here(recipe.model) and shapes.parameters < LARGE:
                 measured = measure_model(here, workload, steps, console)
             else:
-                measured = measure_layer(here, shapes, workload, steps)
+                measured = measure_layer(as_held(here), shapes, workload, steps)
     return Plan(
         shapes,
         workload,

@@ -6,7 +6,7 @@ Half-precision numbers (autocast) take 2 bytes, fp32 takes 4. What autograd keep
     two RMSNorms           8 D n + 8 n          their inputs in fp32, and one over the root mean square
     attention              2 (Q + K + D + D) n  Q the joint query, key, value; K the rotated key; rotated query; output
                            4 H n                sdpa: the log-sum-exp of each query
-                           6 H T^2 a sample     eager: the probabilities in fp32 and in half precision
+                           6 H T^2 a sample     eager: the probabilities in fp32, and half precision, if any
                            2 T^2 a sample       sdpa over padded samples: the mask, added to the scores
     MLP                    6 F n                gate and up, and the activated gate
     adapters               (2 in + 2 r) n each  the input in half precision, and what the rank holds
@@ -80,7 +80,8 @@ def estimate(recipe: Recipe, shapes: Shapes, workload: Workload, arguments: Trai
     answers = max(1, round(n * workload.supervised / workload.tokens))  # supervised places of the batch
     logits = 6 * min(PIECE, answers) * text.vocab_size + 2 * answers * width * 2
     # The gradients that pass through a layer, and the largest weight out of its 4 bits.
-    passing = n * (6 * text.intermediate_size + 8 * width)
+    half = _half(recipe)
+    passing = half * n * (3 * text.intermediate_size + 4 * width)
     if recipe.model.attn_implementation == "eager":  # of the probabilities, in fp32
         passing += 4 * text.num_attention_heads * max(workload.longest) * n
     unpacked = 2 * 2 * text.intermediate_size * width if recipe.quantization else 0
@@ -112,13 +113,13 @@ def layer_activations(recipe: Recipe, shapes: Shapes, lengths: Sequence[int], *,
     lengths = [max(lengths)] * len(lengths) if padded else lengths
     n, width, heads = sum(lengths), text.hidden_size, text.num_attention_heads
     keys = width // heads * text.num_key_value_heads
-    half = 2 if is_mixed(recipe) or recipe.model.dtype == "bfloat16" else 4
+    half = _half(recipe)
     norms = 8 * width + 8
     attention = half * ((width + 2 * keys) + keys + 2 * width)
     squares = 0
     if recipe.model.attn_implementation == "eager":
         attention -= half * width  # its output needs no keeping
-        squares = (4 + half) * heads * sum(length**2 for length in lengths)
+        squares = (6 if half == 2 else 4) * heads * sum(length**2 for length in lengths)
     else:
         attention += 4 * heads
         squares = half * sum(length**2 for length in lengths) if padded else 0
@@ -138,6 +139,11 @@ def checkpoints(recipe: Recipe) -> bool:
 def state_bytes(optimizer: str) -> int:
     """Bytes of state an optimizer keeps of a trained weight; one that is not known counts as Adam."""
     return next((size for name, size in STATE_BYTES.items() if name in optimizer), 8)
+
+
+def _half(recipe: Recipe) -> int:
+    """Bytes of a number that is not kept in fp32 on purpose."""
+    return 4 if recipe.model.dtype == "float32" and not is_mixed(recipe) else 2
 
 
 def is_mixed(recipe: Recipe) -> bool:
