@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import sys
+import tomllib
 from pathlib import Path
 
 import cli
@@ -38,8 +39,19 @@ def test_make_targets_exist() -> None:
     assert named == {"demo", "test"} <= targets
 
 
+def test_every_extra_is_told_of_and_eden_is_within_reach_before_it_is_called() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    told = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text().partition("| extra |")[2], flags=re.M)
+    extras = set(project["optional-dependencies"])
+    assert set(told[: len(extras)]) == extras
+    (install,) = [command for command in COMMANDS if command.startswith("pip ")]
+    assert set(re.findall(r"\[(\w+)\]", install)) <= extras
+    first = next(place for place, command in enumerate(COMMANDS) if command.startswith("eden "))
+    assert ". .venv/bin/activate" in COMMANDS[:first]
+
+
 def test_every_command_runs(place: Path) -> None:
-    commands = [command for command in COMMANDS if not command.startswith("make ")]
+    commands = [command for command in COMMANDS if not command.startswith(("make ", "pip ", ". "))]
     assert len(commands) >= 8 and all(command.startswith("eden ") for command in commands)
     bin_folder = Path(sys.executable).parent
     environment = {"PATH": f"{bin_folder}:/usr/bin:/bin"}
