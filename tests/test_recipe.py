@@ -60,7 +60,7 @@ def test_the_seed_number_for_number() -> None:
     assert arguments.per_device_train_batch_size == arguments.per_device_eval_batch_size == 2
     assert arguments.max_steps == 6000
     assert (arguments.save_steps, arguments.logging_steps, arguments.eval_steps) == (0.4, 0.1, 0.1)
-    assert arguments.bf16 and arguments.activation_checkpointing
+    assert arguments.bf16 is (numeric_format().name == "bfloat16") and arguments.activation_checkpointing
 
 
 def test_align_trains_the_projector_alone() -> None:
