@@ -104,7 +104,8 @@ def run(command: list[str | Path], **more: str) -> subprocess.CompletedProcess[s
 
 
 def run_eden(metadata: Path, *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return cli.eden(*arguments, env=os.environ | {"PYTHONPATH": f"{metadata}:{ROOT}"} | more)
+    # In a fresh process: the hub's client reads its settings when it is imported.
+    return run([sys.executable, "-m", "eden", *arguments], PYTHONPATH=f"{metadata}:{ROOT}", **more)
 
 
 def test_the_wheel_holds_what_the_build_tool_puts_into_it(wheel: Path, hatch_wheel: Path) -> None:
