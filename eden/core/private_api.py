@@ -15,6 +15,7 @@ What cannot move here, and is tested all the same:
                               `_initial_global_step`; and that `trainer_state.json` is a checkpoint's last file
     resume.py                 accelerate: the name of the weights' file in a checkpoint with FSDP
     four_bits.py              bitsandbytes: `quant_state` of a weight; transformers: `hf_quantizer` of a model
+    core/numeric_format.py    torch: which instructions oneDNN and this CPU have
     serve/gate.py             Gradio: the addresses that its page asks for
     speech.py                 faster-whisper: the window's length and the languages of a loaded model
 
