@@ -39,6 +39,7 @@ def fork_server() -> socket.socket:
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # the pools of numpy's BLAS are threads that a fork would miss
             start_new_session=True,
         )
     LASTING.add(server.pid)
