@@ -15,7 +15,7 @@ from rich.console import Console
 
 from bench.machine import describe
 from bench.table import Row, between_marks, show, to_markdown
-from eden.files import write_file
+from eden.core.files import write_file
 
 BENCHES = ("startup", "answers", "speech", "features", "train", "packing", "data")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"

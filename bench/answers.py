@@ -6,8 +6,8 @@ import eden
 from bench.table import Row, show
 from bench.timing import timed
 from eden.evaluate import open_task
+from eden.media.images import open_image
 from eden.messages import to_chat
-from eden.vision import open_image
 
 QUESTIONS, BATCH = 192, 64
 NEW_TOKENS = 64

@@ -15,10 +15,10 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from bench.table import Bar, Row, show
 from bench.timing import timed
+from eden.checkpoint.vision_encoder import VisionEncoder
 from eden.core.numeric_format import numeric_format
+from eden.core.processes import in_a_thread
 from eden.data.features import FeatureStore
-from eden.machine import in_a_thread
-from eden.vision_encoder import VisionEncoder
 
 NUMBER, BATCH = 256, 32
 

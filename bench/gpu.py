@@ -58,19 +58,19 @@ from bench.train import (
     steps,
     with_processor,
 )
-from eden.backbones import LoadOptions
 from eden.checkpoint import Checkpoint, add_adapters
+from eden.checkpoint.backbones import LoadOptions
 from eden.core.private_api import mark_four_bits
 from eden.data.packing import PackedDataset
 from eden.model import MultimodalPhiForConditionalGeneration
 from eden.model.attention import PACKED_SDPA
-from eden.model.processing import IGNORE_INDEX
+from eden.model.loss import IGNORE_INDEX
 from eden.plan.measure import to_four_bits
 from eden.plan.memory import CUDA_RESERVE, GIB, estimate
 from eden.plan.shapes import Shapes, shapes_of
 from eden.plan.workload import Lengths, workload_of
 from eden.recipe import QuantizationSection, Recipe, load_recipe
-from eden.trainer import EdenTrainer
+from eden.training.trainer import EdenTrainer
 
 MINUTES = 8
 RESERVE = 20

@@ -28,15 +28,15 @@ from transformers import (
 )
 
 from bench.machine import describe
-from eden.assistant import Assistant
-from eden.backbones import LoadOptions
 from eden.checkpoint import load
-from eden.machine import peak_memory_mib
+from eden.checkpoint.backbones import LoadOptions
+from eden.core.processes import peak_memory_mib
+from eden.inference.assistant import Assistant
 from eden.messages import Message
 from eden.recipe import load_recipe
 from eden.tiny.dataset import write_dataset
-from eden.tiny.tokenizer import FIRST_PIECES, PRINTABLE, phi_tokenizer
-from eden.train import train
+from eden.training.train import train
+from tiny_build.tokenizer import FIRST_PIECES, PRINTABLE, phi_tokenizer
 
 PIECES = 32_000
 """Phi-3.5's pieces; its eleven control tokens follow, then `<|image|>` at 32011."""

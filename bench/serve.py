@@ -23,16 +23,16 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, Phi3Config
 import eden
 from bench.machine import describe
 from bench.timing import timed
-from eden.assistant import Assistant
 from eden.checkpoint import Checkpoint
-from eden.engine import Engine
+from eden.core.processes import in_a_thread
 from eden.evaluate import open_task
-from eden.machine import in_a_thread
+from eden.inference.assistant import Assistant
+from eden.inference.engine import Engine
+from eden.inference.sampling import Sampling
+from eden.media.images import open_image
 from eden.messages import Message, to_chat
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
-from eden.sampling import Sampling
-from eden.tiny.tokenizer import FIRST_PIECES, PRINTABLE, phi_tokenizer
-from eden.vision import open_image
+from tiny_build.tokenizer import FIRST_PIECES, PRINTABLE, phi_tokenizer
 
 CLIENTS = (1, 2, 4, 8, 16)
 SHORTEST, LONGEST = 32, 96

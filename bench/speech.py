@@ -23,9 +23,9 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from bench.table import Row, show
 from bench.timing import timed
-from eden.audio import SAMPLE_RATE
-from eden.speech import Transcriber, convert_whisper
-from eden.tiny.voice import speak
+from eden.media.audio import SAMPLE_RATE
+from eden.media.speech import Transcriber, convert_whisper
+from eden.media.speech_synthesis import speak
 
 NEW_TOKENS = 32
 SHAPES = {

@@ -14,9 +14,9 @@ import numpy as np
 from rich.console import Console
 
 from bench.machine import describe
-from eden.audio import SAMPLE_RATE, to_wav
-from eden.demo import QUESTION, write_digits
-from eden.tiny.voice import random_voice, speak
+from eden.cli.demo import QUESTION, write_digits
+from eden.media.audio import SAMPLE_RATE, to_wav
+from eden.media.speech_synthesis import random_voice, speak
 
 MINUTES = 20
 SENTENCES = (

@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 PEAK = """
 import atexit, runpy, sys
-from eden.machine import peak_memory_mib
+from eden.core.processes import peak_memory_mib
 atexit.register(lambda: print("peak", peak_memory_mib()))
 """
 """Goes ahead of what a process runs: only the process itself can tell the most memory that it has held."""

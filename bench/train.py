@@ -38,15 +38,15 @@ from bench.make_llava150k import records
 from bench.table import Bar, Row, show
 from bench.timing import run
 from eden.checkpoint import Checkpoint, add_adapters
+from eden.checkpoint.vision_encoder import VisionEncoder
 from eden.data.features import FeatureStore
 from eden.data.packing import PackedDataset
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from eden.model.attention import PACKED_SDPA
-from eden.model.processing import IGNORE_INDEX
+from eden.model.loss import IGNORE_INDEX
 from eden.recipe import LoraSection
-from eden.tiny.tokenizer import FIRST_PIECES, PRINTABLE, phi_tokenizer
-from eden.trainer import EdenTrainer
-from eden.vision_encoder import VisionEncoder
+from eden.training.trainer import EdenTrainer
+from tiny_build.tokenizer import FIRST_PIECES, PRINTABLE, phi_tokenizer
 
 SAMPLES, BATCH, ROW_LENGTH, STEPS, PICTURES, RUNS = 192, 8, 2048, 5, 64, 3
 CHARACTERS_A_TOKEN, IMAGE_TOKENS, IMAGE_ID, PADDING, VOCABULARY = 4, 49, 32_011, 32_000, 32_064

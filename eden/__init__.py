@@ -28,8 +28,8 @@ from .errors import (
 from .messages import Audio, Image, Message, Text
 
 if TYPE_CHECKING:
-    from .assistant import Assistant
-    from .speech import Transcriber
+    from .inference.assistant import Assistant
+    from .media.speech import Transcriber
 
 # bitsandbytes, whoever imports it first, reports an optional CPU kernel it did not find: nothing a user could act on.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -69,19 +69,19 @@ def load(name: str = "eden-tiny", *, revision: str | None = None, **options: Any
         name: `eden-tiny` (bundled), an artifact's folder, or a hub id.
         revision: of a hub repository: a branch, tag or commit.
         options: `dtype` ("bfloat16", "float32"), `device`, `quantization`, `attn_implementation`;
-            see `eden.backbones.LoadOptions`.
+            see `eden.checkpoint.backbones.LoadOptions`.
 
     Raises:
         CheckpointError: there is no such model, or it is incomplete.
     """
-    from .assistant import Assistant
-    from .backbones import LoadOptions
     from .checkpoint import load as load_checkpoint
+    from .checkpoint.backbones import LoadOptions
+    from .inference.assistant import Assistant
 
     return Assistant(load_checkpoint(name, LoadOptions(**options), revision=revision))
 
 
-_LAZY = {"Assistant": ".assistant", "Transcriber": ".speech"}
+_LAZY = {"Assistant": ".inference.assistant", "Transcriber": ".media.speech"}
 """Names whose modules take seconds to import, which `import eden` must not."""
 
 

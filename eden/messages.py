@@ -26,7 +26,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image by path, encoded bytes or PIL image; it is decoded (`eden.vision.open_image`) only when needed."""
+    """An image by path, encoded bytes or PIL image; it is decoded (`eden.media.images.open_image`) only when needed."""
 
     source: MediaSource
 

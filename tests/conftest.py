@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
-from eden.tiny.tokenizer import FIRST_PIECES, phi_tokenizer
+from tiny_build.tokenizer import FIRST_PIECES, phi_tokenizer
 
 IMAGE_SIZE, PATCH_SIZE, EMBEDDING_ROWS = 32, 16, 320
 

@@ -26,13 +26,13 @@ MODULES = [
     "peft",
     "bitsandbytes",
     "faster_whisper",
-    "eden.demo",
+    "eden.cli.demo",
     "eden.evaluate",
     "eden.export.space",
     "eden.plan",
     "eden.serve.server",
-    "eden.train",
-    "eden.xray",
+    "eden.training.train",
+    "eden.data.xray",
 ]
 
 

@@ -5,7 +5,7 @@ import io
 import av
 import numpy as np
 
-from eden.audio import SAMPLE_RATE, Waveform
+from eden.media.audio import SAMPLE_RATE, Waveform
 
 CONTAINERS = {
     "wav": ("wav", "pcm_s16le"),

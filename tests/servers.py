@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 import eden
-from eden.machine import in_a_thread
+from eden.core.processes import in_a_thread
 from eden.serve.server import Server, build_app, open_socket
 from eden.serve.service import Service
 from eden.serve.settings import Settings

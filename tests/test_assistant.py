@@ -5,8 +5,8 @@ import torch
 from conftest import make_image, make_model, make_processor
 
 from eden import ContextError, ImageError, Message, MessageError
-from eden.assistant import Assistant, Sampling
 from eden.checkpoint import Checkpoint
+from eden.inference.assistant import Assistant, Sampling
 
 
 @pytest.fixture(scope="module")

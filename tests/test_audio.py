@@ -9,7 +9,7 @@ import pytest
 from recordings import CONTAINERS, encode, tone, video_without_sound
 
 from eden import AudioError
-from eden.audio import MAX_BYTES, SAMPLE_RATE, announced_seconds, audio_seconds, open_audio, resample, to_wav
+from eden.media.audio import MAX_BYTES, SAMPLE_RATE, announced_seconds, audio_seconds, open_audio, resample, to_wav
 
 HUM = tone(3.0)
 

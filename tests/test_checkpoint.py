@@ -11,10 +11,10 @@ from conftest import make_image, make_model, make_processor
 from peft import PeftModel
 
 from eden import CheckpointError, Message, StorageError
-from eden.assistant import Assistant
-from eden.backbones import LoadOptions, assemble
 from eden.checkpoint import Checkpoint, add_adapters, count_parameters, load, load_for_training, merge, save
-from eden.four_bits import is_dequantized
+from eden.checkpoint.backbones import LoadOptions, assemble
+from eden.checkpoint.four_bits import is_dequantized
+from eden.inference.assistant import Assistant
 from eden.model import MultimodalPhiForConditionalGeneration
 from eden.recipe import LoraSection, ModelSection, QuantizationSection, load_recipe
 
@@ -179,7 +179,7 @@ def test_a_cpu_that_computes_in_fp32_holds_four_bits_as_the_numbers_they_are(
         return assemble(ModelSection(vision=str(backbones[0]), language=str(backbones[1])), options)[0]
 
     held = loaded()
-    monkeypatch.setattr("eden.four_bits.free_memory", lambda: 0)
+    monkeypatch.setattr("eden.checkpoint.four_bits.free_memory", lambda: 0)
     packed = loaded()
     layers = {name: part for name, part in packed.named_modules() if type(part).__name__ == "Linear4bit"}
     assert len(layers) == 2 * 4 and is_dequantized(held) and not is_dequantized(packed)

@@ -9,7 +9,7 @@ import pytest
 from conftest import make_image
 
 import eden
-from eden.audio import SAMPLE_RATE, to_wav
+from eden.media.audio import SAMPLE_RATE, to_wav
 from eden.tiny.dataset import write_dataset
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

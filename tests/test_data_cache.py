@@ -16,17 +16,17 @@ from conftest import make_image, make_processor
 from rich.console import Console
 
 from eden import DataError, RecipeError
+from eden.core.processes import cores
 from eden.data import tokens
 from eden.data.dataset import ConversationDataset
+from eden.data.prepare import read_data
 from eden.data.store import Samples, open_store
 from eden.data.tokens import TokenTable
 from eden.data.validate import check, load_samples
-from eden.machine import cores
 from eden.messages import to_chat
 from eden.model.processing import MultimodalPhiProcessor
-from eden.prepare import read_data
 from eden.recipe import Recipe, load_recipe
-from eden.train import train
+from eden.training.train import train
 
 MAKE = [sys.executable, "-m", "bench.make_llava150k"]
 

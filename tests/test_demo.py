@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 import eden
+from eden.cli.demo import UNSEEN_DIGITS, DemoResult, run_demo
 from eden.data.validate import load_samples
-from eden.demo import UNSEEN_DIGITS, DemoResult, run_demo
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,16 @@ import pytest
 import torch
 from conftest import make_image, make_model, make_processor, make_tokenizer
 
-from eden import ContextError, EngineStopped, InputError, OverloadError, RunError, engine as engine_module
+from eden import ContextError, EngineStopped, InputError, OverloadError, RunError
 from eden.checkpoint import Checkpoint, add_adapters, load
-from eden.decoding import TextStream, Token, token_bytes
-from eden.engine import Engine
-from eden.generation import Generation, Request
+from eden.inference import engine as engine_module
+from eden.inference.detokenizer import TextStream, token_bytes
+from eden.inference.engine import Engine
+from eden.inference.kv_cache import SlotCache
+from eden.inference.request import Generation, Request
+from eden.inference.sampler import Token
+from eden.inference.sampling import Sampling
 from eden.recipe import LoraSection
-from eden.sampling import Sampling
-from eden.slots import SlotCache
 from eden.tiny.world import scenes
 
 
@@ -520,7 +522,7 @@ def test_a_process_ends_amid_an_answer() -> None:
     script = """
 import eden
 from eden.messages import Message
-from eden.sampling import Sampling
+from eden.inference.sampling import Sampling
 assistant = eden.load("eden-tiny")
 assistant.checkpoint.core.generation_config.eos_token_id = None
 pieces = assistant.reply([Message.user("hello")], Sampling(max_new_tokens=900))

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 import eden
-from eden.cli.judge import TASKS
+from eden.cli.evaluate import TASKS
 from eden.cli.main import main
 from eden.errors import InputError
 from eden.evaluate import (
@@ -27,9 +27,9 @@ from eden.evaluate import (
     compare,
     evaluate,
     known_by,
-    marking,
     open_task,
     read_earlier,
+    scoring,
     write_report,
 )
 from eden.evaluate.benchmarks import BENCHMARKS
@@ -296,7 +296,7 @@ def test_pope_on_the_command_line_leaves_all_in_a_folder(official: Path, tmp_pat
     assert printed == json.loads((tmp_path / "out" / "result.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["1", "2", "3"] and printed["n"] == 3
-    said = [marking.says_yes(line["answer"]) for line in lines]
+    said = [scoring.says_yes(line["answer"]) for line in lines]
     assert printed["accuracy"] == pytest.approx(sum(line["score"] for line in lines) / 3, abs=1e-4)
     assert [line["score"] for line in lines] == [
         float(yes == wanted) for yes, wanted in zip(said, (1, 0, 1), strict=True)
@@ -611,7 +611,7 @@ def test_a_data_file_is_measured_by_exact_match_and_token_f1(assistant: eden.Ass
     task = open_task(str(SHAPES.with_suffix(".json")))
     result = evaluate(assistant, task, console=QUIET)
     printed = result.to_dict()
-    for name, judge in (("accuracy", marking.exact_match), ("token_f1", marking.token_f1)):
+    for name, judge in (("accuracy", scoring.exact_match), ("token_f1", scoring.token_f1)):
         marks = [judge(answer.question.expected, answer.text) for answer in result.answers]
         assert printed[name] == pytest.approx(sum(marks) / len(marks), abs=1e-4)
     assert printed["token_f1"] >= printed["accuracy"] > 0

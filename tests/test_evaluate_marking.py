@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from pycocoevalcap.cider.cider import Cider
 
-from eden.evaluate import marking
-from eden.evaluate.captions import cider, tokenize
-from eden.evaluate.measures import Measure, differences, intervals, value
+from eden.evaluate import scoring
+from eden.evaluate.cider import cider, tokenize
+from eden.evaluate.metrics import Measure, differences, intervals, value
 
 VQA = {
     "Yes.": "yes",
@@ -56,49 +56,49 @@ VQA = {
 
 @pytest.mark.parametrize("answer", VQA)
 def test_vqa_answers_are_normalised_as_officially(answer: str) -> None:
-    assert marking.vqa_plain(answer) == VQA[answer]
+    assert scoring.vqa_plain(answer) == VQA[answer]
 
 
 def test_vqa_counts_a_third_for_each_annotator_who_agrees_leaving_one_out() -> None:
     """The published values of min(1, matches / 3) averaged over the ten subsets of nine: 0, 0.3, 0.6, 0.9, 1."""
     for matches, expected in enumerate((0.0, 0.3, 0.6, 0.9, 1.0, 1.0)):
         answers = ["red"] * matches + [f"other {number}" for number in range(10 - matches)]
-        mark = marking.vqa(marking.vqa_references(answers), "Red.")
+        mark = scoring.vqa(scoring.vqa_references(answers), "Red.")
         assert mark["score"] == pytest.approx(expected)
 
 
 def test_vqa_references_lose_their_punctuation_only_where_people_disagree() -> None:
-    assert marking.vqa(marking.vqa_references(["t-shirt"] * 10), "t-shirt") == {"score": 0}
-    assert marking.vqa(marking.vqa_references(["t-shirt"] * 9 + ["shirt"]), "t-shirt") == {"score": 1}
+    assert scoring.vqa(scoring.vqa_references(["t-shirt"] * 10), "t-shirt") == {"score": 0}
+    assert scoring.vqa(scoring.vqa_references(["t-shirt"] * 9 + ["shirt"]), "t-shirt") == {"score": 1}
 
 
 def test_textvqa_normalises_both_sides() -> None:
-    references = marking.textvqa_references(["Men's Wear", *["mens wear"] * 2, *["men's wear"] * 7])
-    assert marking.textvqa(references, "the Men's, wear?")["score"] == 1
-    assert marking.textvqa(references, "mens wear")["score"] == pytest.approx(0.6)
+    references = scoring.textvqa_references(["Men's Wear", *["mens wear"] * 2, *["men's wear"] * 7])
+    assert scoring.textvqa(references, "the Men's, wear?")["score"] == 1
+    assert scoring.textvqa(references, "mens wear")["score"] == pytest.approx(0.6)
 
 
 def test_pope_reads_an_answer_as_its_scorer_does() -> None:
     yes = ["Yes", "Yes, there is.", "Maybe", "", "There is none", "NO", "Yes. There is no dog.", "nothing"]
     no = ["No", "no", "No, there is not.", "There is not one", "I see no dog", "No.", "no, not at all. Yes"]
-    assert all(map(marking.says_yes, yes)) and not any(map(marking.says_yes, no))
+    assert all(map(scoring.says_yes, yes)) and not any(map(scoring.says_yes, no))
 
 
 def test_pope_measures_are_those_of_the_confusion_counts() -> None:
     """3 hits, 1 false alarm, 2 right rejections, 2 misses, by hand."""
     asked = [("yes", "Yes")] * 3 + [("no", "Yes")] + [("no", "No")] * 2 + [("yes", "No")] * 2
-    marks = [marking.pope(*item) for item in asked]
-    found = {name: value(measure, marks) for name, measure in marking.POPE_MEASURES.items()}
+    marks = [scoring.pope(*item) for item in asked]
+    found = {name: value(measure, marks) for name, measure in scoring.POPE_MEASURES.items()}
     assert found == pytest.approx(
         {"accuracy": 5 / 8, "precision": 3 / 4, "recall": 3 / 5, "f1": 2 / 3, "yes_ratio": 4 / 8}
     )
-    never = [marking.pope("yes", "No"), marking.pope("no", "No")]
-    assert value(marking.POPE_MEASURES["precision"], never) == value(marking.POPE_MEASURES["f1"], never) == 0
+    never = [scoring.pope("yes", "No"), scoring.pope("no", "No")]
+    assert value(scoring.POPE_MEASURES["precision"], never) == value(scoring.POPE_MEASURES["f1"], never) == 0
 
 
 def test_gqa_is_exact_but_for_case_and_a_final_period() -> None:
-    assert marking.gqa("fire truck", "Fire truck.") == {"right": True}
-    assert marking.gqa("fire truck", "a fire truck") == {"right": False}
+    assert scoring.gqa("fire truck", "Fire truck.") == {"right": True}
+    assert scoring.gqa("fire truck", "a fire truck") == {"right": False}
 
 
 LETTERS = {
@@ -123,18 +123,18 @@ LETTERS = {
 
 @pytest.mark.parametrize("answer", LETTERS)
 def test_scienceqa_finds_the_letter_that_llavas_scorer_finds(answer: str) -> None:
-    assert marking.letter(answer) == LETTERS[answer]
-    assert marking.scienceqa("B", answer) == {"right": LETTERS[answer] == "B"}
+    assert scoring.letter(answer) == LETTERS[answer]
+    assert scoring.scienceqa("B", answer) == {"right": LETTERS[answer] == "B"}
 
 
 def test_replies_are_marked_by_exact_match_and_token_f1() -> None:
-    assert marking.reply("A red circle.", " a red  Circle") == {"right": True, "f1": 1}
-    partly = marking.reply("A large red circle.", "The red circle, I think")
+    assert scoring.reply("A red circle.", " a red  Circle") == {"right": True, "f1": 1}
+    partly = scoring.reply("A large red circle.", "The red circle, I think")
     assert partly == {"right": False, "f1": pytest.approx(2 * 2 / (3 + 4))}
-    assert marking.token_f1("the", "a") == 1 and marking.token_f1("red", "") == 0
-    assert marking.token_f1("red red", "red") == pytest.approx(2 / 3)
-    assert marking.token_f1("the–end", "–end") == 1, "SQuAD's articles are words by the regular expression's bounds"
-    assert marking.reply("A", "B") == {"right": False, "f1": 0} and not marking.exact_match("A", "")
+    assert scoring.token_f1("the", "a") == 1 and scoring.token_f1("red", "") == 0
+    assert scoring.token_f1("red red", "red") == pytest.approx(2 / 3)
+    assert scoring.token_f1("the–end", "–end") == 1, "SQuAD's articles are words by the regular expression's bounds"
+    assert scoring.reply("A", "B") == {"right": False, "f1": 0} and not scoring.exact_match("A", "")
 
 
 # What the official tokenizer (Stanford's, in Java, as pycocoevalcap calls it) makes of these.
@@ -189,13 +189,13 @@ ACCURACY = {"accuracy": Measure(("right",))}
 
 def test_intervals_are_those_of_drawing_questions_again_and_again() -> None:
     rng = np.random.default_rng(7)
-    marks = [marking.pope(*rng.choice(["yes", "no"], 2)) for _ in range(150)]
+    marks = [scoring.pope(*rng.choice(["yes", "no"], 2)) for _ in range(150)]
     drawn = [
-        value(marking.POPE_MEASURES["f1"], [marks[index] for index in rng.integers(150, size=150)]) for _ in range(1500)
+        value(scoring.POPE_MEASURES["f1"], [marks[index] for index in rng.integers(150, size=150)]) for _ in range(1500)
     ]
-    found = intervals(marking.POPE_MEASURES, marks)
+    found = intervals(scoring.POPE_MEASURES, marks)
     assert found["f1"] == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])), abs=0.015)
-    assert found == intervals(marking.POPE_MEASURES, marks), "the same every time"
+    assert found == intervals(scoring.POPE_MEASURES, marks), "the same every time"
     thousand = [{"right": float(index < 800)} for index in range(1000)]
     assert intervals(ACCURACY, thousand)["accuracy"] == pytest.approx((0.775, 0.825), abs=0.003)  # 1.96 sigma
 

@@ -28,11 +28,11 @@ from test_checkpoint import adapt, answers
 import eden
 from eden import CheckpointError, InputError
 from eden.checkpoint import Checkpoint, load, save
-from eden.export.contents import travelling_files
+from eden.core.location import EDEN_TINY_FOLDER
+from eden.export.allowed_files import travelling_files
 from eden.export.hub import plan_push
 from eden.export.space import count_parameters, suggest_hardware, write_space
 from eden.export.wheel import build_wheel, server_requirements
-from eden.location import EDEN_TINY_FOLDER
 from eden.model import MultimodalPhiConfig
 
 ROOT = Path(__file__).parent.parent

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from eden import DataError, ImageError, StorageError
 from eden.checkpoint import load_for_training
+from eden.checkpoint.vision_encoder import VisionEncoder, load_vision_encoder
 from eden.cli.main import app
 from eden.data import features as module
 from eden.data.features import FeatureStore
+from eden.media.images import open_image
 from eden.recipe import load_recipe
-from eden.vision import open_image
-from eden.vision_encoder import VisionEncoder, load_vision_encoder
 
 
 def make_encoder(feature: str = "patches", layer: int = -2, seed: int = 0) -> VisionEncoder:
@@ -192,7 +192,7 @@ MOMENTS = [
     ("pathlib", "Path.write_bytes"),
     ("pathlib", "Path.replace"),
     ("eden.data.features", "FeatureStore._refresh"),
-    ("eden.data.image_table", "ImageTable.add"),
+    ("eden.data.image_index", "ImageTable.add"),
 ]
 
 

@@ -23,14 +23,14 @@ from transformers import AddedToken, CLIPImageProcessorPil, Phi3Config
 
 import eden
 from eden import CheckpointError, InputError
-from eden.backbones import LoadOptions
 from eden.checkpoint import Checkpoint, load, merge, save
+from eden.checkpoint.backbones import LoadOptions
+from eden.core.location import EDEN_TINY_FOLDER
 from eden.export.gguf import write_gguf
-from eden.location import EDEN_TINY_FOLDER
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from eden.recipe import QuantizationSection
 from eden.tiny.dataset import evaluation_set
-from eden.tiny.tokenizer import phi_tokenizer
+from tiny_build.tokenizer import phi_tokenizer
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [

@@ -12,12 +12,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from eden.backbones import LoadOptions
+from eden.checkpoint.backbones import LoadOptions
 from eden.core.numeric_format import Machine, emulation_factor, numeric_format
 from eden.errors import RecipeError
 from eden.recipe import QuantizationSection, load_recipe
 from eden.tiny.dataset import write_dataset
-from eden.train import train
+from eden.training.train import train
 
 HERE = numeric_format().name
 

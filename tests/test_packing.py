@@ -15,8 +15,8 @@ from eden.data.collate import collate, collate_flat
 from eden.data.packing import efficiency, pack
 from eden.model.attention import PACKED_SDPA
 from eden.recipe import load_recipe
-from eden.train import train
-from eden.trainer import Collator
+from eden.training.train import train
+from eden.training.trainer import Collator
 
 LENGTHS = np.random.default_rng(0).gamma(5, 45, 3000).astype(int) + 40
 

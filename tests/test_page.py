@@ -173,8 +173,8 @@ def test_the_key_opens_the_page(browser: Browser) -> None:
 
 
 def test_a_words_markup_stays_words(person: Person, server: Running) -> None:
-    from eden.decoding import Piece
-    from eden.generation import Generation
+    from eden.inference.detokenizer import Piece
+    from eden.inference.request import Generation
 
     markup = (
         "a < b & <c> &amp; <img src=http://203.0.113.1/a.png onerror=alert(1)> ![x](http://203.0.113.1/b.png) **bold** "

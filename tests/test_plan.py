@@ -17,7 +17,7 @@ from eden.plan.measure import held_bytes, kept_bytes
 from eden.plan.memory import GIB, WEIGHTS, layer_activations, lora_copies
 from eden.plan.shapes import shapes_of
 from eden.recipe import load_recipe
-from eden.train import train
+from eden.training.train import train
 
 SHAPES = Path(__file__).parent.parent / "examples" / "shapes.json"
 DIGITS = [f"data.path={SHAPES}"]

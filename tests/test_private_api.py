@@ -32,9 +32,9 @@ from transformers import (
 from transformers.processing_utils import ProcessorMixin
 
 from eden.core import private_api
+from eden.media.speech import EDEN_TINY_WHISPER
 from eden.model import MultimodalPhiForConditionalGeneration
-from eden.serve.gate import ROUTES
-from eden.speech import EDEN_TINY_WHISPER
+from eden.serve.gradio_middleware import ROUTES
 
 
 def four_bits() -> torch.nn.Module:

@@ -3,7 +3,8 @@
 import pytest
 from conftest import make_image, make_processor, make_tokenizer
 
-from eden.model.processing import IGNORE_INDEX, MultimodalPhiProcessor
+from eden.model.loss import IGNORE_INDEX
+from eden.model.processing import MultimodalPhiProcessor
 
 # As published with microsoft/Phi-3.5-mini-instruct.
 PUBLISHED_TEMPLATE = (

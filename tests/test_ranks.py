@@ -25,7 +25,7 @@ from test_train import losses
 import eden
 from eden import RecipeError
 from eden.recipe import load_recipe
-from eden.train import train
+from eden.training.train import train
 
 BIN = Path(sys.executable).parent
 ACCELERATE = [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0", "-m"]

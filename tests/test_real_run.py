@@ -20,7 +20,7 @@ from test_readme import code_blocks
 from transformers import AutoTokenizer
 
 from eden.checkpoint import load_processor
-from eden.location import EDEN_TINY_FOLDER
+from eden.core.location import EDEN_TINY_FOLDER
 from eden.recipe import load_recipe
 
 COMMANDS = [line for block in code_blocks("docs/real-run.md", "sh") for line in block.splitlines()]
@@ -32,7 +32,7 @@ QUESTION = Path(__file__).parent.parent / "examples" / "question.wav"
 
 KILLED_BEHIND_A_CHECKPOINT = """
 import os, signal
-from eden.trainer import EdenTrainer
+from eden.training.trainer import EdenTrainer
 from eden.cli import main
 save = EdenTrainer._save_checkpoint
 def save_and_die(*arguments):

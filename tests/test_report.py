@@ -8,9 +8,9 @@ import pytest
 from browser import PHONE, chromium
 from conftest import make_image
 
+from eden.core.html_report import Prediction, data_page, evaluation_page, training_page, write_page, xray_page
 from eden.data.validate import Fault, Report, check
-from eden.report import Prediction, data_page, evaluation_page, training_page, write_page, xray_page
-from eden.xray import XrayToken
+from eden.data.xray import XrayToken
 
 NASTY = "</td><script>alert('x')</script> & \"so on\""
 LOG = [

@@ -10,12 +10,12 @@ import torch
 from recordings import CONTAINERS, encode, tone
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-import eden.speech
+import eden.media.speech
 from eden import CheckpointError, InputError
-from eden.audio import SAMPLE_RATE, Waveform, open_audio
-from eden.speech import Segment, Transcriber, Transcript, find_whisper
-from eden.tiny.voice import ACCENTS, SPEAKERS, Voice, add_noise, random_voice, speak
-from eden.tiny.whisper import HearingConfig, build_tokenizer, new_whisper
+from eden.media.audio import SAMPLE_RATE, Waveform, open_audio
+from eden.media.speech import Segment, Transcriber, Transcript, find_whisper
+from eden.media.speech_synthesis import ACCENTS, SPEAKERS, Voice, add_noise, random_voice, speak
+from tiny_build.whisper import HearingConfig, build_tokenizer, new_whisper
 
 QUESTION = "What colour is the large star?"
 SENTENCES = (QUESTION, "How many circles are there?", "Is the cross above the square?", "Where is the yellow triangle?")
@@ -76,7 +76,7 @@ def test_long_speech_is_heard_in_order_with_times(ears: Transcriber) -> None:
 
 def test_blocks_neither_lose_nor_repeat_words(ears: Transcriber, monkeypatch: pytest.MonkeyPatch) -> None:
     waveform, said = monologue(pauses=0.9, repeats=8)
-    monkeypatch.setattr(eden.speech, "BLOCK_SECONDS", 7)
+    monkeypatch.setattr(eden.media.speech, "BLOCK_SECONDS", 7)
     done: list[float] = []
     transcript = ears.transcribe(encode(waveform, "flac", rate=16_000), on_progress=done.append)
     assert transcript.text == " ".join(said)

@@ -15,14 +15,14 @@ from recordings import tone
 
 import eden
 from eden import Audio, AudioError, DataError, Image, Message, Text
-from eden.audio import SAMPLE_RATE, to_wav
 from eden.data.formats import RecordError, Sample, read_samples
 from eden.data.transcripts import TranscriptStore, transcribe_samples
 from eden.data.validate import check, load_samples
+from eden.media.audio import SAMPLE_RATE, to_wav
+from eden.media.speech import Transcriber
+from eden.media.speech_synthesis import Voice, speak
 from eden.messages import hear
-from eden.speech import Transcriber
 from eden.tiny.dataset import write_dataset
-from eden.tiny.voice import Voice, speak
 
 
 def words(source: Any) -> str:

@@ -12,19 +12,19 @@ from safetensors.torch import load_file
 import eden
 from eden.checkpoint import load
 from eden.evaluate import evaluate, open_task
-from eden.evaluate.tasks import WORLD_QUESTIONS
+from eden.evaluate.registry import WORLD_QUESTIONS
+from eden.media.speech import Transcriber, convert_whisper
+from eden.media.speech_synthesis import speak
 from eden.messages import Message
-from eden.speech import Transcriber, convert_whisper
-from eden.tiny.build import BuildConfig, build, write_summary
-from eden.tiny.build_whisper import held_out_sentences
 from eden.tiny.conversations import CONTEXTS
 from eden.tiny.foreign import PHOTOGRAPHS
 from eden.tiny.questions import describe
-from eden.tiny.sentences import as_heard, plain_words, sentences
 from eden.tiny.smalltalk import DECLINED
-from eden.tiny.voice import speak
-from eden.tiny.whisper import HearingConfig, train_whisper
 from eden.tiny.world import HELD_OUT_PAIRS, scenes
+from tiny_build.build import BuildConfig, build, write_summary
+from tiny_build.build_whisper import held_out_sentences
+from tiny_build.sentences import as_heard, plain_words, sentences
+from tiny_build.whisper import HearingConfig, train_whisper
 
 WEIGHTS = Path(eden.__file__).parent / "tiny" / "weights"
 LEAST = {

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import eden
 from eden import CheckpointError, DataError, RecipeError, RunError, StorageError
 from eden.recipe import Recipe, load_recipe
-from eden.train import train
+from eden.training.train import train
 
 
 def overrides(data: Path, backbones: tuple[Path, Path], out: Path, **training: Any) -> list[str]:

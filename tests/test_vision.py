@@ -13,7 +13,7 @@ import pytest
 from conftest import make_image
 
 from eden import ImageError
-from eden.vision import MAX_PIXELS, open_image, sniff_image
+from eden.media.images import MAX_PIXELS, open_image, sniff_image
 
 
 def encode(image: PIL.Image.Image, kind: str, **options: object) -> bytes:

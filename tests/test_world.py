@@ -17,7 +17,6 @@ import pytest
 from eden.data.validate import load_samples
 from eden.messages import Image, Message, Text
 from eden.tiny import foreign
-from eden.tiny.build import JUDGED_ON, installed_photographs
 from eden.tiny.conversations import ANYWHERE, CONTEXTS, MOST_TURNS, POSITIONS, conversation_set, converse, place
 from eden.tiny.dataset import any_question, evaluation_set, write_dataset
 from eden.tiny.questions import KINDS, NUMBERS, PLURALS, Question, ask, describe, is_correct
@@ -36,6 +35,7 @@ from eden.tiny.world import (
     sample_scene,
     scenes,
 )
+from tiny_build.build import JUDGED_ON, installed_photographs
 
 SPLITS: tuple[Split, ...] = ("train", "test", "unseen_pairs")
 HELD_OUT_NAMES = [f"{colour} {shape}" for colour, shape in HELD_OUT_PAIRS]

@@ -15,8 +15,8 @@ from safetensors.torch import save
 from transformers import CLIPConfig, CLIPModel, Phi3ForCausalLM
 from transformers.utils import sentencepiece_model_pb2_new as sentencepiece
 
-from eden.location import EDEN_TINY_FOLDER
-from eden.tiny.tokenizer import CONTROL_TOKENS
+from eden.core.location import EDEN_TINY_FOLDER
+from tiny_build.tokenizer import CONTROL_TOKENS
 
 CLIP = "models/openai/clip-vit-base-patch32"
 PHI = "models/microsoft/Phi-3.5-mini-instruct"

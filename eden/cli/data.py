@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ..console import AS_IT_IS
+from ..core.console import AS_IT_IS
 from ..errors import DataError, InputError
-from .shared import Json, Model, err, print_json
+from .options import Json, Model, err, print_json
 
 if TYPE_CHECKING:
     from ..data.validate import Report
@@ -30,7 +30,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Validate a data set: counts, and every fault with its line and the cure."""
-    from ..console import progress
+    from ..core.console import progress
     from ..data.validate import check as check_data
 
     with progress(err) as bar:
@@ -44,7 +44,7 @@ def check(
             on_progress=lambda done, total: bar.update(task, completed=done, total=total or None),
         )
     if html is not None:
-        from ..report import data_page, write_page
+        from ..core.html_report import data_page, write_page
 
         write_page(html, data_page(report.to_dict()))
     if as_json:
@@ -82,8 +82,8 @@ def xray(
     from ..checkpoint import load_processor, speech_model
     from ..data.formats import Sample, read_samples
     from ..data.transcripts import TranscriptStore, transcribe_samples
-    from ..speech import Transcriber
-    from ..xray import print_xray, xray as xray_samples
+    from ..data.xray import print_xray, xray as xray_samples
+    from ..media.speech import Transcriber
 
     samples: list[Sample] = []
     for item in itertools.islice(read_samples(data, images, audio), n):
@@ -94,7 +94,7 @@ def xray(
         samples, _ = transcribe_samples(samples, TranscriptStore(Transcriber(speech_model(model))))
     rendered = xray_samples(samples, load_processor(model))
     if html is not None:
-        from ..report import write_page, xray_page
+        from ..core.html_report import write_page, xray_page
 
         write_page(html, xray_page([(sample.caption, sample.tokens, sample.images) for sample in rendered]))
     if as_json:
@@ -113,7 +113,7 @@ def cache(
     from ..recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from ..prepare import read_data
+    from ..data.prepare import read_data
 
     trained, held_out, skipped = read_data(loaded, err)
     samples, images = len(trained) + len(held_out), list({**trained.images(), **held_out.images()}.values())
@@ -121,7 +121,7 @@ def cache(
     if images and loaded.data.features == "live":
         err.print("images are not cached: data.features is live")
     elif images:
-        from ..seeing import cache_features
+        from ..data.feature_policy import cache_features
 
         store = cache_features(loaded, images, err, workers)
         faulty = [error for part in (trained, held_out) for error in store.faulty(part).values()]

@@ -15,17 +15,17 @@ from rich.console import Console
 from rich.text import Text
 
 from .. import __version__
+from ..core.distributed import is_main, let_the_cause_speak, number
 from ..core.environment import check_environment
 from ..errors import EdenError, Interrupted
-from ..ranks import is_main, let_the_cause_speak, number
+from .ask import ask, chat, transcribe
 from .data import cache, check, xray
-from .judge import evaluate
+from .evaluate import evaluate
+from .export import export, push
+from .options import err
 from .plan import plan
 from .serve import serve
-from .shared import err
-from .ship import export, push
-from .talk import ask, chat, transcribe
-from .work import demo, train
+from .train import demo, train
 
 app = typer.Typer(
     name="eden",

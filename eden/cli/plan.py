@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..console import written_size
-from .shared import Json, err, print_json
+from ..core.console import written_size
+from .options import Json, err, print_json
 
 if TYPE_CHECKING:
     from ..plan import Plan

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..machine import in_a_thread
-from .shared import FourBit, Json, err, load_assistant, print_json
+from ..core.processes import in_a_thread
+from .options import FourBit, Json, err, load_assistant, print_json
 
 
 def serve(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from ..core.files import cache_folder, new_file, storage_error
 from ..errors import StorageError
-from ..files import cache_folder, new_file, storage_error
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..model.processing import IGNORE_INDEX
+from ..model.loss import IGNORE_INDEX
 
 
 def collate(

@@ -13,13 +13,14 @@ import PIL.Image
 import torch
 import torch.utils.data
 
-from .. import ranks
+from ..core import distributed
 from ..errors import DataError, ImageError
-from ..model.processing import IGNORE_INDEX, MultimodalPhiProcessor
-from ..vision import open_image
+from ..media.images import open_image
+from ..model.loss import IGNORE_INDEX
+from ..model.processing import MultimodalPhiProcessor
 from .features import FeatureStore
 from .formats import Sample
-from .image_table import Source
+from .image_index import Source
 from .store import Progress, SampleList, Samples
 from .tokens import TokenTable
 
@@ -97,7 +98,7 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         faulty = features.faulty(self.samples)
         unusable = torch.zeros(len(self), dtype=torch.int32)
         unusable[list(faulty)] = 1
-        of_all = torch.nonzero(ranks.summed(unusable)).flatten().tolist()
+        of_all = torch.nonzero(distributed.summed(unusable)).flatten().tolist()
         return self._leave_out(self.samples, ((index, faulty.get(index) or self._elsewhere(index)) for index in of_all))
 
     def _elsewhere(self, index: int) -> DataError:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import itertools
 import os
 import time
 from collections import deque
@@ -28,22 +27,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from ..checkpoint.vision_encoder import VisionEncoder
+from ..core.files import cache_folder, storage_error, write_file
+from ..core.processes import cores, one_core_each
 from ..errors import DataError, ImageError, StorageError
-from ..files import cache_folder, storage_error, write_file
-from ..machine import cores, one_core_each
+from ..media.images import open_image, read_image_file
 from ..messages import Image
-from ..vision import open_image, read_image_file
-from ..vision_encoder import VisionEncoder
 from .formats import Sample
-from .image_table import ImageTable, Key, Known, Source, source_name
+from .image_index import ImageTable, Key, Known, Source, source_name
 from .store import media_of
 
 CHUNK, BATCH = 512, 16
 """Images of a shard, and of a pass through the tower."""
 KEY_BYTES = 32
 SUFFIX = ".safetensors"
-MEASURED = 32
-"""Images that the ways to the features are timed with."""
 
 Progress = Callable[[int, int], None]
 
@@ -253,33 +250,3 @@ class _Image:
     known: Known
     pixels: torch.Tensor | None = None
     features: torch.Tensor | None = None
-
-
-def seconds_live(encoder: VisionEncoder, images: Sequence[Source], batch_size: int) -> float:
-    """Of an image, from the file to its features, as the images of a training step take them: one batch, then the next.
-
-    Args:
-        encoder: in the number format of the run.
-        images: some that can be used.
-        batch_size: images that go through the tower at once.
-    """
-    return _seconds_an_image(encoder, images, batch_size, map)
-
-
-def seconds_ahead(encoder: VisionEncoder, images: Sequence[Source]) -> float:
-    """Of an image, from the file to its features, as `FeatureStore.fill` takes them; arguments as of `seconds_live`."""
-    enough = 2 * BATCH * cores()
-    images = list(itertools.islice(itertools.cycle(images), enough))
-    with one_core_each(cores()) as pool:
-        return _seconds_an_image(encoder, images, BATCH, pool.map)
-
-
-def _seconds_an_image(encoder: VisionEncoder, images: Sequence[Source], batch_size: int, apply: Any) -> float:
-    def encode(batch: Sequence[Source]) -> None:
-        encoder.features(torch.cat([encoder.pixels([open_image(source)]) for source in batch])).cpu()
-
-    encode(images[:1])
-    started = time.perf_counter()
-    for _ in apply(encode, [images[start : start + batch_size] for start in range(0, len(images), batch_size)]):
-        pass
-    return (time.perf_counter() - started) / len(images)

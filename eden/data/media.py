@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..audio import audio_seconds
+from ..core.processes import processes
 from ..errors import AudioError, ImageError
-from ..machine import processes
+from ..media.audio import audio_seconds
+from ..media.images import open_image, sniff_image
 from ..messages import Audio, Image
-from ..vision import open_image, sniff_image
 from .store import Progress, RecordStore, media_of
 
 if TYPE_CHECKING:

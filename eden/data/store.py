@@ -19,7 +19,7 @@ from ..errors import MessageError
 from ..messages import Audio, Image, Message, Text, check_conversation
 from .cache import cached_table, data_folder, forget_earlier, open_table
 from .formats import Media, Sample, empty_error, id_of, open_with_media, parse
-from .image_table import Source, source_name
+from .image_index import Source, source_name
 from .records import DataFile, Record, RecordError
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..machine import cores, processes
+from ..core.processes import cores, processes
 from ..messages import to_chat
-from ..model.processing import IGNORE_INDEX, MultimodalPhiProcessor
+from ..model.loss import IGNORE_INDEX
+from ..model.processing import MultimodalPhiProcessor
 from .cache import cached_table, digest, open_table
 from .store import Progress, RecordStore, SampleList
 

@@ -17,10 +17,10 @@ from typing import Literal
 
 import numpy as np
 
+from ..core.files import cache_folder, sha256, storage_error
 from ..errors import AudioError, DataError
-from ..files import cache_folder, sha256, storage_error
+from ..media.speech import Transcriber
 from ..messages import AudioSource, hear
-from ..speech import Transcriber
 from .formats import Sample
 
 

@@ -2,11 +2,10 @@
 
 from .compare import Earlier, compare, read_earlier
 from .predictions import PREDICTIONS, REPORT, RESULT, Predictions, asked_in, known_by
-from .questions import Question, Task
-from .report import write_report
-from .run import Answer, EvaluationResult, evaluate
+from .registry import open_task
+from .run import Answer, EvaluationResult, evaluate, write_report
 from .spoken import Hearing, speak_task
-from .tasks import open_task
+from .task import Question, Task
 
 __all__ = [
     "PREDICTIONS",

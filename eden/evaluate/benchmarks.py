@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import DataError, InputError
-from . import marking
-from .captions import cider
-from .measures import Measure
-from .official import PUBLISHED, Benchmark, Files, by_id, describe, has_list, is_list, is_table, read_json
-from .questions import Question, one_by_one, votes
+from . import scoring
+from .benchmark_files import PUBLISHED, Benchmark, Files, by_id, describe, has_list, is_list, is_table, read_json
+from .cider import cider
+from .metrics import Measure
+from .task import Question, one_by_one, votes
 
 # How models are asked, unless told otherwise. The words are LLaVA-1.5's; most published numbers were made with them.
 SHORT = "Answer the question using a single word or phrase."
@@ -89,7 +89,7 @@ def _vqav2(question_id: str, record: Any, files: Files) -> Question:
         text=record["question"],
         expected=votes(answers),
         kind=record.get("answer_type", "all"),
-        reference=marking.vqa_references(answers),
+        reference=scoring.vqa_references(answers),
         where=files.place(question_id),
     )
 
@@ -122,7 +122,7 @@ def _textvqa(question_id: str, record: Any, files: Files) -> Question:
         text=record["question"],
         expected=votes(record["answers"]),
         kind="all",
-        reference=marking.textvqa_references(record["answers"]),
+        reference=scoring.textvqa_references(record["answers"]),
         where=files.place(question_id),
     )
 
@@ -153,11 +153,11 @@ def _splits(content: Any) -> Mapping[str, list[str]]:
 
 def _scienceqa(question_id: str, record: Any, files: Files) -> Question:
     options = tuple(record["choices"])
-    letters = " ".join(f"({letter}) {option}" for letter, option in zip(marking.LETTERS, options, strict=False))
+    letters = " ".join(f"({letter}) {option}" for letter, option in zip(scoring.LETTERS, options, strict=False))
     text = f"Context: {record.get('hint') or 'N/A'}\nQuestion: {record['question']}\nOptions: {letters}"
     # Not by `Folder`, which would take any image.png: all of these images have the same name.
     places = [files.images.root / folder / question_id / record["image"] for folder in (record["split"], "")]
-    right = marking.LETTERS[record["answer"]]
+    right = scoring.LETTERS[record["answer"]]
     return Question(
         id=question_id,
         messages=files.ask(text, LETTER, next((place for place in places if place.exists()), places[0])),
@@ -209,8 +209,8 @@ BENCHMARKS = {
         lambda content: is_list(content, "question_id", "image", "text", "label"),
         _pope_records,
         _pope,
-        one_by_one(marking.pope),
-        marking.POPE_MEASURES,
+        one_by_one(scoring.pope),
+        scoring.POPE_MEASURES,
     ),
     "vqav2": Benchmark(
         "one object with a list `questions` of question_id, image_id, question, as in "
@@ -218,7 +218,7 @@ BENCHMARKS = {
         lambda content: has_list(content, "questions", "question_id", "image_id", "question"),
         _vqav2_records,
         _vqav2,
-        one_by_one(marking.vqa),
+        one_by_one(scoring.vqa),
         SOFT_ACCURACY,
         frozenset(("annotations",)),
     ),
@@ -227,7 +227,7 @@ BENCHMARKS = {
         lambda content: is_table(content, "question", "answer", "imageId"),
         _gqa_records,
         _gqa,
-        one_by_one(marking.gqa),
+        one_by_one(scoring.gqa),
         ACCURACY,
     ),
     "textvqa": Benchmark(
@@ -235,7 +235,7 @@ BENCHMARKS = {
         lambda content: has_list(content, "data", "question_id", "question", "image_id", "answers"),
         _textvqa_records,
         _textvqa,
-        one_by_one(marking.textvqa),
+        one_by_one(scoring.textvqa),
         SOFT_ACCURACY,
     ),
     "scienceqa": Benchmark(
@@ -243,7 +243,7 @@ BENCHMARKS = {
         lambda content: is_table(content, "question", "choices", "answer", "image", "split"),
         _scienceqa_records,
         _scienceqa,
-        one_by_one(marking.scienceqa),
+        one_by_one(scoring.scienceqa),
         ACCURACY,
         frozenset(("split",)),
     ),

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, first_line
-from .measures import differences
+from .metrics import differences
 from .predictions import PREDICTIONS, RESULT, read_predictions, shared_with
-from .questions import Task
 from .run import EvaluationResult
+from .task import Task
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint
+from ..core.files import storage_error, write_file
 from ..errors import InputError
-from ..files import storage_error, write_file
-from .questions import Question, Task
+from .task import Question, Task
 
 SETTINGS, PREDICTIONS, RESULT, REPORT = "settings.json", "predictions.jsonl", "result.json", "report.html"
 SAMPLED = 1024

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 from rich.console import Console
 
-from ..console import progress
+from ..core.console import progress
 from ..errors import InputError, RunError
+from ..media.speech import Transcriber
+from ..media.speech_synthesis import add_noise, random_voice, speak
 from ..messages import Message, Text
-from ..speech import Transcriber
-from ..tiny.voice import add_noise, random_voice, speak
-from .questions import Question, Task
+from .task import Question, Task
 
 SPELLINGS = {"colour": "color", "colours": "colors", "grey": "gray"}
 """Spellings that sound alike, for the count of wrong words."""

@@ -14,15 +14,15 @@ import torch
 
 from .. import checkpoint as checkpoints
 from ..checkpoint import Checkpoint
+from ..core.files import new_folder
+from ..core.location import find_model
 from ..core.private_api import is_quantized
 from ..errors import CheckpointError, InputError
-from ..files import new_folder
-from ..location import find_model
 from ..model import MultimodalPhiConfig
-from .contents import read_json
-from .gguf_eyes import check_eyes, write_eyes
-from .gguf_file import FORMATS, number_format, write_tensors
-from .gguf_vocabulary import Vocabulary, add_vocabulary, read_vocabulary
+from .allowed_files import read_json
+from .gguf_tensors import FORMATS, number_format, write_tensors
+from .gguf_tokenizer import Vocabulary, add_vocabulary, read_vocabulary
+from .gguf_vision import check_eyes, write_eyes
 
 
 def write_gguf(model: str, folder: str | Path, outtype: str = "f16") -> tuple[Path, Path]:

@@ -12,9 +12,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .. import __version__
+from ..core.location import EDEN_TINY, EDEN_TINY_FOLDER
 from ..errors import CheckpointError, EdenError, InputError, RunError, first_line
-from ..location import EDEN_TINY, EDEN_TINY_FOLDER
-from .contents import front_matter, stays_behind, travelling_files
+from .allowed_files import front_matter, stays_behind, travelling_files
 
 LOG_IN = "Run hf auth login with a token that may write."
 CURES = {

@@ -17,10 +17,10 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from .. import __version__
+from ..core.files import new_folder
+from ..core.location import EDEN_TINY, find_model, is_local
 from ..errors import CheckpointError, InputError
-from ..files import new_folder
-from ..location import EDEN_TINY, find_model, is_local
-from .contents import front_matter, read_json, stays_behind, travelling_files
+from .allowed_files import front_matter, read_json, stays_behind, travelling_files
 from .wheel import NAME, build_wheel, server_requirements
 
 HARDWARE = ((10**9, "cpu-basic"), (6 * 10**9, "t4-small"), (10 * 10**9, "l4x1"))

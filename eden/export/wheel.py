@@ -19,8 +19,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from .. import __version__
+from ..core.files import write_file
 from ..errors import InputError
-from ..files import write_file
 
 NAME = "eden-multimodal"
 """Eden's name on PyPI."""

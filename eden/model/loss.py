@@ -36,7 +36,8 @@ def answer_loss(
         head = head.full_tensor()
     targets = labels[:, 1:].to(hidden_states.device)
     supervised = targets != IGNORE_INDEX
-    total: torch.Tensor = _SummedCrossEntropy.apply(hidden_states[:, :-1][supervised], head, targets[supervised])
+    states = hidden_states[:, :-1][supervised]
+    total: torch.Tensor = _SummedCrossEntropy.apply(states, head, targets[supervised])  # type: ignore[no-untyped-call]
     return total / num_items_in_batch
 
 

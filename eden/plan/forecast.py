@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from ..console import written_size
+from ..checkpoint.four_bits import will_be_dequantized
+from ..core.console import written_size
 from ..errors import InputError
-from ..four_bits import will_be_dequantized
 from ..recipe import Recipe
 from .budget import CARDS, Change, changes, override
 from .measure import LARGE, Measured, measure_layer, measure_model

@@ -17,14 +17,14 @@ import torch
 from rich.console import Console
 from transformers import TrainerCallback, set_seed
 
-from ..backbones import LoadOptions
 from ..checkpoint import Checkpoint, add_adapters, load_for_training
+from ..checkpoint.backbones import LoadOptions
 from ..core.private_api import keep_unpacked, mark_four_bits, scales_of
 from ..model import MultimodalPhiForConditionalGeneration
 from ..model.attention import PACKED_SDPA
-from ..model.processing import IGNORE_INDEX
+from ..model.loss import IGNORE_INDEX
 from ..recipe import QuantizationSection, Recipe
-from ..trainer import EdenTrainer
+from ..training.trainer import EdenTrainer
 from .memory import checkpoints, is_mixed, layer_activations, lora_copies
 from .shapes import Shapes
 from .workload import Workload

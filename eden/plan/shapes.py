@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPVisionConfig, Phi3Config, PreTrainedConfig
 
-from ..backbones import readable
 from ..checkpoint import Checkpoint, add_adapters, count_parameters, load_processor
+from ..checkpoint.backbones import readable
+from ..core.location import EDEN_TINY, find_model
 from ..errors import CheckpointError
-from ..location import EDEN_TINY, find_model
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from ..recipe import ModelSection, QuantizationSection, Recipe, load_recipe, shipped_recipes
 

@@ -12,13 +12,13 @@ from rich.console import Console
 
 from ..data.dataset import ConversationDataset
 from ..data.packing import pack
+from ..data.prepare import read_data
 from ..data.store import Samples
 from ..errors import DataError, RecipeError
 from ..model.attention import takes_flat_rows
 from ..model.processing import MultimodalPhiProcessor
-from ..prepare import read_data
 from ..recipe import Recipe
-from ..trainer import Schedule
+from ..training.trainer import Schedule
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

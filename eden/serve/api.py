@@ -22,8 +22,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from .. import __version__
 from ..errors import EdenError
-from .chat import AnswerStream, ClientGone, start_answers, whole_answer
-from .guard import Guard, error_response
+from .completions import AnswerStream, ClientGone, start_answers, whole_answer
+from .middleware import Guard, error_response
 from .responses import ChatCompletion, ErrorResponse, Health, Model, ModelList, VerboseTranscription
 from .schema import ChatRequest, RequestError, check_model, to_request_error
 from .service import Service

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..audio import FORMATS as AUDIO_FORMATS
 from ..errors import EdenError, ImageError, MessageError
-from ..generation import Generation
+from ..inference.request import Generation
+from ..media.audio import FORMATS as AUDIO_FORMATS
 from ..messages import Message
 from .service import Service
 

@@ -18,11 +18,11 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from ..core.location import EDEN_TINY
 from ..core.private_api import check_uploads, set_threads
 from ..errors import InputError
-from ..location import EDEN_TINY
 from .conversation import AUDIO_SUFFIXES, UPLOADS_KEPT, Answers, Conversation, Turn, is_recording
-from .gate import Gate
+from .gradio_middleware import Gate
 from .service import DEFAULT_NEW_TOKENS, Service
 
 HERE = Path(__file__).parent

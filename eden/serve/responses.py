@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from ..decoding import Token, token_bytes
-from ..generation import Generation
+from ..inference.detokenizer import token_bytes
+from ..inference.request import Generation
+from ..inference.sampler import Token
 
 
 class TopLogprob(BaseModel):

@@ -19,14 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..assistant import Assistant
-from ..engine import Engine
 from ..errors import ContextError, EdenError, ImageError, OverloadError
-from ..generation import Generation, Request
+from ..inference.assistant import Assistant
+from ..inference.engine import Engine
+from ..inference.request import Generation, Request
+from ..inference.sampling import Sampling
+from ..media.images import open_image
+from ..media.speech import Transcript
 from ..messages import AudioSource, Image, Message, Part, check_conversation, hear
-from ..sampling import Sampling
-from ..speech import Transcript
-from ..vision import open_image
 from .metrics import Metrics
 from .settings import Settings
 

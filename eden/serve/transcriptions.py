@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from ..errors import EdenError
-from ..speech import Transcript
+from ..media.speech import Transcript
 from .responses import Transcription, TranscriptionSegment, VerboseTranscription
 from .schema import RequestError, check_model, to_request_error
 from .service import Service

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import PIL.Image
 
-from ..audio import to_wav
-from ..files import write_file
+from ..core.files import write_file
+from ..media.audio import to_wav
+from ..media.speech_synthesis import random_voice, speak
 from .questions import KINDS, Question, ask
-from .voice import random_voice, speak
 from .world import HELD_OUT_PAIRS, Object, Scene, Split, scenes
 
 

@@ -16,7 +16,7 @@ import PIL.ImageDraw
 import PIL.ImageFont
 import PIL.ImageOps
 
-from ..vision import open_image
+from ..media.images import open_image
 from .world import IMAGE_SIZE
 
 PHOTOGRAPHS = Path(__file__).parent / "photographs"

@@ -1,0 +1,27 @@
+"""A model's folder: what is in it, and how it is put together, adapted, saved and merged."""
+
+from .checkpoint import (
+    Checkpoint,
+    add_adapters,
+    count_parameters,
+    load,
+    load_for_training,
+    load_processor,
+    merge,
+    save,
+    speech_model,
+    speech_model_of_run,
+)
+
+__all__ = [
+    "Checkpoint",
+    "add_adapters",
+    "count_parameters",
+    "load",
+    "load_for_training",
+    "load_processor",
+    "merge",
+    "save",
+    "speech_model",
+    "speech_model_of_run",
+]

@@ -1,0 +1,315 @@
+"""Models on disk: assembled from backbones, loaded in bf16 or 4-bit, adapted with LoRA, saved, merged.
+
+An artifact is one folder. With `adapter_config.json` it holds LoRA and the projector and names its base; without, it
+holds the whole model. Either loads here, and only here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core import files, private_api
+from ..core.location import EDEN_TINY, find_model
+from ..errors import CheckpointError, first_line
+from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
+from ..model.attention import PACKED_SDPA
+from ..recipe import LoraSection, ModelSection, Recipe
+from .backbones import LoadOptions, assemble, readable
+from .four_bits import dequantize, is_dequantized
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel  # PEFT takes seconds to import; a model without adapters does not wait for it
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with the processor that feeds it.
+
+    Attributes:
+        model: `MultimodalPhiForConditionalGeneration`, or a `PeftModel` around it.
+        processor: its processor.
+        name: what the user asked for.
+        base: the model an adapter trained on this one must name; None for a model assembled from backbones,
+            which `config.backbones` names instead.
+    """
+
+    model: MultimodalPhiForConditionalGeneration | PeftModel
+    processor: MultimodalPhiProcessor
+    name: str
+    base: str | None
+
+    @property
+    def is_adapter(self) -> bool:
+        """True if the model is a `PeftModel`."""
+        return not isinstance(self.model, MultimodalPhiForConditionalGeneration)
+
+    @property
+    def core(self) -> MultimodalPhiForConditionalGeneration:
+        """The model without PEFT's wrapping (its layers still carry the adapters)."""
+        return self.model.get_base_model() if self.is_adapter else self.model
+
+    @property
+    def config(self) -> MultimodalPhiConfig:
+        return self.core.config
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the model reads and writes at most, prompt and answer together.
+
+        Phi-3.5 degrades past its original window, where its rotary scaling switches; Eden stays within it.
+        """
+        config = self.config.text_config
+        return int(min(config.max_position_embeddings, config.original_max_position_embeddings))
+
+
+def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision: str | None = None) -> Checkpoint:
+    """Loads an artifact, adapter or whole, ready to answer (evaluation mode).
+
+    Args:
+        name: `eden-tiny`, a folder, or a hub id.
+        options: number format, quantization and device.
+        revision: of the hub repository: a branch, tag or commit.
+
+    Raises:
+        CheckpointError: missing, incomplete, of another kind, or an adapter whose base model is gone.
+    """
+    options = options or LoadOptions()
+    folder = find_model(name, revision=revision)
+    if not (folder / "adapter_config.json").exists():
+        return _load_whole(folder, name, options)
+    base_name = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    speech_model = _read_json(folder / "config.json").get("speech_model")
+    try:
+        base = load(base_name, options) if base_name else _assemble_recorded(folder, options)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"its base model cannot be loaded: {error.where}: {error.what}",
+            where=str(folder),
+            cure=error.cure or "Put the base model back where it was.",
+        ) from error
+    from peft import PeftModel
+
+    with readable(folder):
+        model = PeftModel.from_pretrained(base.model, str(folder))
+    if speech_model is not None:  # a run may have given its model other ears than the base has
+        base.config.speech_model = speech_model
+    return Checkpoint(model.eval(), base.processor, name, base.base)
+
+
+def load_processor(name: str, *, revision: str | None = None) -> MultimodalPhiProcessor:
+    """The processor alone, without the weights.
+
+    Raises:
+        CheckpointError: there is no such model, or it is incomplete.
+    """
+    folder = find_model(name, revision=revision)
+    with readable(folder):
+        return MultimodalPhiProcessor.from_pretrained(folder)
+
+
+def speech_model(name: str, *, revision: str | None = None) -> str:
+    """The Whisper that a model's configuration names, known without loading a weight.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    folder = find_model(name, revision=revision)
+    return str(_read_json(folder / "config.json").get("speech_model", MultimodalPhiConfig().speech_model))
+
+
+def speech_model_of_run(section: ModelSection) -> str:
+    """The Whisper that a run hears its data with: the recipe's own, else its base's.
+
+    Raises:
+        CheckpointError: the base is missing.
+    """
+    if section.speech is not None:
+        return section.speech
+    if section.base is None:
+        return MultimodalPhiConfig().speech_model
+    return speech_model(section.base, revision=section.base_revision)
+
+
+def load_for_training(recipe: Recipe, weights: Mapping[str, torch.Tensor] | None = None) -> Checkpoint:
+    """The recipe's model with its adapters: the projector always trains, LoRA if the recipe has it, nothing else.
+
+    Args:
+        recipe: of the run.
+        weights: of the adapters, by PEFT's names; None starts them afresh.
+
+    Raises:
+        CheckpointError: a model of the recipe is missing or does not fit.
+    """
+    recipe = recipe.on_this_machine()
+    section = recipe.model
+    options = LoadOptions(recipe.quantization, section.dtype, section.attn_implementation)
+    if section.base is None:
+        model, processor = assemble(section, options)
+        checkpoint = Checkpoint(model, processor, str(section.language), None)
+    else:
+        checkpoint = load(section.base, options, revision=section.base_revision)
+        if checkpoint.is_adapter:
+            checkpoint = _fold_projector(checkpoint)
+    checkpoint.config.speech_model = speech_model_of_run(section)
+    if section.attn_implementation is None and private_api.attention_of(checkpoint.config.text_config) == "sdpa":
+        checkpoint.core.model.language_model.set_attn_implementation(PACKED_SDPA)
+    private_api.keep_unpacked(checkpoint.core)
+    adapted = add_adapters(checkpoint.core, recipe.lora)
+    adapted.peft_config["default"].base_model_name_or_path = checkpoint.base
+    if weights is not None:
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(adapted, dict(weights))
+    return Checkpoint(adapted, checkpoint.processor, checkpoint.name, checkpoint.base)
+
+
+def add_adapters(model: MultimodalPhiForConditionalGeneration, lora: LoraSection | None) -> PeftModel:
+    """Freezes everything, then adds what trains: LoRA on the language model if given, and always the projector.
+
+    What trains is kept in fp32 (an optimizer step in bf16 would round most updates away).
+
+    Raises:
+        CheckpointError: the language model has none of the target modules.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = private_api.NO_TARGETS if lora is None else list(lora.target_modules)
+    options = {} if lora is None else {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
+    if lora is not None:
+        names = {name.rsplit(".", 1)[-1] for name, _ in model.model.language_model.named_modules()}
+        if missing := [target for target in targets if target not in names]:
+            raise CheckpointError(
+                f"the language model has no module {missing[0]!r}",
+                where="lora.target_modules",
+                cure="Phi-3 has qkv_proj, o_proj, gate_up_proj and down_proj.",
+            )
+    config = LoraConfig(target_modules=targets, modules_to_save=["projector"], task_type="CAUSAL_LM", **options)
+    peft_model = get_peft_model(model, config)
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return peft_model
+
+
+def save(checkpoint: Checkpoint, folder: str | Path) -> Path:
+    """Writes the artifact, adapter or whole, whichever the model is; a full disk leaves what was there.
+
+    Raises:
+        StorageError: the disk is full or the folder is not writable.
+    """
+    config = MultimodalPhiConfig.from_dict(checkpoint.config.to_dict())
+    for owner in (config, config.text_config):
+        if hasattr(owner, "quantization_config"):
+            del owner.quantization_config  # how a run loaded its base is the loader's choice, not the artifact's
+    with files.new_folder(folder) as new:
+        checkpoint.model.save_pretrained(new)
+        if checkpoint.is_adapter:
+            (new / "README.md").unlink()  # PEFT's empty model card; Eden writes one from the facts
+            config.architectures = [type(checkpoint.core).__name__]
+            config.save_pretrained(new)
+            checkpoint.core.generation_config.save_pretrained(new)
+        checkpoint.processor.save_pretrained(new)
+    return Path(folder)
+
+
+def merge(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model with its adapters folded into its weights; it stands on its own.
+
+    Raises:
+        CheckpointError: the model is loaded in 4 bits, where folding would round the adapters away.
+    """
+    if not checkpoint.is_adapter:
+        return checkpoint
+    if private_api.is_in_four_bits(checkpoint.core) or is_dequantized(checkpoint.core):
+        cure = "Load it without quantization."
+        raise CheckpointError("a model in 4 bits cannot be merged", where=checkpoint.name, cure=cure)
+    model = checkpoint.model.merge_and_unload()
+    return Checkpoint(model, checkpoint.processor, checkpoint.name, checkpoint.name)
+
+
+def count_parameters(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
+    """Parameters by part of the model: `{"projector": {"trained": n, "frozen": n}, ...}`.
+
+    A 4-bit weight counts as the number of weights it stands for, not as the bytes that hold it.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for name, parameter in checkpoint.model.named_parameters():
+        if private_api.KEPT_ORIGINAL in name:  # PEFT keeps the projector as it was beside the one in training
+            continue
+        parts = ("vision_tower", "projector", "language_model", "lm_head")
+        part = next((part for part in parts if f"{part}." in name), "other")
+        if "lora_" in name:
+            part = "lora"
+        row = counts.setdefault(part, {"trained": 0, "frozen": 0})
+        row["trained" if parameter.requires_grad else "frozen"] += private_api.number_of_weights(parameter)
+    return counts
+
+
+def _load_whole(folder: Path, name: str, options: LoadOptions) -> Checkpoint:
+    model_type = _read_json(folder / "config.json").get("model_type")
+    if model_type != MultimodalPhiConfig.model_type:
+        raise CheckpointError(
+            f"a model of type {model_type!r} cannot see",
+            where=str(folder),
+            cure="Use it as model.language of a recipe and train, or give an Eden artifact.",
+        )
+    with readable(folder):
+        config = MultimodalPhiConfig.from_pretrained(folder)
+        model = MultimodalPhiForConditionalGeneration.from_pretrained(
+            folder, config=config, dtype=options.torch_dtype(config.text_config), **options.for_language_model()
+        )
+    if options.quantization is not None:
+        dequantize(model)
+    # `attn_implementation` is the language model's; the tower's features are the same beside every one.
+    model.model.vision_tower.set_attn_implementation("sdpa")
+    processor = load_processor(str(folder))
+    if options.quantization is None:
+        model = model.to(options.torch_device)
+    base = str(Path(name).resolve()) if Path(name).is_dir() else name
+    return Checkpoint(model.eval(), processor, name, base)
+
+
+def _assemble_recorded(folder: Path, options: LoadOptions) -> Checkpoint:
+    """The base of an adapter that was trained on two backbones, as its config.json names them."""
+    config = _read_json(folder / "config.json")
+    backbones = config.get("backbones")
+    if not backbones:
+        raise CheckpointError(
+            "the adapter names neither a base model nor backbones", where=str(folder), cure="Train it again."
+        )
+    patches = {"vision_feature_layer": config["vision_feature_layer"]} if config["vision_feature"] == "patches" else {}
+    section = ModelSection(
+        vision=backbones["vision"]["id"],
+        vision_revision=backbones["vision"]["revision"],
+        language=backbones["language"]["id"],
+        language_revision=backbones["language"]["revision"],
+        vision_feature=config["vision_feature"],
+        **patches,
+    )
+    model, processor = assemble(section, options)
+    return Checkpoint(model, processor, str(folder), None)
+
+
+def _fold_projector(checkpoint: Checkpoint) -> Checkpoint:
+    """An align stage's artifact as the start of the next stage: its projector becomes the model's own."""
+    if checkpoint.model.peft_config["default"].target_modules != private_api.NO_TARGETS:
+        raise CheckpointError(
+            "the base is a LoRA adapter, which cannot be trained on further",
+            where=checkpoint.name,
+            cure=f"Merge it first: eden export {checkpoint.name} --to hf DIR, then model.base=DIR.",
+        )
+    return Checkpoint(checkpoint.model.merge_and_unload(), checkpoint.processor, checkpoint.name, checkpoint.base)
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"not valid JSON ({first_line(error)})", where=str(path), cure="Restore the file."
+        ) from error

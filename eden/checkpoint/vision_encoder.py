@@ -1,0 +1,146 @@
+"""The frozen half of a model: images to features, without the language model beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from safetensors import safe_open
+from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
+
+from ..core.location import find_model
+from ..core.numeric_format import numeric_format
+from ..core.private_api import attention_of
+from ..errors import CheckpointError
+from ..model import MultimodalPhiConfig
+from ..model.modeling import image_features
+from ..recipe import Recipe
+from .backbones import LoadOptions, readable
+from .checkpoint import Checkpoint
+
+TOWER = "model.vision_tower."
+"""What a whole model's weights of the tower are called by."""
+
+
+@dataclass(frozen=True)
+class VisionEncoder:
+    """A vision tower, and how its pixels are made and its features taken.
+
+    Attributes:
+        tower: CLIP's, frozen.
+        image_processor: CLIP's.
+        feature: `pooled` or `patches`.
+        layer: of the patches.
+    """
+
+    tower: CLIPVisionModelWithProjection
+    image_processor: Any
+    feature: str
+    layer: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> VisionEncoder:
+        """That of a loaded model."""
+        config = checkpoint.config
+        return cls(
+            checkpoint.core.model.vision_tower,
+            checkpoint.processor.image_processor,
+            config.vision_feature,
+            config.vision_feature_layer,
+        )
+
+    def pixels(self, images: Sequence[PIL.Image.Image]) -> torch.Tensor:
+        """RGB images -> pixels [I,3,H,W], float32."""
+        return self.image_processor(list(images), return_tensors="pt")["pixel_values"]
+
+    @torch.inference_mode()
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels [I,3,H,W] -> features [I,N,Dv], as the model itself takes them."""
+        return image_features(self.tower, pixels.to(self.tower.device), self.feature, self.layer)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of an image's features: [N,Dv]."""
+        config = MultimodalPhiConfig(vision_config=self.tower.config, vision_feature=self.feature)
+        return config.num_image_tokens, config.image_feature_size
+
+    def to(self, dtype: torch.dtype) -> VisionEncoder:
+        """The same in another number format; its weights are those of this one, rounded or not."""
+        if dtype == self.tower.dtype:
+            return self
+        tower = CLIPVisionModelWithProjection(self.tower.config)
+        tower.load_state_dict(self.tower.state_dict())
+        tower = tower.to(self.tower.device, dtype).eval().requires_grad_(False)
+        return VisionEncoder(tower, self.image_processor, self.feature, self.layer)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for encoders that give equal features: weights, kernels, architecture, layer, pixels, number format."""
+        digest = hashlib.sha256()
+        architecture = {key: value for key, value in self.tower.config.to_dict().items() if not key.startswith("_")}
+        del architecture["dtype"]  # what was once saved; the weights below have their own
+        taken = [self.feature, self.layer, attention_of(self.tower.config)]
+        for part in (architecture, self.image_processor.to_dict(), taken):
+            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+        for name, weight in sorted(self.tower.state_dict().items()):
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.contiguous().cpu().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def load_vision_encoder(recipe: Recipe) -> VisionEncoder:
+    """The encoder of a recipe's model, without loading anything else of it.
+
+    Raises:
+        CheckpointError: the model is missing or incomplete.
+    """
+    section = recipe.on_this_machine().model
+    options = LoadOptions(None, section.dtype, None)
+    if section.base is not None:
+        return _of_folder(find_model(section.base, revision=section.base_revision), options)
+    return _of_backbone(
+        str(section.vision), section.vision_revision, section.vision_feature, section.vision_feature_layer, options
+    )
+
+
+def _of_folder(folder: Path, options: LoadOptions) -> VisionEncoder:
+    with readable(folder):
+        config = MultimodalPhiConfig.from_pretrained(folder)
+    feature, layer = config.vision_feature, config.vision_feature_layer
+    adapter = folder / "adapter_config.json"
+    if not adapter.exists():
+        with readable(folder):
+            tower = CLIPVisionModelWithProjection(config.vision_config)
+            tower.load_state_dict(_tower_weights(folder))
+            image_processor = AutoImageProcessor.from_pretrained(folder)
+        tower = tower.to(options.torch_device, options.torch_dtype(config.text_config)).eval().requires_grad_(False)
+        return VisionEncoder(tower, image_processor, feature, layer)
+    if base := json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path"):
+        return _of_folder(find_model(base), options)
+    vision = (config.backbones or {})["vision"]
+    return _of_backbone(vision["id"], vision["revision"], feature, layer, options)
+
+
+def _of_backbone(name: str, revision: str | None, feature: str, layer: int, options: LoadOptions) -> VisionEncoder:
+    with readable(name):
+        dtype = getattr(torch, options.dtype or numeric_format().name)
+        tower = CLIPVisionModelWithProjection.from_pretrained(name, revision=revision, dtype=dtype)
+        image_processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+    return VisionEncoder(tower.to(options.torch_device).eval().requires_grad_(False), image_processor, feature, layer)
+
+
+def _tower_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tower's part of a model's weights, in one file or several; the rest is not read."""
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            weights |= {n.removeprefix(TOWER): file.get_tensor(n) for n in file.keys() if n.startswith(TOWER)}  # noqa: SIM118
+    if not weights:
+        raise CheckpointError("the folder holds no vision tower", where=str(folder), cure="Restore the folder.")
+    return weights

@@ -1,0 +1,163 @@
+"""Verbs that talk to a model: ask, chat, transcribe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from ..errors import InputError
+from .options import FourBit, Json, Model, err, load_assistant, print_heard, print_json
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from ..inference.assistant import Chat
+    from ..media.speech import Transcript
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="The question, in words; leave it out to ask by voice.")] = "",
+    image: Annotated[list[Path] | None, typer.Option("--image", help="A picture; may be given several times.")] = None,
+    audio: Annotated[
+        list[Path] | None, typer.Option("--audio", help="A recording: the question itself, or context beside one.")
+    ] = None,
+    model: Model = "eden-tiny",
+    max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; higher draws more freely.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
+    four_bit: FourBit = False,
+    as_json: Json = False,
+) -> None:
+    """Ask one question, about pictures or not, in writing or by voice; the answer streams."""
+    from ..inference.sampling import Sampling
+    from ..messages import Message
+
+    assistant = load_assistant(model, four_bit)
+    heard: list[str] = []
+
+    def on_transcript(transcript: Transcript) -> None:
+        heard.append(transcript.text)
+        print_heard(transcript)
+
+    messages = assistant.hear([Message.user(question, image or [], audio or [])], on_transcript)
+    pieces = assistant.reply(messages, Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
+    if as_json:
+        spoken = {"transcripts": heard} if audio else {}
+        print_json({"model": model, "question": question, **spoken, "answer": "".join(pieces)})
+        return
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def chat(model: Model = "eden-tiny", four_bit: FourBit = False) -> None:
+    """A conversation in the terminal: `/image FILE` shows a picture, `/audio FILE` asks by voice; Ctrl-D ends."""
+    conversation = load_assistant(model, four_bit).chat()
+    err.print(
+        "[dim]/image FILE shows a picture with your next question, /audio FILE asks by voice, "
+        "/clear starts over, Ctrl-D ends[/]"
+    )
+    images: list[Path] = []
+    while True:
+        try:
+            line = input("> ").strip() if sys.stdin.isatty() else next(sys.stdin).strip()
+        except (EOFError, StopIteration, KeyboardInterrupt):
+            return
+        try:
+            images = _chat_turn(conversation, line, images)
+        except InputError as error:
+            err.print(f"[red]{error}[/]", highlight=False)
+            images = []
+
+
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(help="Recordings: wav, flac, mp3, ogg, m4a or webm, of any length.")],
+    model: Annotated[
+        str, typer.Option("-m", "--model", help="A Whisper: eden-tiny, a size as `small`, a hub id, or a folder.")
+    ] = "eden-tiny",
+    language: Annotated[str | None, typer.Option(help="As `en`; told by the first words if not given.")] = None,
+    as_srt: Annotated[bool, typer.Option("--srt", help="Print subtitles.")] = False,
+    as_text: Annotated[bool, typer.Option("--text", help="Print the words alone (the default).")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn speech into text, with times if wanted."""
+    if as_srt + as_text + as_json > 1:
+        raise InputError("more than one format", cure="Give one of --json, --srt and --text.")
+    transcripts = []
+    for path, transcript in _transcripts(files, model, language, err):
+        transcripts.append({"file": str(path), **transcript.to_dict()})
+        if as_srt:
+            print(transcript.to_srt())
+        elif not as_json and transcript.text:
+            print(transcript.text)
+    if as_json:
+        print_json({"transcripts": transcripts})
+
+
+def _transcripts(
+    paths: Sequence[Path], model: str, language: str | None, console: Console
+) -> Iterator[tuple[Path, Transcript]]:
+    """Each recording with its transcript, in the order given.
+
+    Raises:
+        AudioError: a recording cannot be read.
+        CheckpointError: the Whisper cannot be loaded.
+        InputError: it does not know the language.
+    """
+    from ..core.console import progress
+    from ..core.processes import peak_memory_mib
+    from ..media.audio import UNLIMITED, announced_seconds
+    from ..media.speech import Transcriber
+
+    transcriber = Transcriber(model, language=language)
+    for path in paths:
+        started = time.monotonic()
+        with progress(console) as bar:
+            task = bar.add_task(f"transcribing {path.name}, seconds", total=announced_seconds(path) or None)
+            transcript = transcriber.transcribe(
+                path,
+                max_bytes=UNLIMITED,
+                max_seconds=UNLIMITED,
+                on_progress=partial(_advance, bar, task),
+            )
+        seconds = time.monotonic() - started
+        if not transcript.text:
+            console.print(f"{path}: no speech was heard", highlight=False, soft_wrap=True)
+        console.print(
+            f"[dim]{path.name}: {transcript.duration:,.1f} s of sound in {seconds:,.1f} s, "
+            f"peak memory {peak_memory_mib():,.0f} MiB[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+        yield path, transcript
+
+
+def _advance(bar: Progress, task: TaskID, done: float) -> None:
+    bar.update(task, completed=done)
+
+
+def _chat_turn(conversation: Chat, line: str, images: list[Path]) -> list[Path]:
+    """One line of a chat; returns the pictures that wait for the next question."""
+    if not line:
+        return images
+    if line == "/clear":
+        conversation.messages.clear()
+        return []
+    if line.startswith("/image "):
+        path = Path(line.removeprefix("/image ").strip())
+        from ..media.images import open_image
+
+        open_image(path)
+        return [*images, path]
+    audio = [line.removeprefix("/audio ").strip()] if line.startswith("/audio ") else []
+    for piece in conversation.stream("" if audio else line, images, audio, print_heard):
+        print(piece, end="", flush=True)
+    print()
+    return []

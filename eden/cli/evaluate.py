@@ -1,0 +1,140 @@
+"""The verb that judges a model: evaluate."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from .options import FourBit, Json, err, load_assistant, print_json
+
+if TYPE_CHECKING:
+    from ..evaluate import EvaluationResult, Hearing, Predictions, Task
+    from ..inference.assistant import Assistant
+
+TASKS = "world, pope, vqav2, gqa, textvqa, scienceqa, captions"
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder, a hub id, or eden-tiny.")],
+    task: Annotated[str, typer.Argument(help=f"A data file, or one of {TASKS}.")],
+    questions: Annotated[Path | None, typer.Option(help="The benchmark's official file of questions.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="VQAv2's official file of answers.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The folder of the file's images.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="The folder of a data file's recordings.")] = None,
+    split: Annotated[str | None, typer.Option(help="ScienceQA's split; test unless given.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="Words that tell how to answer, not the usual ones.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most this many questions a group.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions asked at once.", min=1)] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.", min=1)] = 96,
+    spoken: Annotated[bool, typer.Option("--spoken", help="Ask by voice, too, and count the words misheard.")] = False,
+    noise_db: Annotated[float | None, typer.Option(help="Speak in white noise this many dB below the voice.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep result, answers and page in this folder; the same command goes on where it was stopped."
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Compare with an earlier run: its --out folder or its result.json.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the result as a page, too.")] = None,
+    four_bit: FourBit = False,
+    as_json: Json = False,
+) -> None:
+    """Ask every question of a task and measure the answers, with 95 % intervals."""
+    from ..evaluate import compare, evaluate as run_evaluation, read_earlier
+
+    _check_voice(spoken, noise_db, questions)
+    files = {"questions": questions, "annotations": annotations, "images": images, "audio": audio}
+    opened = _open(task, **files, split=split, instruction=instruction, limit=limit)
+    earlier = read_earlier(against, opened) if against is not None else None
+    assistant = load_assistant(model, four_bit, say_format=True)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "spoken": spoken, "noise_db": noise_db}
+    if spoken:
+        options["ears"] = assistant.checkpoint.config.speech_model
+    folders = {"images": images, "audio": audio}
+    options |= {name: str(folder.resolve()) for name, folder in folders.items() if folder is not None}
+    kept = _keep(out, assistant, opened, options)
+    hearing = None
+    if spoken:
+        opened, hearing = _speak(opened, assistant, noise_db)
+    result = run_evaluation(
+        assistant, opened, batch_size=batch_size, max_new_tokens=max_new_tokens, hearing=hearing, predictions=kept
+    )
+    summary = result.to_dict()
+    if earlier is not None:
+        summary["against"] = compare(result, earlier)
+    _write(result, summary, out, html)
+    if as_json:
+        print_json(summary)
+    else:
+        _print(summary, result.seconds)
+
+
+def _open(name: str, **options: Any) -> Task:
+    from ..core.console import progress
+    from ..evaluate import open_task
+
+    with progress(err) as bar:
+        shown = bar.add_task(f"checking {name}", total=None)
+        return open_task(
+            name,
+            **options,
+            on_progress=lambda done, total: bar.update(shown, completed=done, total=total or None),
+        )
+
+
+def _check_voice(spoken: bool, noise_db: float | None, questions: Path | None) -> None:
+    if noise_db is not None and not spoken:
+        raise InputError("--noise-db without --spoken", cure="Add --spoken.")
+    if spoken and questions is not None:
+        raise InputError("benchmarks are not asked by voice", cure="Leave out --spoken.")
+
+
+def _write(result: EvaluationResult, summary: Mapping[str, Any], out: Path | None, html: Path | None) -> None:
+    from ..core.files import write_file
+    from ..evaluate import REPORT, RESULT, write_report
+
+    if out is not None:
+        write_file(out / RESULT, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        write_report(out / REPORT, result, summary)
+    if html is not None:
+        write_report(html, result, summary)
+
+
+def _speak(task: Task, assistant: Assistant, noise_db: float | None) -> tuple[Task, Hearing]:
+    from ..evaluate import speak_task
+    from ..media.speech import Transcriber
+
+    ears = Transcriber(assistant.checkpoint.config.speech_model, workers=os.cpu_count() or 1)
+    return speak_task(task, ears, noise_db=noise_db, console=err)
+
+
+def _keep(out: Path | None, assistant: Assistant, task: Task, options: Mapping[str, Any]) -> Predictions | None:
+    from ..evaluate import Predictions, asked_in, known_by
+
+    if out is None:
+        return None
+    settings = {"task": task.name, "questions": asked_in(task), "weights": known_by(assistant.checkpoint), **options}
+    return Predictions(out, settings)
+
+
+def _print(summary: Mapping[str, Any], seconds: float) -> None:
+    shown = {**summary["intervals"], **summary["by_kind"]}
+    for name in shown:
+        interval = summary["intervals"].get(name)
+        print(f"{name:<24} {summary[name]:.3f}" + (f"  [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""))
+        kinds = summary["by_kind"].get(name, {})
+        for kind, number in kinds.items() if len(kinds) > 1 else ():
+            print(f"  {kind:<22} {number:.3f}")
+    if compared := summary.get("against"):
+        print(f"against {compared['model']}, {compared['shared']:,} questions shared")
+        for name, of in compared["differences"].items():
+            print(f"  {name:<22} {of['difference']:+.3f}  [{of['interval'][0]:+.3f}, {of['interval'][1]:+.3f}]")
+    print(f"{summary['n']:,} questions in {seconds:.1f} s")

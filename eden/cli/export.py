@@ -1,0 +1,111 @@
+"""Verbs that bring a model elsewhere: export, push."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import InputError
+from .options import Json, err, load_assistant, print_json
+
+if TYPE_CHECKING:
+    from ..export.hub import Push
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="The artifact: a folder, a hub id or eden-tiny.")],
+    out: Annotated[Path, typer.Argument(help="The new folder.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="hf: one merged model that transformers loads by itself. space: a Hugging Face Space. "
+            "gguf: two files for llama.cpp.",
+        ),
+    ] = "hf",
+    outtype: Annotated[
+        str | None, typer.Option("--outtype", help="Of gguf's numbers: f16 (the default), bf16 or q8_0.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn an artifact into what other tools load, or into a page on the web."""
+    if outtype is not None and to != "gguf":
+        raise InputError("--outtype is for --to gguf only", cure="Leave it out.")
+    written = [out]
+    if to == "hf":
+        from .. import checkpoint as checkpoints
+
+        merged = checkpoints.merge(load_assistant(model, four_bit=False).checkpoint)
+        checkpoints.save(merged, out)
+    elif to == "space":
+        from ..export.space import write_space
+
+        with err.status(f"exporting {model}"):
+            write_space(model, out)
+    elif to == "gguf":
+        from ..export.gguf import write_gguf
+
+        with err.status(f"exporting {model}"):
+            written = list(write_gguf(model, out, outtype or "f16"))
+    else:
+        raise InputError(f"cannot export to {to!r}", cure="Use --to hf, --to space or --to gguf.")
+    if as_json:
+        print_json({"folder": str(out)} | ({"files": [path.name for path in written]} if to == "gguf" else {}))
+    else:
+        print(*written, sep="\n")
+
+
+def push(
+    model: Annotated[str, typer.Argument(help="A model's folder, an exported Space's folder, or eden-tiny.")],
+    repo: Annotated[str, typer.Argument(help="The repository: namespace/name.")],
+    space: Annotated[bool, typer.Option("--space", help="Make a Space of the model and push that.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Only you may see the repository.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List each file and upload none.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a model or a Space to the Hugging Face hub."""
+    from ..export.hub import check_repo, plan_push
+
+    check_repo(repo)  # before the work of an export
+    if not space:
+        _push(plan_push(model, repo), private, dry_run, as_json)
+        return
+    from ..export.space import write_space
+
+    with tempfile.TemporaryDirectory() as folder:
+        with err.status(f"exporting {model}"):
+            write_space(model, folder)
+        _push(plan_push(folder, repo), private, dry_run, as_json)
+
+
+def _push(plan: Push, private: bool, dry_run: bool, as_json: bool) -> None:
+    from ..export.hub import push as upload
+
+    sizes = plan.sizes()
+    total = f"{len(sizes)} files, {sum(sizes.values()):,} bytes"
+    result = {
+        "repo": plan.repo,
+        "kind": plan.kind,
+        "files": [{"path": path, "bytes": size} for path, size in sizes.items()],
+        "bytes": sum(sizes.values()),
+        "dry_run": dry_run,
+    }
+    if dry_run:
+        if as_json:
+            print_json(result)
+            return
+        for path, size in sizes.items():
+            print(f"{size:>14,}  {path}")
+        print(f"{total}, to the {plan.kind} {plan.repo}")
+        return
+    with err.status(f"uploading {total}"):
+        done = upload(plan, private=private)
+    if as_json:
+        print_json({**result, "url": done.url, "removed": list(done.removed)})
+        return
+    for path in done.removed:
+        err.print(f"removed  {path}", style="dim", highlight=False, markup=False)
+    print(done.url)

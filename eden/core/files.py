@@ -1,0 +1,108 @@
+"""Writing that never leaves half a file: write beside, then rename."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import StorageError
+
+
+def cache_folder() -> Path:
+    """Where what can be computed again is kept: `$EDEN_CACHE`, else the user's cache folder."""
+    if place := os.environ.get("EDEN_CACHE"):
+        return Path(place)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eden"
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal; read in pieces, however large it is."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_file(path: str | Path, data: str | bytes) -> Path:
+    """Writes a whole file or nothing; the folder is made if needed.
+
+    Raises:
+        StorageError: the disk is full or the place is not writable; what stood at `path` is untouched.
+    """
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    with new_file(path) as beside:
+        beside.write_bytes(payload)
+    return Path(path)
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside `path` to be filled; it takes the place of `path` when the block ends well.
+
+    Raises:
+        StorageError: the disk is full or the place is not writable; what stood at `path` is untouched.
+    """
+    path = Path(path)
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        beside = Path(name)
+        try:
+            yield beside
+            beside.chmod(0o644)  # mkstemp's 0600 would keep a server's user from reading it
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Fills a temporary folder beside `path` and moves its files to `path` when the block ends well.
+
+    Files of the same names are replaced, others stay: a training folder keeps its checkpoints beside its artifact.
+
+    Raises:
+        StorageError: the disk is full or the place is not writable; nothing at `path` has changed.
+    """
+    path = Path(path)
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield beside
+            path.mkdir(exist_ok=True)
+            for item in sorted(beside.iterdir()):
+                target = path / item.name
+                if item.is_dir() and target.exists():
+                    shutil.rmtree(target)
+                if item.is_file():
+                    item.chmod(0o644)
+                item.replace(target)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except Exception as error:
+        # safetensors wraps the operating system's error in its own kind
+        if "No space left on device" in str(error):
+            raise storage_error(OSError(errno.ENOSPC, "No space left on device"), path) from error
+        raise
+
+
+def storage_error(error: OSError, path: str | Path) -> StorageError:
+    """The disk's refusal as one line; use it where a library writes for us."""
+    if error.errno == errno.ENOSPC:
+        return StorageError("the disk is full", where=str(path), cure="Free some space and run the same command again.")
+    return StorageError(f"cannot write ({error.strerror or error})", where=str(path), cure="Check the path and rights.")

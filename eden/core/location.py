@@ -1,0 +1,49 @@
+"""Where models are: eden-tiny in the package, a folder of this machine, or a repository of the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import CheckpointError, first_line
+
+EDEN_TINY = "eden-tiny"
+"""The name of the model inside the package."""
+EDEN_TINY_FOLDER = Path(__file__).parents[1] / "tiny" / "weights"
+
+
+def find_model(name: str, *, revision: str | None = None, files: list[str] | None = None) -> Path:
+    """The local folder of a model: `eden-tiny`'s, the folder itself, or a hub repository's snapshot.
+
+    Args:
+        name: `eden-tiny`, a folder, or a hub id.
+        revision: of the hub repository: a branch, tag or commit.
+        files: patterns of those to download from the hub; None is all.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    folder = EDEN_TINY_FOLDER if name == EDEN_TINY else Path(name)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        except (HFValidationError, HfHubHTTPError, OSError) as error:
+            raise CheckpointError(
+                f"no such folder, and no such model on the hub ({first_line(error)})",
+                where=name,
+                cure="Check the path or the hub id, and the network.",
+            ) from error
+    if not (folder / "config.json").exists():
+        raise CheckpointError(
+            "the folder holds no config.json, so it is no Eden artifact",
+            where=str(folder),
+            cure="Give the folder that a training run ended with.",
+        )
+    return folder
+
+
+def is_local(name: str) -> bool:
+    """True for a folder's path, false for a hub id, a size of Whisper and `eden-tiny`."""
+    return name != EDEN_TINY and (Path(name).is_dir() or name.startswith(("/", "./", "../")))

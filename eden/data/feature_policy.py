@@ -1,0 +1,165 @@
+"""How a run gets at its images: through the tower in every step, or as features from the cache."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..checkpoint.vision_encoder import VisionEncoder, load_vision_encoder
+from ..core import distributed
+from ..core.console import progress
+from ..core.files import write_file
+from ..core.processes import cores, one_core_each, out_of_earshot
+from ..errors import ImageError
+from ..media.images import open_image
+from ..recipe import Recipe
+from .features import BATCH, FeatureStore
+from .image_index import Source
+
+MEASURED = 32
+"""Images that the ways to the features are timed with."""
+CHOICE = "features.txt"
+"""Where a run's folder keeps what `auto` chose: a run that is resumed sees as it did before."""
+
+
+def open_features(
+    recipe: Recipe, encoder: VisionEncoder, images: Sequence[Source], reads: float, console: Console
+) -> FeatureStore | None:
+    """The features of a run's images, all of them encoded; None if they go through the tower in each step.
+
+    Args:
+        recipe: says which (`data.features`).
+        encoder: of the model in training.
+        images: the run's, each once.
+        reads: how many images the steps of the run take, repetitions counted.
+        console: where progress is shown.
+
+    Raises:
+        StorageError: the cache cannot be written.
+    """
+    if recipe.data.features == "live" or not images:
+        return None
+    store = FeatureStore(encoder)
+    with console.status("measuring the vision tower"):
+        choice = distributed.from_main(
+            lambda: _choice(recipe, lambda: _pays(recipe, encoder, store, images, reads, console))
+        )
+    if choice == "live":
+        return None
+    fill(store, images, console)  # all processes together
+    return store
+
+
+def cache_features(recipe: Recipe, images: Sequence[Source], console: Console, workers: int = 1) -> FeatureStore:
+    """Encodes the images of a recipe ahead of its run, with as many processes as are asked for.
+
+    Args:
+        recipe: of the run; its model's tower is loaded, and nothing else of the model.
+        images: the run's, each once.
+        console: where progress is shown.
+        workers: processes, each with a tower of its own and its share of the cores.
+
+    Raises:
+        CheckpointError: the recipe's model is missing.
+        StorageError: the cache cannot be written.
+    """
+    store = FeatureStore(load_vision_encoder(recipe))
+    context = multiprocessing.get_context("spawn")
+    share = max(1, cores() // workers)
+    helpers = [context.Process(target=_help, args=(recipe, images, share), daemon=True) for _ in range(workers - 1)]
+    with out_of_earshot():
+        for helper in helpers:
+            helper.start()
+    fill(store, images, console, threads=share)  # what a helper that dies leaves undone is done here
+    for helper in helpers:
+        helper.join()
+    return store
+
+
+def _help(recipe: Recipe, images: Sequence[Source], share: int) -> None:
+    FeatureStore(load_vision_encoder(recipe)).fill(images, threads=share)
+
+
+def fill(store: FeatureStore, images: Sequence[Source], console: Console, threads: int | None = None) -> None:
+    """Encodes what is missing, with a progress bar."""
+    with progress(console) as bar:
+        task = bar.add_task("encoding images", total=len(images))
+        store.fill(images, threads=threads, on_progress=lambda done, _: bar.update(task, completed=done))
+
+
+def _choice(recipe: Recipe, pays: Callable[[], bool]) -> str:
+    if recipe.data.features != "auto":
+        return recipe.data.features
+    kept = Path(recipe.training["output_dir"]) / CHOICE
+    if not kept.exists():
+        write_file(kept, "cached\n" if pays() else "live\n")
+    return kept.read_text(encoding="utf-8").strip()
+
+
+def _pays(
+    recipe: Recipe,
+    encoder: VisionEncoder,
+    store: FeatureStore,
+    images: Sequence[Source],
+    reads: float,
+    console: Console,
+) -> bool:
+    """Whether encoding all images ahead takes less time than encoding those of each step in it; both are measured."""
+    missing = len(store.missing(images))
+    if missing == 0:
+        return True
+    usable = [source for source in images[: 2 * MEASURED] if _opens(source)][:MEASURED]
+    if not usable:
+        return False
+    batch = int(recipe.training.get("per_device_train_batch_size", 8))
+    live, ahead = seconds_live(encoder, usable, batch), seconds_ahead(encoder, usable)
+    console.print(
+        f"images: {reads:,.0f} reads at {live * 1000:.1f} ms live, or {missing:,} to encode at {ahead * 1000:.1f} ms",
+        highlight=False,
+    )
+    return missing * ahead < reads * live
+
+
+def _opens(source: Source) -> bool:
+    try:
+        open_image(source)
+    except ImageError:
+        return False
+    return True
+
+
+def seconds_live(encoder: VisionEncoder, images: Sequence[Source], batch_size: int) -> float:
+    """Of an image, from the file to its features, as the images of a training step take them: one batch, then the next.
+
+    Args:
+        encoder: in the number format of the run.
+        images: some that can be used.
+        batch_size: images that go through the tower at once.
+    """
+    return _seconds_an_image(encoder, images, batch_size, map)
+
+
+def seconds_ahead(encoder: VisionEncoder, images: Sequence[Source]) -> float:
+    """Of an image, from the file to its features, as `FeatureStore.fill` takes them; arguments as of `seconds_live`."""
+    enough = 2 * BATCH * cores()
+    images = list(itertools.islice(itertools.cycle(images), enough))
+    with one_core_each(cores()) as pool:
+        return _seconds_an_image(encoder, images, BATCH, pool.map)
+
+
+def _seconds_an_image(encoder: VisionEncoder, images: Sequence[Source], batch_size: int, apply: Any) -> float:
+    def encode(batch: Sequence[Source]) -> None:
+        encoder.features(torch.cat([encoder.pixels([open_image(source)]) for source in batch])).cpu()
+
+    encode(images[:1])
+    started = time.perf_counter()
+    for _ in apply(encode, [images[start : start + batch_size] for start in range(0, len(images), batch_size)]):
+        pass
+    return (time.perf_counter() - started) / len(images)

@@ -1,0 +1,111 @@
+"""What a task is: questions in groups, what marks an answer earns, and the measures made of the marks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..data.media import image_errors
+from ..data.store import Progress
+from ..errors import DataError
+from ..messages import Message
+from .metrics import Marks, Measure
+
+Marking: TypeAlias = Callable[[Sequence[Any], Sequence[str]], list[Marks]]
+"""From the references and the answers of the same questions to what each answer earned."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a task.
+
+    Attributes:
+        id: the question's own in its file; two runs are compared by it.
+        messages: the conversation up to the question.
+        text: the question in writing, without the words that say how to answer.
+        expected: the reference answer, for people to read.
+        kind: what is asked about; results are also given by kind.
+        reference: what the task's marking needs to know about the right answer.
+        where: file and record, for messages to people.
+        context: what was said before; results are given by it as by kind. None of a question without one.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    text: str
+    expected: str
+    kind: str
+    reference: Any
+    where: str
+    context: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Named groups of questions and how their answers are judged.
+
+    Attributes:
+        name: of the task.
+        groups: questions by group. The first measure of each is reported under the group's name; the first group is
+            the task's own.
+        mark: judges answers. The first mark is the answer's score, 1 where it is wholly right.
+        measures: what is made of the marks, by name.
+    """
+
+    name: str
+    groups: Mapping[str, Sequence[Question]]
+    mark: Marking
+    measures: Mapping[str, Measure]
+
+    def keys(self, group: str) -> dict[str, Measure]:
+        """The measures of a group by the names they are reported under: `f1` of `accuracy_spoken` is `f1_spoken`."""
+        first, *others = self.measures
+        ending = group.removeprefix(first) if group.startswith(first) else f"_{group}"
+        return {group: self.measures[first]} | {f"{name}{ending}": self.measures[name] for name in others}
+
+
+def one_by_one(judge: Callable[[Any, str], Marks]) -> Marking:
+    """The marking of a task that judges each answer by itself, by (reference, answer)."""
+
+    def mark(references: Sequence[Any], answers: Sequence[str]) -> list[Marks]:
+        return [judge(reference, answer) for reference, answer in zip(references, answers, strict=True)]
+
+    return mark
+
+
+def votes(answers: Sequence[str]) -> str:
+    """What several people answered, for people to read: `red ×8, dark red ×2`."""
+    return ", ".join(f"{answer} ×{number}" for answer, number in Counter(answers).most_common())
+
+
+def check_images(questions: Sequence[Question], on_progress: Progress | None = None) -> None:
+    """Decodes every image once: one that cannot be used is one error before the model is loaded, not after an hour.
+
+    Args:
+        questions: those that will be asked.
+        on_progress: called as images are checked.
+
+    Raises:
+        DataError: what is wrong with the first such image, and how many there are.
+    """
+    named: dict[Path | str | bytes, Question] = {}
+    for question in questions:
+        for message in question.messages:
+            for image in message.images:
+                if isinstance(image.source, Path | str | bytes):
+                    named.setdefault(image.source, question)
+    sources = list(named)
+    errors = image_errors(sources, "decoded", on_progress)
+    if not errors:
+        return
+    first = min(errors)
+    kind, what, where, cure = errors[first]
+    raise DataError(
+        f"{where}: {what} ({len(errors):,} of {len(sources):,} images cannot be used)",
+        where=named[sources[first]].where,
+        cure="Give the folder they are in with --images." if kind == "missing_image" else cure,
+        kind=kind,
+    )

@@ -1,0 +1,1 @@
+"""Asking a model: one question, a conversation, or many at once."""

@@ -1,0 +1,219 @@
+"""Asking a model, in writing or by voice: one question, a stream, a conversation, or thousands in batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..checkpoint import Checkpoint
+from ..errors import InputError
+from ..media.images import open_image
+from ..media.speech import Transcriber, Transcript
+from ..messages import AudioSource, MediaSource, Message, check_conversation, hear, to_chat
+from .engine import Engine
+from .request import Generation, Request
+from .sampling import Sampling
+
+PREFILL_TOKENS = 4096
+"""Read at once where many questions are answered and no stream can stall."""
+
+
+class Assistant:
+    """A model that answers questions about images, speech and text. Not safe to use from several threads at once.
+
+    Args:
+        checkpoint: the model.
+        transcriber: its ears; None is the Whisper that the model's configuration names.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, transcriber: Transcriber | None = None):
+        self.checkpoint = checkpoint
+        self.processor = checkpoint.processor
+        if transcriber is not None:
+            self.transcriber = transcriber
+
+    @cached_property
+    def transcriber(self) -> Transcriber:
+        """Turns speech into text; its Whisper is loaded when the first recording comes."""
+        return Transcriber(self.checkpoint.config.speech_model)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What writes the answers; it starts with the first question, and needs no closing."""
+        return Engine(self.checkpoint)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the model reads and writes at most, prompt and answer together."""
+        return self.checkpoint.context_length
+
+    def ask(
+        self,
+        question: str = "",
+        images: Iterable[MediaSource] = (),
+        audio: Iterable[AudioSource] = (),
+        **sampling: Any,
+    ) -> str:
+        """The whole answer to one question.
+
+        Args:
+            question: in words; empty if it is spoken.
+            images: paths, encoded bytes or PIL images, shown before the question.
+            audio: paths, encoded bytes or samples (float32, mono, 16 kHz). Without words beside it a recording is the
+                question, else it is quoted as context.
+            sampling: the fields of `Sampling`.
+
+        Raises:
+            ImageError, AudioError, MessageError, ContextError: what was given cannot be asked.
+        """
+        return "".join(self.stream(question, images, audio, **sampling))
+
+    def stream(
+        self,
+        question: str = "",
+        images: Iterable[MediaSource] = (),
+        audio: Iterable[AudioSource] = (),
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """The answer piece by piece, as it is written. Arguments and errors are those of `ask`."""
+        return self.reply([Message.user(question, images, audio)], Sampling(**sampling))
+
+    def hear(
+        self, messages: Sequence[Message], on_transcript: Callable[[Transcript], None] | None = None
+    ) -> list[Message]:
+        """The messages with speech as text, which is how the model reads them; those without come back as they are.
+
+        Args:
+            messages: a conversation or a part of one.
+            on_transcript: called with what was heard in each recording.
+
+        Raises:
+            AudioError: a recording cannot be read, or it is the question and nothing is said in it.
+        """
+
+        def words(source: AudioSource) -> str:
+            transcript = self.transcriber.transcribe(source)
+            if on_transcript is not None:
+                on_transcript(transcript)
+            return transcript.text
+
+        return [hear(message, words) for message in messages]
+
+    def chat(self, system: str | None = None, **sampling: Any) -> Chat:
+        """A conversation that remembers what was said."""
+        return Chat(self, [Message.system(system)] if system else [], Sampling(**sampling))
+
+    def reply(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str]:
+        """Streams the answer to a conversation whose last word is the user's. Closing the iterator ends the work."""
+        request = self.request(messages, sampling)
+        self.engine.check(request)
+        return self._stream(request)
+
+    def answer_all(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        max_new_tokens: int = 128,
+        batch_size: int = 32,
+        names: Sequence[str] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[str]:
+        """Greedy answers to many conversations, `batch_size` at a time, in the order given.
+
+        The next conversation takes the place of one that is answered, and is prepared while the others are.
+
+        Args:
+            conversations: each with the user's as the last word.
+            max_new_tokens: the longest answer, in tokens.
+            batch_size: conversations asked at once.
+            names: what each is called in errors; None numbers them.
+            on_progress: called with (answered, all).
+
+        Raises:
+            ImageError, AudioError, MessageError, ContextError: one cannot be asked; `where` names it.
+        """
+        sampling = Sampling(max_new_tokens=max_new_tokens)
+        answers: list[str] = []
+        pending: deque[Generation] = deque()
+
+        def collect(to: int) -> None:
+            while len(pending) > to:
+                answers.append(pending.popleft().wait().text.strip())
+                if on_progress is not None:
+                    on_progress(len(answers), len(conversations))
+
+        # An engine of its own: here nobody waits for a first token, so questions are read as many at once as there are.
+        with Engine(
+            self.checkpoint, max_running=batch_size, max_waiting=batch_size, prefill_tokens=PREFILL_TOKENS
+        ) as engine:
+            for index, messages in enumerate(conversations):
+                with _naming(names[index] if names else f"conversation {index + 1}"):
+                    pending.append(engine.submit(self.request(messages, sampling), wait=True))
+                collect(2 * batch_size)
+            collect(0)
+        return answers
+
+    def request(self, messages: Sequence[Message], sampling: Sampling) -> Request:
+        """A conversation whose last word is the user's, as the engine takes it.
+
+        Raises:
+            ImageError, AudioError, MessageError: it cannot be asked.
+        """
+        check_conversation(messages, answered=False)
+        return Request.of(self.encode(self.hear(messages)), sampling)
+
+    def encode(self, messages: Sequence[Message]) -> dict[str, Any]:
+        """A conversation without speech as `input_ids` and, if it has images, `pixel_values` [I,3,H,W].
+
+        Raises:
+            ImageError: an image cannot be opened.
+        """
+        return self.processor.encode(to_chat(messages, open_image), add_generation_prompt=True)
+
+    def _stream(self, request: Request) -> Iterator[str]:
+        generation = self.engine.submit(request, wait=True)
+        try:
+            yield from (piece.text for piece in generation if piece.text)
+        finally:
+            generation.cancel()
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """What cannot be asked is named in its error."""
+    try:
+        yield
+    except InputError as error:
+        where = f"{name}: {error.where}" if error.where else name
+        raise type(error)(error.what, where=where, cure=error.cure, kind=error.kind) from error
+
+
+@dataclass
+class Chat:
+    """A conversation in progress; `messages` is all that was said so far."""
+
+    assistant: Assistant
+    messages: list[Message] = field(default_factory=list)
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def ask(self, question: str = "", images: Iterable[MediaSource] = (), audio: Iterable[AudioSource] = ()) -> str:
+        return "".join(self.stream(question, images, audio))
+
+    def stream(
+        self,
+        question: str = "",
+        images: Iterable[MediaSource] = (),
+        audio: Iterable[AudioSource] = (),
+        on_transcript: Callable[[Transcript], None] | None = None,
+    ) -> Iterator[str]:
+        """Streams the answer; question and answer are remembered once it is complete, speech as its words."""
+        (message,) = self.assistant.hear([Message.user(question, images, audio)], on_transcript)
+        pieces = []
+        for piece in self.assistant.reply([*self.messages, message], self.sampling):
+            pieces.append(piece)
+            yield piece
+        self.messages += [message, Message.assistant("".join(pieces))]

@@ -1,0 +1,400 @@
+"""The engine: many answers at once on one model. The one generation loop; transformers' `generate` is its reference.
+
+One thread owns the model and takes turns. In each, answers that nobody wants any more end, waiting questions are
+read, within a bound, and every running answer gets one token:
+
+    submit -> queue -> prefill -> SlotCache row -> one token a turn -> Generation
+                          ^ images through ImageMemory        |
+                          <---- a row is freed as soon as its answer ends
+
+so answers join and leave between two tokens of the others (continuous batching: Orca,
+https://www.usenix.org/conference/osdi22/presentation/yu).
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+
+from ..checkpoint import Checkpoint
+from ..errors import ContextError, EngineStopped, InputError, OverloadError, first_line
+from .detokenizer import TextStream
+from .kv_cache import SlotCache
+from .prefill import ImageMemory, Prefill
+from .request import FinishReason, Generation, Request
+from .sampler import Drawer, Token, draw_tokens
+
+IDLE_SECONDS = 2.0
+"""The thread of an engine that has nothing to do ends after this long; the next question starts another."""
+
+_open: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine does and did.
+
+    Attributes:
+        waiting: questions in the queue.
+        running: answers being written, those whose question is being read included.
+        finished: answers ended, by finish reason.
+        prompt_tokens: read, in all.
+        completion_tokens: written, in all.
+        steps: decode steps made.
+    """
+
+    waiting: int
+    running: int
+    finished: dict[str, int]
+    prompt_tokens: int
+    completion_tokens: int
+    steps: int
+
+
+@dataclass(eq=False)
+class _Row:
+    """A running answer: what draws its tokens and what turns them into text. Its place in the list is its slot."""
+
+    generation: Generation
+    drawer: Drawer
+    text: TextStream
+    ids: list[int]  # question and answer so far
+
+
+class Engine:
+    """Answers questions of any number of threads, together.
+
+    Args:
+        checkpoint: the model; nothing else may change it while the engine runs.
+        max_running: answers written at once; memory for their keys and values is taken as they come.
+        max_waiting: questions that may wait for them.
+        prefill_tokens: read at most between two tokens of a running answer.
+        remembered_images: images whose features are kept, the latest first.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        max_running: int = 8,
+        max_waiting: int = 64,
+        prefill_tokens: int = 512,
+        remembered_images: int = 256,
+    ):
+        self.checkpoint = checkpoint
+        self.max_running = max_running
+        self.max_waiting = max_waiting
+        self.prefill_tokens = prefill_tokens
+        self.error: Exception | None = None
+        eos = checkpoint.core.generation_config.eos_token_id
+        self._end_ids = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        self._images = ImageMemory(checkpoint, remembered_images)
+        self._changed = threading.Condition()
+        self._waiting: deque[Generation] = deque()
+        self._worker: threading.Thread | None = None
+        self._unended = 0  # questions taken and not ended yet
+        self._closing: str | None = None  # "finish" what runs, or "now"
+        # From here on the worker's own.
+        self._slots = SlotCache(checkpoint.config.text_config)
+        self._rows: list[_Row] = []
+        self._reading: list[Generation] = []
+        self._prefill: Prefill | None = None
+        self._retry: deque[Generation] = deque()
+        self._counts: Counter[str] = Counter()
+        self._finished: Counter[str] = Counter()
+        _open.add(self)
+
+    @property
+    def alive(self) -> bool:
+        """True while it takes questions: neither closed nor failed."""
+        return self.error is None and self._closing is None
+
+    def stats(self) -> EngineStats:
+        with self._changed:
+            waiting = len(self._waiting) + len(self._retry)
+            return EngineStats(
+                waiting=waiting,
+                # Not the rows: an answer leaves its row a moment before it is counted as finished.
+                running=self._unended - waiting,
+                finished=dict(self._finished),
+                prompt_tokens=self._counts["prompt_tokens"],
+                completion_tokens=self._counts["completion_tokens"],
+                steps=self._counts["steps"],
+            )
+
+    def check(self, request: Request) -> None:
+        """Refuses a request that the model cannot answer, before it waits for its turn.
+
+        Raises:
+            ContextError: question and answer may not fit into the context.
+            InputError: it is empty, or its images do not fit its `<|image|>` tokens.
+        """
+        length, room = len(request.input_ids), request.sampling.max_new_tokens
+        if length + room > self.checkpoint.context_length:
+            raise ContextError(
+                # In words that clients (LiteLLM) know the fault by.
+                f"this model's maximum context length is {self.checkpoint.context_length:,} tokens; "
+                f"the conversation has {length:,} and the answer may take {room:,}",
+                cure="Shorten the conversation or ask for a shorter answer.",
+            )
+        if length == 0:
+            raise InputError("there is no question", where="input_ids")
+        if request.pixel_values is not None and request.image_features is not None:
+            raise InputError("both pixel_values and image_features are given", cure="Give one of them.")
+        config = self.checkpoint.config
+        images = request.pixel_values if request.pixel_values is not None else request.image_features
+        embeddings = 0 if images is None else images.shape[0] * config.num_image_tokens
+        tokens = sum(token_id == config.image_token_id for token_id in request.input_ids)
+        if tokens != embeddings:
+            raise InputError(f"the text holds {tokens} <|image|> tokens but the images give {embeddings} embeddings")
+
+    def submit(self, request: Request, *, wait: bool = False) -> Generation:
+        """Puts a question into the queue; any thread may.
+
+        Args:
+            request: the question.
+            wait: wait for a place in the queue rather than refuse.
+
+        Raises:
+            ContextError, InputError: it cannot be answered (`check`).
+            OverloadError: the queue is full.
+            EngineStopped: the engine was closed, or it failed.
+        """
+        self.check(request)
+        generation = Generation(request)
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: not self.alive or self._has_room())
+            if not self.alive:
+                raise self._stopped() from self.error
+            if not self._has_room():
+                raise OverloadError(f"{len(self._waiting)} questions wait already", cure="Ask again in a moment.")
+            self._waiting.append(generation)
+            self._unended += 1
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="eden-engine", daemon=True)
+                self._worker.start()
+            self._changed.notify_all()
+        return generation
+
+    def _has_room(self) -> bool:
+        # Not the queue's length alone: of questions that come at once all wait a moment, however many may run.
+        return self._unended < self.max_running + self.max_waiting
+
+    def close(self, finish: bool = True) -> None:
+        """Takes no more questions and waits for the end; questions still in the queue fail with `EngineStopped`.
+
+        Args:
+            finish: complete the running answers; else they end as cancelled, at their next token.
+        """
+        with self._changed:
+            self._closing = "finish" if finish and self._closing != "now" else "now"
+            worker = self._worker
+            self._changed.notify_all()
+        if worker is not None and worker is not threading.current_thread():
+            worker.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(finish=error is None)
+
+    # The worker.
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        try:
+            while self._has_work():
+                self._end_unwanted()
+                self._read()
+                if self._rows:
+                    self._step()
+        except Exception as error:
+            self._fail(error)
+
+    def _has_work(self) -> bool:
+        """True if there is something to do; waits for it a while. Once it says False, the thread is gone."""
+        with self._changed:
+            if self._rows or self._reading or self._retry:
+                return True
+            self._changed.wait_for(lambda: self._waiting or self._closing, IDLE_SECONDS)
+            if not self._waiting:
+                self._worker = None
+            return bool(self._waiting)
+
+    def _end_unwanted(self) -> None:
+        """Ends what was cancelled or is late, and when closing, what shall not run on."""
+        now = time.monotonic()
+        stop: FinishReason | None = "cancelled" if self._closing == "now" else None
+        for row in reversed(range(len(self._rows))):
+            if reason := self._rows[row].generation.unwanted(now) or stop:
+                self._free(row, reason)
+        # Of what is being read only a single long question lasts more than a turn.
+        if self._reading and (reason := self._reading[0].unwanted(now) or stop):
+            (generation,), self._reading, self._prefill = self._reading, [], None
+            self._end(generation, reason)
+        with self._changed:
+            ended: list[tuple[Generation, FinishReason]] = []
+            for queue in (self._retry, self._waiting):
+                for generation in tuple(queue):
+                    if reason := "error" if self._closing else generation.unwanted(now):
+                        queue.remove(generation)
+                        ended.append((generation, reason))
+        for generation, reason in ended:
+            self._end(generation, reason, self._stopped() if reason == "error" else None)
+
+    def _read(self) -> None:
+        """Reads some of the waiting questions; one that cannot be read fails alone."""
+        try:
+            if self._prefill is None:
+                self._take()
+                if not self._reading:
+                    return
+                self._prefill = self._start_prefill()
+            logits = self._prefill.advance(self.prefill_tokens)
+            if logits is None:
+                return
+            self._slots.join(self._prefill.cache, self._prefill.lengths)
+        except Exception as error:
+            reading, self._reading, self._prefill = self._reading, [], None
+            if len(reading) > 1:  # one of them is to blame: each reads on its own
+                self._retry.extend(reading)
+            else:
+                self._end(reading[0], "error", error)
+            return
+        self._prefill = None
+        new = [self._new_row(generation) for generation in self._reading]
+        self._counts["prompt_tokens"] += sum(len(row.ids) for row in new)
+        self._rows += new
+        self._reading = []
+        self._write(len(self._rows) - len(new), logits)
+
+    def _take(self) -> None:
+        """Takes the questions off the queue that are read together, in order: what fits the bound, but at least one."""
+        with self._changed:
+            free = self.max_running - len(self._rows)
+            if self._retry:
+                self._reading = [self._retry.popleft()] if free else []
+                return
+            width = 0
+            while self._waiting and len(self._reading) < free:
+                width = max(width, self._waiting[0].prompt_tokens)
+                if self._reading and width * (len(self._reading) + 1) > self.prefill_tokens:
+                    break
+                self._reading.append(self._waiting.popleft())
+        for generation in self._reading:
+            generation.started_at = time.monotonic()
+
+    def _start_prefill(self) -> Prefill:
+        """The prompts being read, with the features of their images in reading order."""
+        requests = [generation.request for generation in self._reading]
+        encoded = iter(
+            self._images.encode([image for r in requests if r.pixel_values is not None for image in r.pixel_values])
+        )
+        features: list[torch.Tensor] = []
+        for request in requests:
+            if request.image_features is not None:
+                features.extend(request.image_features.to(self.checkpoint.core.device))
+            elif request.pixel_values is not None:
+                features.extend(next(encoded) for _ in request.pixel_values)
+        return Prefill(self.checkpoint, [request.input_ids for request in requests], features)
+
+    def _new_row(self, generation: Generation) -> _Row:
+        sampling = generation.request.sampling
+        return _Row(
+            generation,
+            Drawer(sampling, self.checkpoint.core.device),
+            TextStream(self.checkpoint.processor.tokenizer, sampling.stop),
+            list(generation.request.input_ids),
+        )
+
+    def _step(self) -> None:
+        """One token for every running answer."""
+        core = self.checkpoint.core
+        last = torch.tensor([[row.ids[-1]] for row in self._rows], device=core.device)
+        output = self.checkpoint.model(input_ids=last, **self._slots.next_step(core.device, core.dtype))
+        self._counts["steps"] += 1
+        self._write(0, output.logits[:, -1].float())
+
+    def _write(self, first: int, logits: torch.Tensor) -> None:
+        """Draws the next token of the rows from `first` on, gives out their text, and frees those that ended."""
+        rows = self._rows[first:]
+        tokens = draw_tokens(logits, [row.drawer for row in rows], [row.ids for row in rows])
+        for index in reversed(range(len(rows))):  # from behind: the last row takes the place of one that leaves
+            token = tokens[index]
+            if isinstance(token, Exception):
+                self._free(first + index, "error", token)
+            elif reason := self._append(rows[index], token):
+                self._free(first + index, reason)
+
+    def _append(self, row: _Row, token: Token) -> FinishReason | None:
+        """Adds a token to an answer; why it ends, if it does."""
+        generation = row.generation
+        if not generation.token_ids:
+            generation.first_token_at = time.monotonic()
+        self._counts["completion_tokens"] += 1
+        generation.token_ids.append(token.id)
+        row.ids.append(token.id)
+        if token.id in self._end_ids:
+            return "stop"
+        if piece := row.text.push(token):
+            generation.add(piece)
+        if row.text.stopped:
+            return "stop"
+        full = len(generation.token_ids) >= generation.request.sampling.max_new_tokens
+        return "length" if full else None
+
+    def _free(self, index: int, reason: FinishReason, error: Exception | None = None) -> None:
+        """Frees a row and ends its answer; the slot is free before anyone hears of it."""
+        row, last = self._rows[index], self._rows.pop()
+        if row is not last:
+            self._rows[index] = last
+        self._slots.leave(index)
+        if piece := row.text.finish():
+            row.generation.add(piece)
+        self._end(row.generation, reason, error)
+
+    def _end(self, generation: Generation, reason: FinishReason, error: Exception | None = None) -> None:
+        with self._changed:
+            self._finished[reason] += 1
+            self._unended -= 1
+            self._changed.notify_all()
+        generation.end(reason, error)
+
+    def _fail(self, error: Exception) -> None:
+        """The model itself failed: nothing that runs or waits can be answered, nor what would come."""
+        with self._changed:
+            self.error = error
+            lost = [*(row.generation for row in self._rows), *self._reading, *self._retry, *self._waiting]
+            self._rows, self._reading, self._prefill = [], [], None
+            self._retry.clear()
+            self._waiting.clear()
+            self._slots = SlotCache(self.checkpoint.config.text_config)
+            self._worker = None
+            self._changed.notify_all()
+        for generation in lost:
+            self._end(generation, "error", self._stopped())
+
+    def _stopped(self) -> EngineStopped:
+        if self.error is None:
+            return EngineStopped("the engine was closed", cure="Open another to ask on.")
+        stopped = EngineStopped(f"the engine failed ({first_line(self.error)})", cure="Open another to ask on.")
+        stopped.__cause__ = self.error
+        return stopped
+
+
+@atexit.register
+def _stop_all() -> None:
+    """A process that ends in the middle of an answer ends that answer first: torch must not run while Python goes."""
+    for engine in tuple(_open):
+        engine.close(finish=False)

@@ -1,0 +1,105 @@
+"""From logits to tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from .sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of an answer.
+
+    Attributes:
+        id: in the tokenizer's vocabulary.
+        logprob: natural logarithm of its probability, if asked for.
+        top: the likeliest tokens at its place, the first the likeliest: `(id, logprob)`.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Drawer:
+    """Draws the tokens of one answer. They depend on its own logits, ids and seed, and on no other answer's.
+
+    The steps and their order are those of transformers' `generate`, whose classes do them: penalty, temperature,
+    top_k, top_p, then one draw. With a seed the draws are those of `generate` after `torch.manual_seed`.
+    """
+
+    def __init__(self, sampling: Sampling, device: torch.device):
+        self.sampling = sampling
+        self._processors = LogitsProcessorList()
+        if sampling.repetition_penalty != 1:
+            self._processors.append(RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)))
+        if not sampling.is_greedy:
+            if sampling.temperature != 1:
+                self._processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            if sampling.top_k > 0:
+                self._processors.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                self._processors.append(TopPLogitsWarper(float(sampling.top_p)))
+            self._generator = torch.Generator(device)
+            if sampling.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(sampling.seed)
+        self.is_argmax = sampling.is_greedy and not self._processors
+
+    def draw(self, logits: torch.Tensor, ids: Sequence[int]) -> int:
+        """One token.
+
+        Args:
+            logits: float32 [V].
+            ids: question and answer so far.
+
+        Raises:
+            RuntimeError: the logits hold no distribution (infinite or not a number).
+        """
+        so_far = torch.tensor([ids], device=logits.device)
+        scores = self._processors(so_far, logits.unsqueeze(0))
+        if self.sampling.is_greedy:
+            return int(scores.argmax(-1))
+        return int(torch.multinomial(scores.softmax(-1), num_samples=1, generator=self._generator))
+
+
+def draw_tokens(
+    logits: torch.Tensor, drawers: Sequence[Drawer], ids: Sequence[Sequence[int]]
+) -> list[Token | Exception]:
+    """One token for each row, or why it could not be drawn.
+
+    Args:
+        logits: float32 [B,V].
+        drawers: B of them.
+        ids: for each row, question and answer so far.
+    """
+    likeliest: list[int] = logits.argmax(-1).tolist()  # every greedy row in one call and one wait for the device
+    tokens: list[Token | Exception] = []
+    for row, drawer in enumerate(drawers):
+        try:
+            token_id = likeliest[row] if drawer.is_argmax else drawer.draw(logits[row], ids[row])
+            tokens.append(_with_logprobs(token_id, logits[row], drawer.sampling.logprobs))
+        except RuntimeError as error:
+            tokens.append(error)
+    return tokens
+
+
+def _with_logprobs(token_id: int, logits: torch.Tensor, top: int | None) -> Token:
+    if top is None:
+        return Token(token_id)
+    logprobs = logits.log_softmax(-1)
+    best = logprobs.topk(top)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return Token(token_id, float(logprobs[token_id]), tuple(pairs))

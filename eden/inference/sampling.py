@@ -1,0 +1,83 @@
+"""How an answer is drawn: the one set of options of engine, plain `generate`, command line and server."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+
+GREEDY_BELOW = 1e-6
+"""A temperature under this is greedy: dividing by it would only overflow."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn. What cannot be is refused when the object is made.
+
+    Attributes:
+        max_new_tokens: the longest answer, in tokens.
+        temperature: 0 is greedy: always the likeliest token.
+        top_p: draw from the likeliest tokens that together hold this probability; 1 is off.
+        seed: makes draws repeatable; None draws anew each time.
+        top_k: draw from this many of the likeliest tokens; 0 is off.
+        repetition_penalty: above 1, what was said (question included) becomes less likely; 1 is off.
+            Source: CTRL, https://arxiv.org/abs/1909.05858.
+        stop: the answer ends before the first of these strings.
+        logprobs: also give each token's logarithmic probability and those of this many likeliest tokens; None gives
+            none. They are the model's own, before temperature, penalty and cuts.
+
+    Raises:
+        InputError: a value out of its range; the message names the field.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("max_new_tokens", self.max_new_tokens, int, 1, math.inf, "a whole number from 1")
+        _check("temperature", self.temperature, float, 0, 100, "a number from 0 (greedy) to 100")
+        _check("top_p", self.top_p, float, math.ulp(0.0), 1, "a number above 0, at most 1 (off)")
+        _check("top_k", self.top_k, int, 0, math.inf, "a whole number from 0 (off)")
+        _check("repetition_penalty", self.repetition_penalty, float, 0.01, 100, "a number from 0.01 to 100, 1 is off")
+        if self.seed is not None:
+            _check("seed", self.seed, int, -(2**63), 2**64 - 1, "a whole number of 64 bits")
+        if self.logprobs is not None:
+            _check("logprobs", self.logprobs, int, 0, 20, "a whole number from 0 to 20")
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise InputError("not a sequence of strings that hold something", where="stop", cure="Use ('\\n\\n',).")
+        object.__setattr__(self, "stop", tuple(self.stop))
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+    def for_generate(self) -> dict[str, Any]:
+        """The same for transformers' `generate`, the plain reference of the engine.
+
+        `seed` is `torch.manual_seed`'s to set; with `stop`, `generate` also needs its `tokenizer`, and leaves the stop
+        string in the answer; with `logprobs` it returns a dictionary with the `logits` of every step.
+        """
+        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": not self.is_greedy}
+        if not self.is_greedy:
+            options |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        if self.repetition_penalty != 1:
+            options["repetition_penalty"] = self.repetition_penalty
+        if self.stop:
+            options["stop_strings"] = list(self.stop)
+        if self.logprobs is not None:
+            options |= {"return_dict_in_generate": True, "output_logits": True}
+        return options
+
+
+def _check(name: str, value: Any, kind: type, low: float, high: float, range_in_words: str) -> None:
+    kinds = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        raise InputError(f"{value!r} is not possible", where=name, cure=f"Give {range_in_words}.")

@@ -1,0 +1,1 @@
+"""Bytes become pictures, waveforms and words, safely."""

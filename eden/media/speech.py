@@ -1,0 +1,354 @@
+"""A waveform becomes text: Whisper on faster-whisper, for recordings of any length.
+
+    pieces -> blocks of two minutes -> speech found (VAD) -> windows of at most Whisper's length -> segments
+
+Memory is that of one block, however long the recording is. Source: https://arxiv.org/abs/2212.04356 (Whisper),
+https://github.com/SYSTRAN/faster-whisper, https://arxiv.org/abs/2303.00747 (windows cut where nobody speaks).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..core.files import cache_folder, new_folder, sha256
+from ..core.location import EDEN_TINY, EDEN_TINY_FOLDER
+from ..core.private_api import whisper_class
+from ..errors import CheckpointError, InputError, first_line
+from ..messages import AudioSource
+from .audio import MAX_BYTES, MAX_SECONDS, SAMPLE_RATE, Waveform, read_audio
+
+if TYPE_CHECKING:
+    from faster_whisper import WhisperModel
+
+EDEN_TINY_WHISPER = EDEN_TINY_FOLDER / "whisper"
+
+BLOCK_SECONDS = 120
+SHORTEST_SPEECH = 0.2
+"""Seconds; a shorter recording holds no word."""
+PAUSE_MS, PADDING_MS = 500, 200
+"""A pause that may end a window, and what is kept around speech."""
+JOINED = 2 / 3
+"""Utterances share a window up to this part of it: of a window full of them Whisper tends to drop the last."""
+
+Progress = Callable[[float], None]
+"""Called with the seconds of sound that are done."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Words said without a long pause; times in seconds from the beginning of the recording."""
+
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was said.
+
+    Attributes:
+        text: all words, or nothing where nobody speaks.
+        language: its code, as `en`; None where nobody speaks and none was given.
+        duration: of the recording, in seconds.
+        segments: the words with their times.
+    """
+
+    text: str
+    language: str | None
+    duration: float
+    segments: tuple[Segment, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_srt(self) -> str:
+        """The segments as SubRip subtitles."""
+        return "\n".join(
+            f"{number}\n{_srt_time(segment.start)} --> {_srt_time(segment.end)}\n{segment.text}\n"
+            for number, segment in enumerate(self.segments, 1)
+        )
+
+
+class Transcriber:
+    """Whisper, loaded when it is first needed. Safe to share between threads.
+
+    Args:
+        model: `eden-tiny`, a size faster-whisper knows (`small`, `large-v3`, ...), a hub id, or a folder; a Hugging
+            Face checkpoint is converted to CTranslate2 once and kept in the cache.
+        language: a code as `en`; None lets Whisper tell from the first words.
+        device: `cpu` or `cuda`; None is the GPU if there is one.
+        compute_type: CTranslate2's; None is int8 on a CPU and float16 on a GPU.
+        beam_size: hypotheses that are followed at once; 1 is greedy and faster.
+        workers: recordings that are worked on at once, each on its share of the cores.
+    """
+
+    def __init__(
+        self,
+        model: str = EDEN_TINY,
+        *,
+        language: str | None = None,
+        device: str | None = None,
+        compute_type: str | None = None,
+        beam_size: int = 5,
+        workers: int = 1,
+    ):
+        self.name = model
+        self.language = language
+        self.device = device
+        self.compute_type = compute_type
+        self.beam_size = beam_size
+        self.workers = workers
+        self._loading = threading.Lock()
+
+    @property
+    def model(self) -> WhisperModel:
+        """The loaded Whisper.
+
+        Raises:
+            CheckpointError: there is no such model, or it is incomplete.
+            InputError: it does not know the language.
+        """
+        with self._loading:
+            return self._model
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with what a transcript depends on besides the recording: weights, language, how it is decoded."""
+        decoding = (self.language, self._number_format, self.beam_size, BLOCK_SECONDS, PAUSE_MS, PADDING_MS, JOINED)
+        settings = f"{sha256(self._folder / 'model.bin')} {decoding}"
+        return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+    def transcribe(
+        self,
+        source: AudioSource,
+        *,
+        language: str | None = None,
+        max_bytes: float = MAX_BYTES,
+        max_seconds: float = MAX_SECONDS,
+        on_progress: Progress | None = None,
+    ) -> Transcript:
+        """All words of a recording.
+
+        Args:
+            source: a path, encoded bytes, or a waveform [S].
+            language: of this recording; None is the transcriber's.
+            max_bytes: size limit of the encoded recording, in bytes.
+            max_seconds: limit of its duration, in seconds.
+            on_progress: called after each segment and block.
+
+        Raises:
+            AudioError: missing, not audio, truncated, damaged, or too long.
+            CheckpointError: the Whisper cannot be loaded.
+            InputError: it does not know the language.
+        """
+        self._check_language(language, self.model)  # what is wrong with it is said before anything is decoded
+        pieces: Iterable[Waveform]
+        if isinstance(source, np.ndarray):
+            pieces = [source.astype(np.float32, copy=False)]
+        else:
+            pieces = read_audio(source, max_bytes=max_bytes, max_seconds=max_seconds)
+        segments: list[Segment] = []
+        language, start = language or self.language, 0.0
+        rest = np.zeros(0, dtype=np.float32)
+        for block, is_last in _blocks(pieces):
+            waveform = np.concatenate([rest, block])
+            windows = self._windows(waveform)
+            cut = len(waveform)
+            if not is_last and windows and windows[-1][1] > cut - SAMPLE_RATE:
+                cut = windows.pop()[0]  # the last words may go on in the next block
+            if windows:
+                found, language = self._hear(waveform[:cut], windows, language, start, on_progress)
+                segments += found
+            rest, start = waveform[cut:], start + cut / SAMPLE_RATE
+            if on_progress is not None:
+                on_progress(start)
+        text = " ".join(segment.text for segment in segments)
+        return Transcript(text, language, round(start, 3), tuple(segments))
+
+    def _windows(self, waveform: Waveform) -> list[tuple[int, int]]:
+        """Where somebody speaks, in samples: cut at pauses, joined again while a window has room."""
+        from faster_whisper.vad import VadOptions, get_speech_timestamps
+
+        if len(waveform) < SHORTEST_SPEECH * SAMPLE_RATE:
+            return []
+        longest = self.model.feature_extractor.n_samples
+        options = VadOptions(
+            max_speech_duration_s=longest / SAMPLE_RATE,
+            min_silence_duration_ms=PAUSE_MS,
+            speech_pad_ms=PADDING_MS,
+        )
+        windows: list[tuple[int, int]] = []
+        for span in get_speech_timestamps(waveform, options):
+            if windows and span["end"] - windows[-1][0] <= JOINED * longest:
+                windows[-1] = windows[-1][0], span["end"]
+            else:
+                windows.append((span["start"], span["end"]))
+        return windows
+
+    def _hear(
+        self,
+        waveform: Waveform,
+        windows: list[tuple[int, int]],
+        language: str | None,
+        offset: float,
+        on_progress: Progress | None,
+    ) -> tuple[list[Segment], str]:
+        """The segments of the windows, `offset` seconds later, and the language they are in."""
+        # One greedy temperature, so that a recording always gives the same words; the windows are independent.
+        found, info = self.model.transcribe(
+            waveform,
+            language=language,
+            beam_size=self.beam_size,
+            temperature=0.0,
+            condition_on_previous_text=False,
+            clip_timestamps=[sample / SAMPLE_RATE for window in windows for sample in window],
+        )
+        segments = []
+        for segment in found:
+            start, end = round(offset + segment.start, 3), round(offset + segment.end, 3)
+            segments.append(Segment(start, end, segment.text.strip()))
+            if on_progress is not None:
+                on_progress(end)
+        return segments, info.language
+
+    @cached_property
+    def _folder(self) -> Path:
+        return find_whisper(self.name)
+
+    @cached_property
+    def _device(self) -> str:
+        import ctranslate2
+
+        return self.device or ("cuda" if ctranslate2.get_cuda_device_count() else "cpu")
+
+    @property
+    def _number_format(self) -> str:
+        return self.compute_type or ("float16" if self._device == "cuda" else "int8")
+
+    @cached_property
+    def _model(self) -> WhisperModel:
+        folder = self._folder
+        try:
+            model = whisper_class()(
+                str(folder),
+                device=self._device,
+                compute_type=self._number_format,
+                cpu_threads=0 if self.workers == 1 else 1,
+                num_workers=self.workers,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise CheckpointError(
+                f"the Whisper cannot be loaded ({first_line(error)})",
+                where=str(folder),
+                cure="Copy or download it again.",
+            ) from error
+        self._check_language(self.language, model)
+        return model
+
+    def _check_language(self, language: str | None, model: WhisperModel) -> None:
+        if language is not None and language not in model.supported_languages:
+            known = "English only" if not model.model.is_multilingual else "Whisper's languages, by code as `en`"
+            raise InputError(
+                f"it does not hear the language {language!r}",
+                where=self.name,
+                cure=f"It knows {known}.",
+                kind="unsupported_language",
+            )
+
+
+def find_whisper(name: str) -> Path:
+    """The local folder of a Whisper in CTranslate2's format, downloaded or converted if need be.
+
+    Raises:
+        CheckpointError: there is no such model, or it cannot be converted.
+    """
+    from faster_whisper.utils import available_models, download_model
+
+    folder = EDEN_TINY_WHISPER if name == EDEN_TINY else Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            if name in available_models():
+                return Path(download_model(name))
+            folder = Path(snapshot_download(name))
+        except Exception as error:  # the hub's client, httpx and the file system each have their own
+            raise CheckpointError(
+                f"no such folder, and no such Whisper on the hub ({first_line(error)})",
+                where=name,
+                cure="Give a size (tiny, base, small, ...), a hub id or a folder, and check the network.",
+            ) from error
+    if (folder / "model.bin").exists():
+        return folder
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+    if not weights or not (folder / "config.json").exists():
+        raise CheckpointError(
+            "the folder holds no Whisper", where=str(folder), cure="Give one in CTranslate2's or Hugging Face's format."
+        )
+    return _converted(folder, weights)
+
+
+def _converted(folder: Path, weights: list[Path]) -> Path:
+    """A Hugging Face Whisper in CTranslate2's format, made once for the same weights and kept in the cache."""
+    contents = " ".join(map(sha256, (folder / "config.json", *weights)))
+    target = cache_folder() / "whisper" / hashlib.sha256(contents.encode()).hexdigest()[:16]
+    if not (target / "model.bin").exists():
+        convert_whisper(folder, target, quantization="float16")
+    return target
+
+
+def convert_whisper(folder: Path, target: Path, *, quantization: str) -> None:
+    """Writes a Hugging Face Whisper in CTranslate2's format, with all that faster-whisper reads beside it.
+
+    Args:
+        folder: of a `WhisperForConditionalGeneration` with tokenizer and feature extractor.
+        target: the folder to write.
+        quantization: CTranslate2's number format of the weights on disk.
+
+    Raises:
+        CheckpointError: it is no complete Whisper.
+        StorageError: the disk is full or not writable.
+    """
+    from ctranslate2.converters import TransformersConverter
+    from transformers import AutoTokenizer, WhisperFeatureExtractor
+
+    with new_folder(target) as new:
+        try:
+            TransformersConverter(str(folder)).convert(str(new), quantization=quantization, force=True)
+            AutoTokenizer.from_pretrained(folder).backend_tokenizer.save(str(new / "tokenizer.json"))
+            WhisperFeatureExtractor.from_pretrained(folder).save_pretrained(new)
+        except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise CheckpointError(
+                f"no Whisper that can be converted ({first_line(error)})",
+                where=str(folder),
+                cure="Give a complete Whisper checkpoint: weights, tokenizer and preprocessor_config.json.",
+            ) from error
+
+
+def _blocks(pieces: Iterable[Waveform]) -> Iterator[tuple[Waveform, bool]]:
+    """Pieces joined to blocks of `BLOCK_SECONDS`, each with whether it is the last."""
+    size, held, count = BLOCK_SECONDS * SAMPLE_RATE, [np.zeros(0, dtype=np.float32)], 0
+    for piece in pieces:
+        held.append(piece)
+        count += len(piece)
+        while count > size:
+            joined = np.concatenate(held)
+            yield joined[:size], False
+            held, count = [joined[size:]], count - size
+    yield np.concatenate(held), True
+
+
+def _srt_time(seconds: float) -> str:
+    whole = round(seconds * 1000)
+    return f"{whole // 3_600_000:02}:{whole // 60_000 % 60:02}:{whole // 1000 % 60:02},{whole % 1000:03}"

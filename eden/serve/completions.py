@@ -1,0 +1,220 @@
+"""`POST /v1/chat/completions`: from a body to answers, whole or as a stream of events.
+
+    body -> ChatRequest -> messages -> Service: hear, open images, submit -> Generations -> completion | chunks
+
+Whoever hangs up is noticed while waiting and while streaming; the answers end at their next token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from ..errors import EdenError
+from ..inference.request import Generation
+from .fetch import fetch_image
+from .responses import (
+    AnswerMessage,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChunkChoice,
+    Delta,
+    logprobs,
+    usage,
+)
+from .schema import ChatRequest, RequestError, check_model, parse_chat_request, to_messages, to_request_error
+from .service import Service
+
+
+class ClientGone(Exception):
+    """Whoever asked has hung up; there is nobody to answer."""
+
+
+async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, list[Generation]]:
+    """Checks and reads a request, and puts its question into the queue.
+
+    Raises:
+        RequestError: it is refused, with the field that is to blame.
+        EdenError: the engine is full or gone.
+    """
+    limits = service.settings.limits
+    request = await service.in_thread(parse_chat_request, body, limits)
+    check_model(request.model, service.name)
+    fetch = None
+    if hosts := service.settings.image_hosts:
+
+        def fetch(url: str, where: str) -> bytes:
+            return fetch_image(url, hosts=hosts, max_bytes=limits.image_bytes, where=where)
+
+    try:
+        messages = await service.in_thread(to_messages, request, limits, fetch)
+        if any(message.audio for message in messages):
+            messages = await service.in_thread(service.hear, messages, hearing=True)
+
+        def submit() -> list[Generation]:
+            # In one go: decoded images are large, and so are held by as many requests as there are threads, at most.
+            return service.submit(
+                service.open_images(messages),
+                max_new_tokens=request.max_new_tokens,
+                n=request.n or 1,
+                temperature=1.0 if request.temperature is None else request.temperature,
+                top_p=1.0 if request.top_p is None else request.top_p,
+                top_k=request.top_k or 0,
+                repetition_penalty=request.repetition_penalty or 1.0,
+                seed=request.seed,
+                stop=request.stop_strings,
+                logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            )
+
+        return request, await service.in_thread(submit)
+    except EdenError as error:
+        raise to_request_error(error, param="messages") from error
+
+
+async def whole_answer(service: Service, http: Request, generations: Sequence[Generation]) -> Response:
+    """Waits for all choices, then answers.
+
+    Raises:
+        ClientGone: the client hung up.
+        RequestError: an answer failed, or took too long.
+    """
+    gone = asyncio.ensure_future(hung_up(http))
+    answers = asyncio.ensure_future(asyncio.gather(*map(_collect, generations)))
+    try:
+        await asyncio.wait((gone, answers), return_when=asyncio.FIRST_COMPLETED)
+        if not answers.done():
+            raise ClientGone
+        tokens = answers.result()
+    finally:
+        for task in (gone, answers):
+            task.cancel()
+        await asyncio.gather(gone, answers, return_exceptions=True)
+        end(service, generations)
+    tokenizer = service.assistant.processor.tokenizer
+    choices = [
+        Choice(
+            index=index,
+            message=AnswerMessage(content=generation.text),
+            logprobs=logprobs(tokenizer, tuple(tokens[index])),
+            finish_reason=_finish_reason(generation),
+        )
+        for index, generation in enumerate(generations)
+    ]
+    completion = ChatCompletion(model=service.name, choices=choices, usage=usage(list(generations)))
+    return JSONResponse(completion.model_dump())
+
+
+class AnswerStream(StreamingResponse):
+    """The choices as they are written, as server-sent events.
+
+    Args:
+        service: the model.
+        request: what was asked.
+        generations: its choices.
+        on_end: called once the stream has ended, whatever way.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        request: ChatRequest,
+        generations: Sequence[Generation],
+        on_end: Callable[[], None],
+    ):
+        include_usage = request.stream_options is not None and request.stream_options.include_usage
+        super().__init__(
+            _events(service, generations, include_usage),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+        self._service, self._generations, self._on_end = service, generations, on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # not in the events themselves: one who hangs up before the first never starts them
+            end(self._service, self._generations)
+            self._on_end()
+
+
+async def _events(service: Service, generations: Sequence[Generation], include_usage: bool) -> AsyncIterator[str]:
+    first = ChatCompletionChunk(model=service.name, choices=[])
+    tokenizer = service.assistant.processor.tokenizer
+
+    def event(*choices: ChunkChoice, **more: Any) -> str:
+        chunk = first.model_copy(update={"choices": list(choices), **more})
+        hidden = None if include_usage else {"usage"}
+        return f"data: {chunk.model_dump_json(exclude=hidden)}\n\n"
+
+    # With several choices their chunks interleave as they come.
+    queue: asyncio.Queue[ChunkChoice | Exception] = asyncio.Queue()
+
+    async def read(index: int, generation: Generation) -> None:
+        try:
+            queue.put_nowait(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
+            async for piece in generation:
+                delta = Delta(content=piece.text)
+                queue.put_nowait(ChunkChoice(index=index, delta=delta, logprobs=logprobs(tokenizer, piece.tokens)))
+            queue.put_nowait(ChunkChoice(index=index, delta=Delta(), finish_reason=_finish_reason(generation)))
+        except Exception as error:  # whatever it is, who reads must hear of it
+            queue.put_nowait(error)
+
+    readers = [asyncio.ensure_future(read(index, generation)) for index, generation in enumerate(generations)]
+    try:
+        unfinished = len(readers)
+        while unfinished:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                # The status was sent long ago: the error is an event, and no finish reason is made up.
+                yield f"data: {json.dumps(to_request_error(item).to_dict())}\n\n"
+                return
+            yield event(item)
+            unfinished -= item.finish_reason is not None
+        if include_usage:
+            yield event(usage=usage(list(generations)))
+        yield "data: [DONE]\n\n"
+    finally:
+        for reader in readers:
+            reader.cancel()
+
+
+async def hung_up(http: Request) -> None:
+    """Returns once the client is gone. Its body must have been read."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def end(service: Service, generations: Sequence[Generation]) -> None:
+    """Ends what still runs, and counts it."""
+    for generation in generations:
+        generation.cancel()
+        service.metrics.count_answer(generation)
+
+
+async def _collect(generation: Generation) -> list[Any]:
+    return [token async for piece in generation for token in piece.tokens]
+
+
+def _finish_reason(generation: Generation) -> Any:
+    """OpenAI's word for how an answer ended.
+
+    Raises:
+        RequestError: it did not come to its end.
+    """
+    if generation.finish_reason == "deadline":
+        raise RequestError(
+            "the answer took too long. Ask for a shorter one, or in a moment",
+            code="deadline_exceeded",
+            status=503,
+            headers={"Retry-After": "5"},
+        )
+    if generation.finish_reason == "cancelled":  # only a server that closes ends what somebody still waits for
+        raise RequestError("the server is closing", code="engine_stopped", status=503, headers={"Retry-After": "10"})
+    return generation.finish_reason

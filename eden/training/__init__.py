@@ -1,0 +1,1 @@
+"""Training: a recipe becomes an artifact."""

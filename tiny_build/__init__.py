@@ -1,0 +1,1 @@
+"""Makes eden-tiny's weights from nothing; no part of the package."""
