@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -145,3 +146,17 @@ def test_the_public_surface() -> None:
     assert all(hasattr(eden, name) for name in eden.__all__)
     raised = {name for name, value in vars(errors).items() if isinstance(value, type)}
     assert raised <= set(eden.__all__)
+
+
+@pytest.mark.parametrize(
+    "page", [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name
+)
+def test_the_files_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`((?:eden|tiny_build|bench|tests|examples)/[\w./-]+)`", page.read_text())
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_files_that_the_architecture_names_in_short_exist() -> None:
+    named = re.findall(r"`(\w+\.py)`", (ROOT / "docs/architecture.md").read_text())
+    there = {path.name for path in MODULES.values()} | {"app.py"}  # written by `eden export --to space`
+    assert named and not set(named) - there

@@ -10,14 +10,14 @@ What cannot move here, and is tested all the same:
                               (`_supports_*`, `_tied_weights_keys`, ...), and the parts of CLIP's tower by name
     model/processing.py       transformers: `_get_num_multimodal_tokens`, which vLLM asks for
     model/, inference         transformers: names imported from modules that its documentation leaves out
-    parallel.py, trainer.py   transformers: methods of Trainer that are overridden: `_prepare_inputs`, `_run_epoch`,
+    training/                 transformers: methods of Trainer that are overridden: `_prepare_inputs`, `_run_epoch`,
                               `_get_train_sampler`, `_get_eval_sampler`, `_save_checkpoint`, `_save_rng_state`; its
-                              `_initial_global_step`; and that `trainer_state.json` is a checkpoint's last file
-    resume.py                 accelerate: the name of the weights' file in a checkpoint with FSDP
-    four_bits.py              bitsandbytes: `quant_state` of a weight; transformers: `hf_quantizer` of a model
+                              `_initial_global_step`; and that `trainer_state.json` is a checkpoint's last file;
+                              accelerate: the name of the weights' file in a checkpoint with FSDP
+    checkpoint/four_bits.py   bitsandbytes: `quant_state` of a weight; transformers: `hf_quantizer` of a model
     core/numeric_format.py    torch: which instructions oneDNN and this CPU have
-    serve/gate.py             Gradio: the addresses that its page asks for
-    speech.py                 faster-whisper: the window's length and the languages of a loaded model
+    serve/gradio_middleware.py  Gradio: the addresses that its page asks for
+    media/speech.py           faster-whisper: the window's length and the languages of a loaded model
 
 eden/model/ travels with a checkpoint and imports nothing of Eden; an override has to stand in its class.
 """
