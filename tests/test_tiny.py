@@ -97,7 +97,8 @@ def test_it_answers_in_a_conversation_and_declines_a_photograph(assistant: eden.
 def test_the_build_runs_from_nothing_to_an_artifact(tmp_path: Path) -> None:
     config = BuildConfig(
         seed=3, scenes=128, contrastive_steps=2, contrastive_batch=16, question_steps=2, question_batch=4,
-        practice_steps=2, foreign_pictures=16, conversation_steps=2, behind_steps=2, conversation_batch=4,
+        practice_steps=2, foreign_pictures=16, conversation_steps=2, colour_steps=1, behind_steps=2,
+        conversation_batch=4, behind_batch=4,
         questions_asked=9,
     )  # fmt: skip
     photographs = sorted(PHOTOGRAPHS.glob("*.jpg"))

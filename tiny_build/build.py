@@ -6,7 +6,7 @@
 4. practice of what is hardest to learn, on new pictures; saved to `DIR/seed-0-practice`
 5. conversations in any order, with pictures in any place, among them pictures that are not of the world; saved to
    `DIR/seed-0-conversations`
-6. more of them, most with the picture behind the words
+6. questions that the picture follows: first those that look for a colour, then all, and conversations with them
 7. the accuracies, measured with the weights as they are saved
 
 A build that was cut off goes on from the last stage that was saved. The photographs of the last stages are those that
@@ -24,7 +24,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,26 @@ from eden.evaluate import evaluate, open_task
 from eden.inference.assistant import Assistant
 from eden.model import MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from eden.model.attention import PACKED_SDPA
-from eden.tiny.conversations import ANYWHERE, CONTEXTS, MOSTLY_BEHIND
+from eden.tiny.conversations import ANYWHERE, CONTEXTS
 from eden.tiny.foreign import open_photographs
 from eden.tiny.world import sample_scene
 
-from .curriculum import TALKED_ABOUT, BuildConfig, answer_questions, conversation, encode_pool, train_language
+from .curriculum import (
+    ASKED_FIRST,
+    FOUND_BY_COLOUR,
+    TALKED_ABOUT,
+    BuildConfig,
+    Example,
+    answer_questions,
+    conversation,
+    encode_pool,
+    question_first,
+    train_language,
+)
 from .tower import Pool, near_misses, train_tower
 from .untrained import build_tokenizer, new_model, new_processor
 
+REPORT = "build_report.json"
 JUDGED_ON = {"chelsea", "rocket"}
 """Those of scikit-image's pictures that are in `photographs/`."""
 
@@ -64,25 +76,25 @@ def build(config: BuildConfig, out: Path, console: Console, photographs: Sequenc
         console: where progress is shown.
         photographs: pictures that are not of the world, to be declined.
     """
-    questions, practice, conversations = (
-        out.with_name(f"{out.name}-{stage}") for stage in ("questions", "practice", "conversations")
-    )
-    if not (conversations / "build_report.json").exists():
-        if not (practice / "build_report.json").exists():
-            if not (questions / "build_report.json").exists():
-                _learn_questions(config, questions, console)
-            _practise(config, questions, practice, console)
-        _converse(config, practice, conversations, console, photographs)
-    _converse(config, conversations, out, console, photographs, behind=True)
-    world = evaluate(
-        Assistant(checkpoints.load(str(out))), open_task("world", limit=config.questions_asked), console=console
-    ).to_dict()
+    stages: list[tuple[str, Callable[[Path, Path], None]]] = [
+        ("questions", lambda _, to: _learn_questions(config, to, console)),
+        ("practice", lambda start, to: _practise(config, start, to, console)),
+        ("conversations", lambda start, to: _converse(config, start, to, console, photographs)),
+        ("", lambda start, to: _answer_first_words(config, start, to, console, photographs)),
+    ]
+    folders = [out.with_name(f"{out.name}-{name}") if name else out for name, _ in stages]
+    whole = [number for number, folder in enumerate(folders) if (folder / REPORT).exists()]
+    for number in range(whole[-1] + 1 if whole else 0, len(stages)):
+        stages[number][1](folders[number - 1], folders[number])
+    assistant = Assistant(checkpoints.load(str(out)))
+    world = evaluate(assistant, open_task("world", limit=config.questions_asked), console=console).to_dict()
     del world["model"]  # a path
     report = {
         "config": asdict(config),
         "torch": torch.__version__,
         "photographs": sorted(path.name for path in photographs),
-        **json.loads((out / "build_report.json").read_text()),
+        "parameters": assistant.checkpoint.core.num_parameters(),
+        **json.loads((out / REPORT).read_text()),
         "world": world,
     }
     _write_report(out, report)
@@ -123,46 +135,71 @@ def _practise(config: BuildConfig, first: Path, out: Path, console: Console) -> 
     pool = Pool.draw([sample_scene(rng, "train") for _ in range(config.scenes)], rng, console)
     answer_questions(model, processor, pool, config, console, practice=True)
     _save(model, processor, out)
-    report = json.loads((first / "build_report.json").read_text())
-    report["stages"].append(_effort("4", started))
-    _write_report(out, report)
+    _report_stage(first, out, "4", started)
 
 
-def _converse(
-    config: BuildConfig,
-    first: Path,
-    out: Path,
-    console: Console,
-    photographs: Sequence[Path],
-    *,
-    behind: bool = False,
-) -> None:
-    """Conversations in any order; `behind`: most pictures stand behind the words, which takes longest to learn."""
+def _converse(config: BuildConfig, first: Path, out: Path, console: Console, photographs: Sequence[Path]) -> None:
+    """Conversations in any order."""
     started = time.monotonic()
     model, processor = _load(config, first)
-    name, kinds, positions = "conversation", TALKED_ABOUT, ANYWHERE
-    if behind:
-        name, kinds, positions = "behind", [*TALKED_ABOUT, "existence", "shape", "count", "relation"], MOSTLY_BEHIND
-    rng = random.Random(f"{name} pool {config.seed}")
-    pool = Pool.draw([sample_scene(rng, "train") for _ in range(config.scenes)], rng, console)
-    pool = pool.with_foreign(config.foreign_pictures, open_photographs(photographs), rng)
-    features = encode_pool(model, processor, pool, console)
-    rng = random.Random(f"{name} {config.seed}")
+    pool, features, rng = _look_at_new_pictures(config, "conversation", model, processor, photographs, console)
     train_language(
         model,
         features,
-        lambda: conversation(pool, processor, kinds, positions, rng),
+        lambda: conversation(pool, processor, TALKED_ABOUT, ANYWHERE, rng),
         config,
         console,
-        name=name,
-        steps=config.behind_steps if behind else config.conversation_steps,
+        name="conversation",
+        steps=config.conversation_steps,
         batch=config.conversation_batch,
         rate=config.conversation_rate,
     )
     _save(model, processor, out)
-    report = json.loads((first / "build_report.json").read_text())
-    report["parameters"] = model.num_parameters()
-    report["stages"].append(_effort("6" if behind else "5", started))
+    _report_stage(first, out, "5", started)
+
+
+def _answer_first_words(
+    config: BuildConfig, first: Path, out: Path, console: Console, photographs: Sequence[Path]
+) -> None:
+    """Questions that stand before their picture, which takes longest to learn; then with conversations among them."""
+    started = time.monotonic()
+    model, processor = _load(config, first)
+    pool, features, rng = _look_at_new_pictures(config, "behind", model, processor, photographs, console)
+
+    def any_words() -> Example:
+        if rng.random() < config.behind_share:
+            return question_first(pool, processor, ASKED_FIRST, 0.7, rng)
+        return conversation(pool, processor, TALKED_ABOUT, ANYWHERE, rng)
+
+    for name, draw, steps in (
+        ("colours", lambda: question_first(pool, processor, FOUND_BY_COLOUR, 1.0, rng), config.colour_steps),
+        ("behind", any_words, config.behind_steps),
+    ):
+        batch, rate = config.behind_batch, config.behind_rate
+        train_language(model, features, draw, config, console, name=name, steps=steps, batch=batch, rate=rate)
+    _save(model, processor, out)
+    _report_stage(first, out, "6", started)
+
+
+def _look_at_new_pictures(
+    config: BuildConfig,
+    name: str,
+    model: MultimodalPhiForConditionalGeneration,
+    processor: MultimodalPhiProcessor,
+    photographs: Sequence[Path],
+    console: Console,
+) -> tuple[Pool, torch.Tensor, random.Random]:
+    """A stage's own pictures, some of them not of the world, with their features; and its source of chance."""
+    rng = random.Random(f"{name} pool {config.seed}")
+    pool = Pool.draw([sample_scene(rng, "train") for _ in range(config.scenes)], rng, console)
+    pool = pool.with_foreign(config.foreign_pictures, open_photographs(photographs), rng)
+    return pool, encode_pool(model, processor, pool, console), random.Random(f"{name} {config.seed}")
+
+
+def _report_stage(first: Path, out: Path, stage: str, started: float) -> None:
+    """The report of the stage before, and this one's."""
+    report = json.loads((first / REPORT).read_text())
+    report["stages"].append(_effort(stage, started))
     _write_report(out, report)
 
 
@@ -186,7 +223,7 @@ def _effort(stages: str, started: float) -> dict[str, Any]:
 
 
 def _write_report(folder: Path, report: dict[str, Any]) -> None:
-    files.write_file(folder / "build_report.json", json.dumps(report, indent=2) + "\n")
+    files.write_file(folder / REPORT, json.dumps(report, indent=2) + "\n")
 
 
 def _save(model: MultimodalPhiForConditionalGeneration, processor: MultimodalPhiProcessor, out: Path) -> None:
@@ -200,7 +237,7 @@ def _save(model: MultimodalPhiForConditionalGeneration, processor: MultimodalPhi
 
 def write_summary(folder: Path, *, out: Path | None = None, shipped: int | None = None) -> Path:
     """Writes `BUILD.md` from the reports of all seeds in the folder, to the folder or to `out`."""
-    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*[0-9]/build_report.json"))]
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob(f"seed-*[0-9]/{REPORT}"))]
     template = Template(
         (Path(__file__).parent / "BUILD.md.jinja").read_text(), trim_blocks=True, keep_trailing_newline=True
     )

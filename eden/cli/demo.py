@@ -20,12 +20,14 @@ from ..media.audio import to_wav
 from ..media.speech_synthesis import speak
 from ..messages import Message
 from ..recipe import load_recipe
+from ..tiny.dataset import write_conversations
 from ..tiny.world import scenes
 from ..training.train import train
 
 QUESTION = "What digit is this?"
 SPOKEN_QUESTION = "What colour is the star?"
 UNSEEN_DIGITS = 360
+WORLD_CONVERSATIONS = 400
 DIGIT_SCALE = 12
 """Pixels per pixel: the scans are 8x8, the pictures 96x96."""
 
@@ -59,13 +61,16 @@ def run_demo(folder: str | Path, console: Console, *, overrides: tuple[str, ...]
     console.print(f"eden-tiny, never shown a digit, reads {before:.0%} of {UNSEEN_DIGITS} right.")
 
     console.rule("3. QLoRA fine-tuning: 4-bit NF4, LoRA on the language model, the projector")
-    recipe = load_recipe(
-        "digits", [f"data.path={train_file}", f"training.output_dir={folder / 'artifact'}", *overrides]
-    )
-    result = train(recipe, console=console)
+    console.print("One sample in five is a conversation about its own world, so that nothing is forgotten.")
+    world_file = write_conversations(folder / "world", WORLD_CONVERSATIONS, seed=0)
+    sources = [{"path": str(train_file), "weight": 4}, {"path": str(world_file), "weight": 1}]
+    mix = ["data.path=null", f"data.sources={json.dumps(sources)}", f"training.output_dir={folder / 'artifact'}"]
+    result = train(load_recipe("digits", [*mix, *overrides]), console=console)
 
     console.rule("4. The same questions again")
-    after = evaluate(Assistant(load(str(result.artifact))), task, console=console).accuracy()
+    assistant = Assistant(load(str(result.artifact)))
+    _ask(assistant, folder / "scene.png", console)
+    after = evaluate(assistant, task, console=console).accuracy()
     console.print(f"Digits it never saw, read right: {before:.0%} before, [bold]{after:.0%} after[/].")
     return DemoResult(before, after, UNSEEN_DIGITS, result.artifact, result.report)
 
@@ -115,10 +120,14 @@ def _ask_about_a_picture(assistant: Assistant, path: Path, console: Console) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
     console.print(f"the picture: {path}")
-    for question in ("Describe the picture.", "How many objects are there?"):
-        console.print(f"  {question} [bold]{assistant.ask(question, images=[path])}[/]")
+    _ask(assistant, path, console)
     recording = write_file(path.with_name("question.wav"), to_wav(speak(SPOKEN_QUESTION)))
     console.print(f"a spoken question: {recording}")
     (message,) = assistant.hear([Message.user("", [path], [recording])])
     answer = "".join(assistant.reply([message], Sampling()))
     console.print(f'  heard "{message.text}" [bold]{answer}[/]')
+
+
+def _ask(assistant: Assistant, path: Path, console: Console) -> None:
+    for question in ("Describe the picture.", "How many objects are there?"):
+        console.print(f"  {question} [bold]{assistant.ask(question, images=[path])}[/]")

@@ -18,7 +18,6 @@ from .world import Scene, sample_scene, scenes
 Position: TypeAlias = Literal["before", "behind", "between"]
 POSITIONS: tuple[Position, ...] = ("before", "behind", "between")
 ANYWHERE: tuple[Position, ...] = (*POSITIONS, "before", "behind")
-MOSTLY_BEHIND: tuple[Position, ...] = ("behind", "behind", "between", "before", "behind")
 OPENINGS = ("Look at this picture.", "Here is a picture.", "I have a question.", "Look!", "Please answer.", "And this?")
 SYSTEM = (
     "You are a helpful assistant.",
