@@ -195,7 +195,7 @@ def test_every_fault_is_named_counted_and_skippable(folder: Path, kind: str, rec
     (fault,) = report.faults
     assert (fault.kind, fault.sample_id) == (kind, "7")
     assert fault.where == f"{path} record 2 (id 7)"
-    assert fault.message and fault.cure
+    assert fault.message and fault.hint
     assert (report.samples, report.faulty, [sample.id for sample in samples]) == (2, 1, ["good"])
 
     with pytest.raises(DataError, match=r"record 2 \(id 7\)") as caught:

@@ -74,7 +74,7 @@ def open_with_media(
     """
     for what, given in (("images", images), ("recordings", audio)):
         if given is not None and not Path(given).is_dir():
-            raise DataError(f"no such folder of {what}", where=str(given), cure="Check the path.")
+            raise DataError(f"no such folder of {what}", where=str(given), hint="Check the path.")
     data = open_data(path)
     return data, Media(Folder(images or data.folder), Path(audio or data.folder))
 
@@ -102,7 +102,7 @@ def read_samples(
 
 
 def empty_error(data: DataFile) -> DataError:
-    return DataError("the data set is empty", where=data.path, cure="Give a file with at least one record.")
+    return DataError("the data set is empty", where=data.path, hint="Give a file with at least one record.")
 
 
 def to_sample(data: DataFile, record: Record, media: Media) -> Sample | RecordError:
@@ -112,7 +112,7 @@ def to_sample(data: DataFile, record: Record, media: Media) -> Sample | RecordEr
     try:
         return Sample(own_id or str(record.number), parse(record, media), where)
     except RecordError as error:
-        return RecordError(error.kind, error.what, cure=str(error.cure), where=where, sample_id=own_id)
+        return RecordError(error.kind, error.what, hint=str(error.hint), where=where, sample_id=own_id)
 
 
 def id_of(record: Record) -> str | None:
@@ -136,7 +136,7 @@ def parse(record: Record, media: Media) -> tuple[Message, ...]:
         raise RecordError(
             "control_token",
             f"the text contains the control token {found.group()}",
-            cure="Remove it; the chat template writes the control tokens.",
+            hint="Remove it; the chat template writes the control tokens.",
         )
     _check_characters(text, "the text")
     return messages
@@ -147,14 +147,14 @@ def _check_characters(text: str, noun: str) -> None:
         raise RecordError(
             "bad_text",
             f"{noun} contains half a character, \\u{ord(lone.group()):x}",
-            cure="Write whole characters; the text was cut inside one.",
+            hint="Write whole characters; the text was cut inside one.",
         )
 
 
 def _messages(record: Record, media: Media) -> tuple[Message, ...]:
     value = record.value
     if not isinstance(value, dict):
-        raise RecordError("bad_record", "the record is not an object", cure="Write one JSON object a record.")
+        raise RecordError("bad_record", "the record is not an object", hint="Write one JSON object a record.")
     if isinstance(value.get("conversations"), list):
         return _from_llava(value, _sources(record, media))
     if isinstance(value.get("messages"), list):
@@ -166,7 +166,7 @@ def _messages(record: Record, media: Media) -> tuple[Message, ...]:
     raise RecordError(
         "bad_record",
         "the record has neither `conversations` nor `messages`",
-        cure="Use LLaVA's format or OpenAI's messages.",
+        hint="Use LLaVA's format or OpenAI's messages.",
     )
 
 
@@ -192,7 +192,7 @@ def _names(given: Any, key: str) -> list[Any]:
     names = [] if given is None else given if isinstance(given, list) else [given]
     for name in names:
         if not (isinstance(name, str) and name) and not (key == "image" and isinstance(name, dict)):
-            raise RecordError("bad_record", f"`{key}` is neither a name nor a list of names", cure="Write file names.")
+            raise RecordError("bad_record", f"`{key}` is neither a name nor a list of names", hint="Write file names.")
     return names
 
 
@@ -200,19 +200,19 @@ def _embedded(name: dict[str, Any], record: Record) -> bytes:
     """The image itself where the record came with it, as Parquet's do."""
     index = name.get("embedded")
     if not isinstance(index, int) or not 0 <= index < len(record.embedded):
-        raise RecordError("bad_record", "`image` is neither a name nor a list of names", cure="Write file names.")
+        raise RecordError("bad_record", "`image` is neither a name nor a list of names", hint="Write file names.")
     return record.embedded[index]
 
 
 def _from_llava(value: Mapping[str, Any], sources: _Sources) -> tuple[Message, ...]:
     turns = value["conversations"]
     if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
-        raise RecordError("bad_record", "a turn lacks its text in `value`", cure="Write {from, value} turns.")
-    _check_places([turn["value"] for turn in turns], sources)
+        raise RecordError("bad_record", "a turn lacks its text in `value`", hint="Write {from, value} turns.")
+    _check_placeholders([turn["value"] for turn in turns], sources)
     return tuple(Message(_role(LLAVA_ROLES, turn.get("from")), _with_media(turn["value"], sources)) for turn in turns)
 
 
-def _check_places(texts: list[str], sources: _Sources) -> None:
+def _check_placeholders(texts: list[str], sources: _Sources) -> None:
     """As many placeholders as files."""
     text = "\n".join(texts)
     for placeholder, found in sources.items():
@@ -222,7 +222,7 @@ def _check_places(texts: list[str], sources: _Sources) -> None:
             raise RecordError(
                 f"{key}_count",
                 f"the text has {wanted} {placeholder} and the record {len(found)} {noun}{'s' * (len(found) != 1)}",
-                cure=f"Write one {placeholder} for each {noun}.",
+                hint=f"Write one {placeholder} for each {noun}.",
             )
 
 
@@ -254,9 +254,9 @@ def _tidy(parts: list[Part]) -> tuple[Part, ...]:
 def _from_openai(turns: list[Any], value: Mapping[str, Any], sources: _Sources, media: Media) -> tuple[Message, ...]:
     for turn in turns:
         if not isinstance(turn, dict):
-            raise RecordError("bad_record", "a turn is not an object", cure="Write {role, content} turns.")
+            raise RecordError("bad_record", "a turn is not an object", hint="Write {role, content} turns.")
         if not isinstance(turn.get("content"), str | list):
-            raise RecordError("bad_record", "a turn lacks its content", cure="Write a string or a list of parts.")
+            raise RecordError("bad_record", "a turn lacks its content", hint="Write a string or a list of parts.")
     if value.get("images") is None and value.get("image") is None:
         # Without files beside the turns, `<image>` in a text is a word like any other.
         return tuple(Message(_role(OPENAI_ROLES, turn.get("role")), _content(turn, media)) for turn in turns)
@@ -269,7 +269,9 @@ def _with_images(turns: list[dict[str, Any]], sources: _Sources, media: Media) -
     first = next((index for index, turn in enumerate(turns) if turn.get("role") == "user"), 0)
     if turns and not any("<image>" in part for parts in written for part in parts if isinstance(part, str)):
         written[first] = ["<image>"] * len(sources["<image>"]) + written[first]
-    _check_places([part for parts in written for part in parts if isinstance(part, str)], sources | {"<audio>": []})
+    _check_placeholders(
+        [part for parts in written for part in parts if isinstance(part, str)], sources | {"<audio>": []}
+    )
     messages = []
     for turn, parts in zip(turns, written, strict=True):
         content: list[Part] = []
@@ -298,7 +300,7 @@ def _placeholders(content: str | list[Any]) -> list[Any]:
 def _from_pairs(pairs: list[Any]) -> list[Any]:
     """The Cauldron's `texts`: a question and its answer in one object."""
     if not all(isinstance(pair, dict) and {"user", "assistant"} <= pair.keys() for pair in pairs):
-        raise RecordError("bad_record", "`texts` holds no {user, assistant} pairs", cure="Write both in each of them.")
+        raise RecordError("bad_record", "`texts` holds no {user, assistant} pairs", hint="Write both in each of them.")
     return [{"role": role, "content": pair[role]} for pair in pairs for role in ("user", "assistant")]
 
 
@@ -307,7 +309,7 @@ def _from_metadata(record: Record, media: Media) -> tuple[Message, ...]:
     value = record.value
     name, question, answer = value["file_name"], value.get("question"), value.get("answer")
     if not (images := _images(name or None, record, media)):
-        raise RecordError("bad_record", "the record names no image", cure="Write its `file_name`.")
+        raise RecordError("bad_record", "the record names no image", hint="Write its `file_name`.")
     if question is None and answer is None:
         answer = value.get("text")
         question = caption_request(f"{name} {id_of(record) or record.number}")
@@ -315,7 +317,7 @@ def _from_metadata(record: Record, media: Media) -> tuple[Message, ...]:
         raise RecordError(
             "bad_record",
             "the record has neither `question` and `answer` nor `text`",
-            cure="Write a question with its answer, or a caption as `text`.",
+            hint="Write a question with its answer, or a caption as `text`.",
         )
     return Message("user", (*images, Text(question))), Message("assistant", (Text(answer),))
 
@@ -345,7 +347,7 @@ def _part(part: Any, media: Media) -> Part:
             return Audio(_decoded(source.partition(";base64,")[2], "audio"))
         return Audio(media.recording(_local(source, "audio")))
     raise RecordError(
-        "bad_record", f"a part of type {kind!r} is not known", cure="Use text, image_url and input_audio parts."
+        "bad_record", f"a part of type {kind!r} is not known", hint="Use text, image_url and input_audio parts."
     )
 
 
@@ -355,7 +357,7 @@ def _source(part: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     if isinstance(source, dict):
         source = source.get("url") or source.get("path")
     if not isinstance(source, str) or not source:
-        raise RecordError("bad_record", f"a part of type {part['type']} names no file", cure="Write its path.")
+        raise RecordError("bad_record", f"a part of type {part['type']} names no file", hint="Write its path.")
     return source
 
 
@@ -365,20 +367,20 @@ def _decoded(payload: str, kind: str) -> bytes:
             return base64.b64decode(payload, validate=True)
     except binascii.Error:
         pass
-    cure = "Write data:image/png;base64,..." if kind == "image" else 'Write {"data": BASE64, "format": "wav"}.'
-    raise RecordError(f"damaged_{kind}", "the data is not valid base64", cure=cure)
+    hint = "Write data:image/png;base64,..." if kind == "image" else 'Write {"data": BASE64, "format": "wav"}.'
+    raise RecordError(f"damaged_{kind}", "the data is not valid base64", hint=hint)
 
 
 def _local(source: str, kind: str) -> str:
     """The name of a file, if it can be one of this machine."""
     if source.startswith(("http://", "https://")):
         noun = "image" if kind == "image" else "recording"
-        raise RecordError(f"remote_{kind}", f"the {noun} {source} is remote", cure="Download it and write its path.")
+        raise RecordError(f"remote_{kind}", f"the {noun} {source} is remote", hint="Download it and write its path.")
     _check_characters(source, "the name of a file")
     return source
 
 
 def _role(roles: Mapping[str, Role], name: Any) -> Role:
     if not isinstance(name, str) or name not in roles:
-        raise RecordError("unknown_role", f"unknown speaker {name!r}", cure=f"Use one of {', '.join(roles)}.")
+        raise RecordError("unknown_role", f"unknown speaker {name!r}", hint=f"Use one of {', '.join(roles)}.")
     return roles[name]

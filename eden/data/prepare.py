@@ -71,7 +71,7 @@ def _split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Sampl
         raise RecipeError(
             f"{len(samples)} samples leave none to train on when {number} are held out",
             where="data.eval_fraction",
-            cure="Give more samples, or data.eval_path.",
+            hint="Give more samples, or data.eval_path.",
         )
     chosen = np.zeros(len(samples), dtype=bool)
     chosen[order[:number]] = True
@@ -93,7 +93,7 @@ def _mix(samples: Samples, sources: Sequence[SourceSection], seed: int) -> Sampl
             raise RecipeError(
                 f"{source.path} gives no sample to train on",
                 where="data.sources",
-                cure="Raise its weight, give it more samples, or leave it out.",
+                hint="Raise its weight, give it more samples, or leave it out.",
             )
         rest = random.Random(f"{seed} {index}").sample(found.tolist(), number % len(found))
         drawn += [*[found] * (number // len(found)), np.array(rest, dtype=np.int64)]
@@ -109,11 +109,11 @@ def _in_words(samples: Samples, recipe: Recipe, skipped: list[str], console: Con
     transcripts = TranscriptStore(Transcriber(speech_model_of_run(recipe.model), workers=os.cpu_count() or 1))
     with progress(console) as bar:
         task = bar.add_task("transcribing", total=None)
-        heard, faults = transcribe_samples(
+        transcribed, faults = transcribe_samples(
             samples,
             transcripts,
             on_error=recipe.data.on_error,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     skipped.extend(str(fault) for fault in faults)
-    return Samples.of(SampleList(heard))
+    return Samples.of(SampleList(transcribed))

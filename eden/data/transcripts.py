@@ -20,7 +20,7 @@ import numpy as np
 from ..core.files import cache_folder, sha256, storage_error
 from ..errors import AudioError, DataError
 from ..media.speech import Transcriber
-from ..messages import AudioSource, hear
+from ..messages import AudioSource, transcribe_message
 from .formats import Sample
 
 
@@ -87,7 +87,7 @@ def transcribe_samples(
     on_error: Literal["fail", "skip"] = "fail",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Sample], list[DataError]]:
-    """The samples with each recording as text (`eden.messages.hear`), and the errors of those left out.
+    """The samples with each recording as text (`eden.messages.transcribe_message`), and the errors of those left out.
 
     Args:
         samples: checked samples.
@@ -100,7 +100,7 @@ def transcribe_samples(
     """
     spoken = {_name(part.source): part.source for sample in samples for m in sample.messages for part in m.audio}
 
-    heard_in: dict[str, str | AudioError] = {}
+    transcripts: dict[str, str | AudioError] = {}
 
     def attempt(source: AudioSource) -> str | AudioError:
         try:
@@ -109,28 +109,30 @@ def transcribe_samples(
             return error
 
     def words(source: AudioSource) -> str:
-        found = heard_in[_name(source)]
+        found = transcripts[_name(source)]
         if isinstance(found, AudioError):
             raise found
         return found
 
     with ThreadPoolExecutor(store.transcriber.workers) as pool:
         for name, found in zip(spoken, pool.map(attempt, spoken.values()), strict=True):
-            heard_in[name] = found
+            transcripts[name] = found
             if on_progress is not None:
-                on_progress(len(heard_in), len(spoken))
-    heard: list[Sample] = []
+                on_progress(len(transcripts), len(spoken))
+    transcribed: list[Sample] = []
     faults: list[DataError] = []
     for sample in samples:
         try:
-            heard.append(replace(sample, messages=tuple(hear(message, words) for message in sample.messages)))
+            transcribed.append(
+                replace(sample, messages=tuple(transcribe_message(message, words) for message in sample.messages))
+            )
         except AudioError as error:
             what = f"{error.where}: {error.what}" if error.where else error.what
-            fault = DataError(what, where=sample.where, cure=error.cure, kind=error.kind)
+            fault = DataError(what, where=sample.where, hint=error.hint, kind=error.kind)
             if on_error == "fail":
                 raise fault from error
             faults.append(fault)
-    return heard, faults
+    return transcribed, faults
 
 
 def _name(source: AudioSource) -> str:
@@ -146,5 +148,5 @@ def _digest(source: AudioSource) -> str:
         return sha256(Path(source))
     except OSError as error:
         raise AudioError(
-            f"cannot read the recording ({error.strerror})", where=str(source), cure="Check the path."
+            f"cannot read the recording ({error.strerror})", where=str(source), hint="Check the path."
         ) from None

@@ -122,7 +122,7 @@ def _opened(
         raise ImageError(
             f"the image is damaged ({first_line(error)})",
             where=where,
-            cure="Restore or replace the file.",
+            hint="Restore or replace the file.",
             kind="damaged_image",
         ) from None
 
@@ -180,11 +180,11 @@ def _reading(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise ImageError("no such image file", where=where, cure="Check the path.", kind="missing_image") from None
+        raise ImageError("no such image file", where=where, hint="Check the path.", kind="missing_image") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or first_line(error)
         raise ImageError(
-            f"cannot read the image ({why})", where=where, cure="Check the path.", kind="missing_image"
+            f"cannot read the image ({why})", where=where, hint="Check the path.", kind="missing_image"
         ) from None
 
 
@@ -205,15 +205,15 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _not_an_image(where: str) -> ImageError:
-    cure = f"Use one of {', '.join(FORMATS)}."
-    return ImageError("not an image Eden can read", where=where, cure=cure, kind="not_an_image")
+    hint = f"Use one of {', '.join(FORMATS)}."
+    return ImageError("not an image Eden can read", where=where, hint=hint, kind="not_an_image")
 
 
 def _too_many_pixels(found: str, limit: int, where: str) -> ImageError:
     return ImageError(
         f"the image has {found} pixels, the limit is {limit:,}",
         where=where,
-        cure="Scale it down; the model looks at a few hundred pixels a side.",
+        hint="Scale it down; the model looks at a few hundred pixels a side.",
         kind="image_too_large",
     )
 
@@ -222,7 +222,7 @@ def _too_many_bytes(size: int, limit: int, where: str) -> ImageError:
     return ImageError(
         f"the image file has {size:,} bytes, the limit is {limit:,}",
         where=where,
-        cure="Save it smaller.",
+        hint="Save it smaller.",
         kind="image_too_large",
     )
 
@@ -231,6 +231,6 @@ def _too_intricate(what: str, where: str) -> ImageError:
     return ImageError(
         f"the image would take too long to read ({what})",
         where=where,
-        cure="Save it anew, without metadata.",
+        hint="Save it anew, without metadata.",
         kind="image_too_intricate",
     )
