@@ -117,6 +117,7 @@ def test_four_bits_are_computed_in_the_machines_format_unless_another_is_asked_f
         return dtype
 
     assert compute(LoadOptions(QuantizationSection())) == getattr(torch, HERE)
+    assert compute(LoadOptions(QuantizationSection(), "float32")) == getattr(torch, HERE)
     assert compute(LoadOptions(QuantizationSection(), "bfloat16")) == torch.bfloat16
     assert LoadOptions(device="cpu").numeric_format(small).name == "float32"
     assert LoadOptions(dtype="bfloat16").torch_dtype(small) == torch.bfloat16

@@ -81,7 +81,7 @@ class LoadOptions:
         options: dict[str, Any] = {"attn_implementation": self.attn_implementation}
         if self.quantization is not None:
             section = self.quantization.model_dump()
-            if self.dtype is None:  # nobody asked for a format of his own
+            if self.dtype != "bfloat16":  # which is kept where it was asked for, whatever it costs
                 here = numeric_format(Machine.here(str(self.torch_device)))
                 section["bnb_4bit_compute_dtype"] = here.instead_of(section["bnb_4bit_compute_dtype"])
             options["quantization_config"] = BitsAndBytesConfig(**section, llm_int8_skip_modules=KEPT_IN_FULL_PRECISION)
