@@ -65,7 +65,7 @@ def test_sixteen_bit_grey_keeps_its_shades() -> None:
 def test_heic_without_its_package_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # what Python knows of a package that cannot be imported
     for look in (open_image, sniff_image):
-        with pytest.raises(ImageError, match="HEIC needs pillow-heif.* pip install pillow-heif"):
+        with pytest.raises(ImageError, match=r"HEIC needs pillow-heif\. pip install pillow-heif"):
             look(struct.pack(">I", 24) + b"ftypmif1" + bytes(4) + b"mif1heic")
 
 

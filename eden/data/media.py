@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.processes import processes
 from ..errors import AudioError, ImageError
+from ..core.files import check_the_path
 from ..media.audio import audio_seconds
 from ..media.images import open_image, sniff_image
 from ..messages import Audio, Image
@@ -101,7 +102,7 @@ def _image_errors(
 
 
 def _missing(path: Path) -> Error:
-    return "missing_image", "no such image file", str(path), "Check the path."
+    return "missing_image", "no such image file", str(path), check_the_path(path)
 
 
 def _audio_errors(store: RecordStore, names: Sequence[str], on_progress: Progress | None) -> dict[str, Error]:

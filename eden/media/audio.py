@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypeAlias
 import av
 import numpy as np
 
+from ..core.files import check_the_path
 from ..errors import AudioError, first_line
 from ..messages import AudioSource
 
@@ -279,7 +280,7 @@ def _opened(source: str | Path | bytes, max_bytes: float, where: str) -> Iterato
     try:
         if not path.is_file():
             what = "no such recording" if not path.exists() else "not a file"
-            raise AudioError(what, where=where, cure="Check the path.", kind="missing_audio")
+            raise AudioError(what, where=where, cure=check_the_path(path), kind="missing_audio")
         if (size := path.stat().st_size) > max_bytes:
             raise _too_many_bytes(size, max_bytes, where)
         file = path.open("rb")

@@ -17,6 +17,7 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
+from ..core.files import check_the_path
 from ..errors import ImageError, first_line
 from ..messages import MediaSource
 
@@ -26,9 +27,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIC")
 MAX_BYTES = 25 * 2**20
 MAX_PIXELS = 64 * 10**6
 THINNEST = 4
-"""Of a picture longer than this many times its width, or wider than its height, only the middle is kept. CLIP scales the
-short side to its input and looks at the square in the middle: the rest would be scaled up in vain, 12x100,000 pixels to
-336x2,800,000."""
+"""Of a picture whose long side is more than this many times the short one, only the middle is kept. CLIP scales the
+short side to its input and looks at the square in the middle: the rest would be scaled up in vain, 100,000x12 pixels
+to 2,800,000x336."""
 MAX_EXIF_BYTES = 2**16
 """Pillow copies what an EXIF entry points at, and thousands of entries may point at the same bytes."""
 MAX_SCANS = 100
@@ -158,7 +159,7 @@ def _format_of(start: bytes, where: str) -> str:
     return kind
 
 
-def _scale_transparency(info: dict[str, Any], bits: int) -> None:
+def _scale_transparency(info: dict[Any, Any], bits: int) -> None:
     """The transparent colour of a PNG in 8 bits, as Pillow has the pixels; it leaves the colour as it is written."""
     clear = info.get("transparency")
     if isinstance(clear, int) and bits in (2, 4):
@@ -219,8 +220,9 @@ def _reading(where: str) -> Iterator[None]:
     """What the operating system refuses is an ImageError."""
     try:
         yield
-    except FileNotFoundError:
-        raise ImageError("no such image file", where=where, cure="Check the path.", kind="missing_image") from None
+    except FileNotFoundError as error:
+        cure = check_the_path(error.filename)
+        raise ImageError("no such image file", where=where, cure=cure, kind="missing_image") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or first_line(error)
         raise ImageError(
@@ -238,13 +240,11 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     image = PIL.ImageOps.exif_transpose(_middle(image))
     if image.mode.startswith("I;16"):  # convert() alone would clip 16 bits to white
         shades = np.asarray(image)
-        grey = PIL.Image.fromarray((shades >> 8).astype(np.uint8))
         clear = image.info.get("transparency")
-        image = grey
+        image = PIL.Image.fromarray((shades >> 8).astype(np.uint8))
         if clear is not None:
-            image = PIL.Image.merge(
-                "LA", (grey, PIL.Image.fromarray(np.where(shades == clear, 0, 255).astype(np.uint8)))
-            )
+            alpha = np.where(shades == clear, 0, 255).astype(np.uint8)
+            image = PIL.Image.merge("LA", (image, PIL.Image.fromarray(alpha)))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
