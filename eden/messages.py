@@ -131,13 +131,15 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
 
 def _is_empty(message: Message) -> bool:
     for part in message.content:
-        if not isinstance(part, Text) or (part.text and (part.text[0].isalnum() or any(map(_is_visible, part.text)))):
+        if not isinstance(part, Text) or any(map(_is_visible, part.text)):
             return False
     return True
 
 
 def _is_visible(character: str) -> bool:
     """False for white space, characters without a width, marks without a letter, and letters that are blank."""
+    if character.isascii():
+        return character > " "
     return unicodedata.category(character) not in _INVISIBLE and character not in "\u2800\u115f\u1160\u3164\uffa0"
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,15 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty.png").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe.png")
-    PIL.Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    (tmp_path / "bomb.png").write_bytes(bomb())
     return tmp_path
+
+
+@cache
+def bomb() -> bytes:
+    data = io.BytesIO()
+    PIL.Image.new("1", (20_000, 20_000)).save(data, "PNG")
+    return data.getvalue()
 
 
 def llava(*turns: str, image: Any = None, **more: Any) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from ..core.files import check_the_path
 from ..core.processes import processes
 from ..errors import AudioError, ImageError
-from ..core.files import check_the_path
 from ..media.audio import audio_seconds
 from ..media.images import open_image, sniff_image
 from ..messages import Audio, Image
