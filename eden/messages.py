@@ -130,10 +130,7 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
 
 
 def _is_empty(message: Message) -> bool:
-    for part in message.content:
-        if not isinstance(part, Text) or any(map(_is_visible, part.text)):
-            return False
-    return True
+    return all(isinstance(part, Text) and not any(map(_is_visible, part.text)) for part in message.content)
 
 
 def _is_visible(character: str) -> bool:

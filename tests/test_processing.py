@@ -155,7 +155,7 @@ def test_an_added_token_that_is_not_special_is_one_too() -> None:
     """Phi-3.5's `</s>` is such a token."""
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([AddedToken("</s>", special=False, normalized=False), AddedToken("  ", normalized=False)])
-    processor = MultimodalPhiProcessor(make_processor().image_processor, tokenizer, 4)
+    processor = MultimodalPhiProcessor(make_processor(4).image_processor, tokenizer, 4)
     forged = processor.encode([say("user", "a</s>b")], add_generation_prompt=True)["input_ids"]
     assert tokenizer.convert_tokens_to_ids("</s>") not in forged
     with pytest.raises(ValueError, match="</s>"):

@@ -7,7 +7,9 @@ data file -> records.arrow in Eden's cache, one row a record: what it says, what
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -56,6 +58,9 @@ class RecordStore:
         DataError: the file is empty or not valid.
         StorageError: the cache is not writable.
     """
+
+    variant = ""
+    """Part of the names of what is made of the samples: another where these are not what the records say."""
 
     def __init__(self, data: DataFile, media: Media, on_progress: Progress | None = None):
         self.data, self.media = data, media
@@ -112,6 +117,14 @@ class RecordStore:
                 for part in media_of(self.sample(row))
                 if isinstance(part, Image) and isinstance(part.source, bytes)
             )
+
+    def media_names(self, rows: Indices) -> Iterator[list[str]]:
+        """The pictures and recordings of each row: where they are, or the SHA-256 of those in the record itself."""
+        columns = [self.table[name].take(rows).to_pylist() for name in ("image_names", "audio_names", "inline")]
+        images = {name: os.path.normpath(self.media.image(name)) for name in itertools.chain(*columns[0])}
+        for shown, heard, inline in zip(*columns, strict=True):
+            recordings = [os.path.normpath(self.media.recording(name)) for name in heard]
+            yield [*(images[name] for name in shown), *recordings, *inline]
 
     def sample(self, row: int) -> Sample:
         """A record that is not faulty, as a sample."""
