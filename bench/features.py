@@ -17,7 +17,7 @@ from bench.table import Bar, Row, show
 from bench.timing import timed
 from eden.checkpoint.vision_encoder import VisionEncoder
 from eden.core.numeric_format import numeric_format
-from eden.core.processes import in_a_thread
+from eden.core.processes import run_in_thread
 from eden.data.features import FeatureStore
 
 NUMBER, BATCH = 256, 32
@@ -26,7 +26,7 @@ NUMBER, BATCH = 256, 32
 def measure() -> list[Row]:
     """Both rates, how fast the cache is read, and the least cosine similarity."""
     torch.manual_seed(0)
-    encoder = in_a_thread(
+    encoder = run_in_thread(
         lambda: VisionEncoder(
             CLIPVisionModelWithProjection(CLIPVisionConfig(projection_dim=512)).eval().requires_grad_(False),
             CLIPImageProcessorPil(),
@@ -37,7 +37,7 @@ def measure() -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         files = photographs(Path(folder), NUMBER)
         plain(encoder, files[:BATCH])
-        expected, alone = timed(lambda: in_a_thread(lambda: plain(encoder, files)))
+        expected, alone = timed(lambda: run_in_thread(lambda: plain(encoder, files)))
         best = encoder.to(getattr(torch, numeric_format().name))
         store = FeatureStore(best, Path(folder))
         _, filling = timed(lambda: store.fill(files))

@@ -15,7 +15,7 @@ longest batch, which the estimate is for.
 needs, without padding or layers that are computed twice: with P weights in the linear layers of the language model, A
 in adapters and projector, K supervised tokens, L layers, samples of t tokens, n in all, and I images
 
-    4 P n + 6 A n + 6 L D sum(t^2) + 4 D V K + 2 I (tower's weights x tower's places), the last where images are live
+    4 P n + 6 A n + 6 L D sum(t^2) + 4 D V K + 2 I (tower's weights x tower's positions), the last where images are live
 
 for a frozen weight costs a product forth and a product back, one in training two back, and causal attention
 2 D t^2 forth and twice that back (https://arxiv.org/abs/2204.02311, appendix B, with frozen weights).
@@ -336,8 +336,8 @@ def model_flops(shapes: Shapes, batch: Batch, live: bool) -> float:
     needed += 6 * layers * text.hidden_size * sum(length**2 for length in batch.lengths)
     needed += 4 * text.hidden_size * text.vocab_size * batch.supervised
     if live:
-        places = (vision.image_size // vision.patch_size) ** 2 + 1
-        needed += 2 * counts["vision_tower"]["frozen"] * places * images
+        positions = (vision.image_size // vision.patch_size) ** 2 + 1
+        needed += 2 * counts["vision_tower"]["frozen"] * positions * images
     return needed
 
 

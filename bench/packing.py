@@ -12,7 +12,7 @@ BARS = {2048: Bar(0.97)}
 
 
 def measure() -> list[Row]:
-    """The share of places that hold a token, for rows of three lengths and for batches of eight."""
+    """The share of positions that hold a token, for rows of three lengths and for batches of eight."""
     lengths = np.array(
         [
             IMAGE_TOKENS + sum(len(turn["value"]) // CHARACTERS_A_TOKEN + MARKS for turn in record["conversations"])

@@ -24,7 +24,7 @@ import eden
 from bench.machine import describe
 from bench.timing import timed
 from eden.checkpoint import Checkpoint
-from eden.core.processes import in_a_thread
+from eden.core.processes import run_in_thread
 from eden.evaluate import open_task
 from eden.inference.assistant import Assistant
 from eden.inference.engine import Engine
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=["tiny", "middle"], default=["tiny", "middle"])
     for name in parser.parse_args().models:
         if name == "tiny":
-            assistant = in_a_thread(lambda: eden.load("eden-tiny", dtype="float32"))
+            assistant = run_in_thread(lambda: eden.load("eden-tiny", dtype="float32"))
             messages = [question.messages for question in open_task("world", limit=256).groups["accuracy"]]
             sampling = Sampling(max_new_tokens=96)
             compare("eden-tiny, questions", assistant, [(asked, sampling) for asked in messages])
@@ -54,15 +54,15 @@ def main() -> None:
             describe_them = [([Message.user("Describe the picture.", [image])], sampling) for image in images[:128]]
             compare("eden-tiny, descriptions", assistant, describe_them)
         else:
-            compare("middle size", *in_a_thread(lambda: middle(64)), at_a_time=20)
+            compare("middle size", *run_in_thread(lambda: middle(64)), at_a_time=20)
 
 
 def compare(name: str, assistant: Assistant, questions: Sequence[Question], at_a_time: int | None = None) -> None:
     """Asks all questions of the engine, and of `generate` the first `at_a_time` (None: all)."""
     parameters = sum(parameter.numel() for parameter in assistant.checkpoint.core.parameters())
-    in_a_thread(lambda: [plain(assistant, *question) for question in questions[:3]])
+    run_in_thread(lambda: [plain(assistant, *question) for question in questions[:3]])
     answered, seconds = timed(
-        lambda: in_a_thread(lambda: [plain(assistant, *question) for question in questions[:at_a_time]])
+        lambda: run_in_thread(lambda: [plain(assistant, *question) for question in questions[:at_a_time]])
     )
     singles, lengths = zip(*answered, strict=True)
     alone, tokens_alone = len(answered) / seconds, sum(lengths) / seconds

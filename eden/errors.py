@@ -25,23 +25,23 @@ class EdenError(Exception):
     Args:
         what: what is wrong, in words a user can act on.
         where: the file, line, sample id or key it was found at.
-        cure: what to do about it.
+        hint: what to do about it.
         kind: a short, stable name of the fault, for programs that count or branch.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str | None = None, cure: str | None = None, kind: str = ""):
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None, kind: str = ""):
         self.what = what
         self.where = where
-        self.cure = cure
+        self.hint = hint
         self.kind = kind
-        super().__init__(what, where, cure)
+        super().__init__(what, where, hint)
 
     @property
     def advice(self) -> str:
         """What is wrong and what to do, but not where: that may be a path, which is not for everybody."""
-        return f"{self.what}. {self.cure}" if self.cure else self.what
+        return f"{self.what}. {self.hint}" if self.hint else self.what
 
     def __str__(self) -> str:
         return " ".join((f"{self.where}: {self.advice}" if self.where else self.advice).split())

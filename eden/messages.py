@@ -36,7 +36,7 @@ class Image:
 class Audio:
     """A recording by path, encoded bytes or samples (float32, mono, 16 kHz).
 
-    Speech becomes text (`hear`) before the model sees it.
+    Speech becomes text (`transcribe_message`) before the model sees it.
     """
 
     source: AudioSource
@@ -92,41 +92,41 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
     """
     if not messages:
         raise MessageError(
-            "the conversation is empty", cure="It needs at least one user message.", kind="empty_message"
+            "the conversation is empty", hint="It needs at least one user message.", kind="empty_message"
         )
     expected: Role = "user"
     for index, message in enumerate(messages):
         where = f"turn {index + 1}"
         if message.role not in _ROLES:
-            raise MessageError(f"unknown role {message.role!r}", where=where, cure="Use system, user or assistant.")
+            raise MessageError(f"unknown role {message.role!r}", where=where, hint="Use system, user or assistant.")
         if message.role == "system" and index == 0:
             continue
         if message.role != expected:
             start = index == 0 or (index == 1 and messages[0].role == "system")
             why = f"the conversation starts with the {message.role}" if start else f"two {message.role} turns in a row"
-            cure = "User and assistant must alternate, the user first."
-            raise MessageError(why, where=where, cure=cure, kind="turn_order")
+            hint = "User and assistant must alternate, the user first."
+            raise MessageError(why, where=where, hint=hint, kind="turn_order")
         # A model may have said nothing in an earlier turn; only as a training target is an empty answer a fault.
         if _is_empty(message) and (answered or message.role != "assistant"):
             kind = "answer" if message.role == "assistant" else "message"
             raise MessageError(
                 f"the {message.role}'s {kind} is empty",
                 where=where,
-                cure="Fill it or drop the sample.",
+                hint="Fill it or drop the sample.",
                 kind=f"empty_{kind}",
             )
         if message.role == "assistant" and not all(type(part) is Text for part in message.content):
             raise MessageError(
                 "an assistant's turn holds an image or audio",
                 where=where,
-                cure="Move it to the user's.",
+                hint="Move it to the user's.",
                 kind="turn_order",
             )
         expected = "assistant" if message.role == "user" else "user"
     last: Role = "assistant" if answered else "user"
     if messages[-1].role != last:
         what = f"the last turn is the {messages[-1].role}'s"
-        raise MessageError(what, cure=f"It must be the {last}'s.", kind="turn_order")
+        raise MessageError(what, hint=f"It must be the {last}'s.", kind="turn_order")
 
 
 def _is_empty(message: Message) -> bool:
@@ -143,7 +143,7 @@ def _is_visible(character: str) -> bool:
 _INVISIBLE = {"Cc", "Cf", "Cs", "Mn", "Me", "Zl", "Zp", "Zs"}
 
 
-def hear(message: Message, transcribe: Callable[[AudioSource], str]) -> Message:
+def transcribe_message(message: Message, transcribe: Callable[[AudioSource], str]) -> Message:
     """The message with each recording as text: the words themselves where nothing is written, else quoted as context.
 
     Args:
@@ -169,7 +169,7 @@ def hear(message: Message, transcribe: Callable[[AudioSource], str]) -> Message:
     heard = replace(message, content=tuple(parts))
     if not heard.text.strip():
         raise AudioError(
-            "no speech was heard in the recording", cure="Speak louder or closer, or ask in text.", kind="silent_audio"
+            "no speech was heard in the recording", hint="Speak louder or closer, or ask in text.", kind="silent_audio"
         )
     return heard
 
@@ -184,7 +184,7 @@ def to_chat(
         open_image: decodes an image; None leaves the images out (their places stay).
 
     Raises:
-        MessageError: an audio part is left; speech must be turned into text (`hear`) first.
+        MessageError: an audio part is left; speech must be turned into text (`transcribe_message`) first.
     """
     chat = []
     for message in messages:
@@ -195,6 +195,8 @@ def to_chat(
             elif isinstance(part, Image):
                 content.append({"type": "image", "image": open_image(part.source) if open_image else None})
             else:
-                raise MessageError("a recording was not turned into text", cure="Call eden.messages.hear first.")
+                raise MessageError(
+                    "a recording was not turned into text", hint="Call eden.messages.transcribe_message first."
+                )
         chat.append({"role": message.role, "content": content} | ({} if message.learnt else {"weight": 0}))
     return chat

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 import eden
-from eden.core.processes import in_a_thread
+from eden.core.processes import run_in_thread
 from eden.serve.server import Server, build_app, open_socket
 from eden.serve.service import Service
 from eden.serve.settings import Settings
@@ -52,7 +52,7 @@ class Running:
 
 @contextmanager
 def serving(settings: Settings | None = None, *, page: bool = False, model: str = "eden-tiny") -> Iterator[Running]:
-    service = Service(in_a_thread(lambda: eden.load(model)), settings)
+    service = Service(run_in_thread(lambda: eden.load(model)), settings)
     with open_socket("127.0.0.1", 0) as bound:
         server = Server(build_app(service, page=page))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)

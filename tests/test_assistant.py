@@ -17,9 +17,9 @@ def assistant() -> Assistant:
 
 def test_streamed_pieces_make_the_whole_answer(assistant: Assistant) -> None:
     arguments = {"images": [make_image("red")], "max_new_tokens": 12}
-    pieces = list(assistant.stream("which colour", **arguments))
-    assert pieces
-    assert "".join(pieces) == assistant.ask("which colour", **arguments)
+    deltas = list(assistant.stream("which colour", **arguments))
+    assert deltas
+    assert "".join(deltas) == assistant.ask("which colour", **arguments)
 
 
 def test_the_answer_is_that_of_plain_generate(assistant: Assistant) -> None:

@@ -235,7 +235,7 @@ def test_a_lora_adapter_is_no_base_to_train_on(whole: Path, tmp_path: Path) -> N
         load_for_training(load_recipe("digits", [f"model.base={tmp_path / 'run'}"]))
 
 
-def test_bad_models_are_named_with_a_cure(whole: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:
+def test_bad_models_are_named_with_a_hint(whole: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:
     adapt(whole, tmp_path / "run")
     (tmp_path / "empty").mkdir()
     broken = tmp_path / "broken"
@@ -255,7 +255,7 @@ def test_bad_models_are_named_with_a_cure(whole: Path, backbones: tuple[Path, Pa
     for name, message in bad.items():
         with pytest.raises(CheckpointError, match=message) as caught:
             load(name)
-        assert name in str(caught.value) and caught.value.cure and "\n" not in str(caught.value)
+        assert name in str(caught.value) and caught.value.hint and "\n" not in str(caught.value)
 
 
 def test_an_artifact_whose_base_is_gone_says_which(whole: Path, tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_every_fault_is_named_counted_and_skippable(folder: Path, kind: str, rec
     (fault,) = report.faults
     assert (fault.kind, fault.sample_id) == (kind, "7")
     assert fault.where == f"{path} record 2 (id 7)"
-    assert fault.message and fault.cure and len(fault.message) < 400
+    assert fault.message and fault.hint and len(fault.message) < 400
     assert (report.samples, report.faulty, [sample.id for sample in samples]) == (2, 1, ["good"])
 
     with pytest.raises(DataError, match=r"record 2 \(id 7\)") as caught:
@@ -271,7 +271,7 @@ def test_a_name_that_is_nearly_there_is_a_hint(tmp_path: Path, there: str, named
     make_image("red").save(tmp_path / there)
     report, _ = check(write(tmp_path, llava("<image>q", "a", image=named)), look=look)
     (fault,) = report.faults
-    assert (fault.kind, fault.cure) == ("missing_image", f"Did you mean {tmp_path / there}?")
+    assert (fault.kind, fault.hint) == ("missing_image", f"Did you mean {tmp_path / there}?")
 
 
 def test_a_data_url_is_an_image_wherever_a_name_is(tmp_path: Path) -> None:

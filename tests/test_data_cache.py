@@ -392,7 +392,7 @@ def test_ten_kinds_of_broken_records_are_counted_named_and_skipped(tmp_path: Pat
     report = json.loads(checked.stdout)
     assert report["faults_by_kind"] == broken and report["faulty"] == sum(broken.values())
     assert len(report["faults"]) == 20 and report["unnamed_faults"] == sum(broken.values()) - 20
-    assert all(f"{path} record " in fault["where"] and fault["cure"] for fault in report["faults"])
+    assert all(f"{path} record " in fault["where"] and fault["hint"] for fault in report["faults"])
     assert sum(report["kinds"].values()) == sum(bar["samples"] for bar in report["histograms"]["characters"])
     samples, _ = load_samples(path, tmp_path / "train2017", on_error="skip")
     assert len(samples) == 1500 - sum(broken.values())

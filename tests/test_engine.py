@@ -22,7 +22,7 @@ from eden.checkpoint import Checkpoint, add_adapters, load
 from eden.inference import engine as engine_module
 from eden.inference.detokenizer import TextStream, token_bytes
 from eden.inference.engine import Engine
-from eden.inference.kv_cache import SlotCache
+from eden.inference.kv_cache import KVCache
 from eden.inference.request import Generation, Request
 from eden.inference.sampler import Token
 from eden.inference.sampling import Sampling
@@ -88,7 +88,7 @@ def at_each_step(checkpoint: Checkpoint, call: Callable[[int], None]) -> Iterato
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         nonlocal steps
-        if isinstance(kwargs["past_key_values"], SlotCache):
+        if isinstance(kwargs["past_key_values"], KVCache):
             steps += 1
             call(steps)
 
@@ -219,7 +219,7 @@ def test_logprobs_are_the_models_own(checkpoint: Checkpoint) -> None:
         generation = engine.submit(Request.of(asked, sampling)).wait()
     output = plain(checkpoint, asked, sampling)
     expected = torch.stack(output.logits).squeeze(1).log_softmax(-1)
-    tokens = [token for piece in generation for token in piece.tokens]
+    tokens = [token for delta in generation for token in delta.tokens]
     assert [token.id for token in tokens] == generation.token_ids == output.sequences[0, -6:].tolist()
     for token, logprobs in zip(tokens, expected, strict=True):
         assert token.logprob == pytest.approx(float(logprobs[token.id]), abs=1e-4)
@@ -237,7 +237,7 @@ def test_the_models_closing_token_ends_an_answer() -> None:
     assert generation.token_ids == plain(checkpoint, asked, Sampling(max_new_tokens=12))
     assert generation.finish_reason == "stop"
     assert generation.token_ids[-1] in (free[5], 3)
-    assert all(token.id != generation.token_ids[-1] for piece in generation for token in piece.tokens)
+    assert all(token.id != generation.token_ids[-1] for delta in generation for token in delta.tokens)
     assert (generation.prompt_tokens, generation.completion_tokens) == (
         len(asked["input_ids"]),
         1 + free.index(free[5]),
@@ -258,41 +258,41 @@ def test_a_stop_string_across_tokens_is_never_seen() -> None:
             stop = whole[start : start + 4]
             sampling = Sampling(stop=("never said", stop))
             generation = engine.submit(Request.of(asked, sampling))
-            assert "".join(piece.text for piece in generation) == whole.split(stop)[0]
+            assert "".join(delta.text for delta in generation) == whole.split(stop)[0]
             assert generation.finish_reason == "stop"
             assert generation.token_ids == plain(checkpoint, asked, sampling)
 
 
 def stream(text: str, stop: tuple[str, ...] = ()) -> tuple[TextStream, list[str]]:
     tokenizer = make_tokenizer()
-    stream, pieces = TextStream(tokenizer, stop), []
+    stream, deltas = TextStream(tokenizer, stop), []
     for token_id in tokenizer(text)["input_ids"]:
-        if not stream.stopped and (piece := stream.push(Token(token_id))):
-            pieces.append(piece.text)
-    return stream, pieces
+        if not stream.stopped and (delta := stream.push(Token(token_id))):
+            deltas.append(delta.text)
+    return stream, deltas
 
 
 def test_what_only_looks_like_a_stop_string_is_given_once_that_is_known() -> None:
-    text, pieces = stream("aab aac", stop=("aac",))
-    assert pieces == ["aab", " "]
+    text, deltas = stream("aab aac", stop=("aac",))
+    assert deltas == ["aab", " "]
     assert text.stopped
-    text, pieces = stream("abab", stop=("abac",))
-    assert pieces == ["ab"]
+    text, deltas = stream("abab", stop=("abac",))
+    assert deltas == ["ab"]
     assert text.finish().text == "ab"
 
 
 def test_characters_of_several_bytes_come_whole() -> None:
     sentence = "grün, 日本 und 🎉"
-    text, pieces = stream(sentence)
-    assert "".join(pieces) == sentence
+    text, deltas = stream(sentence)
+    assert "".join(deltas) == sentence
     assert text.finish() is None
-    assert "🎉" in pieces and "\ufffd" not in "".join(pieces)
+    assert "🎉" in deltas and "\ufffd" not in "".join(deltas)
     # Cut amid the last character, as an answer is that reached its length.
     tokenizer = make_tokenizer()
     cut = TextStream(tokenizer)
-    pieces = [piece.text for token_id in tokenizer(sentence)["input_ids"][:-1] if (piece := cut.push(Token(token_id)))]
+    deltas = [delta.text for token_id in tokenizer(sentence)["input_ids"][:-1] if (delta := cut.push(Token(token_id)))]
     rest = cut.finish()
-    assert "".join(pieces) + (rest.text if rest else "") == sentence[:-1]
+    assert "".join(deltas) + (rest.text if rest else "") == sentence[:-1]
     assert [token_bytes(tokenizer, i) for i in tokenizer("a ü")["input_ids"]] == [b" ", b"a", b" ", b"\xc3", b"\xbc"]
 
 
@@ -302,25 +302,25 @@ def test_noise_is_decoded_as_the_tokenizer_does() -> None:
     a, b = tokenizer.convert_tokens_to_ids(["a", "b"])
     for ids in ([byte(0x41), byte(0xF3), a], [a, byte(0xFF)], [byte(0x94), b, byte(0xE2), b]):
         noise = TextStream(tokenizer)
-        pieces = [piece.text for token_id in ids if (piece := noise.push(Token(token_id)))]
+        deltas = [delta.text for token_id in ids if (delta := noise.push(Token(token_id)))]
         rest = noise.finish()
-        assert "".join(pieces) + (rest.text if rest else "") == tokenizer.decode(ids)
+        assert "".join(deltas) + (rest.text if rest else "") == tokenizer.decode(ids)
 
 
 def test_tokens_come_with_the_piece_they_begin_in() -> None:
     tokenizer = make_tokenizer()
     text = TextStream(tokenizer, stop=("cd",))
     ids = tokenizer("abüccd")["input_ids"]
-    pieces = [piece for token_id in ids if (piece := text.push(Token(token_id)))]
-    assert "".join(piece.text for piece in pieces) == "abüc"
-    assert [token.id for piece in pieces for token in piece.tokens] == ids[:-2]
+    deltas = [delta for token_id in ids if (delta := text.push(Token(token_id)))]
+    assert "".join(delta.text for delta in deltas) == "abüc"
+    assert [token.id for delta in deltas for token in delta.tokens] == ids[:-2]
 
 
 def test_reading_asynchronously(checkpoint: Checkpoint) -> None:
     asked = example(checkpoint, "hello", "red")
 
     async def read(generation: Generation) -> str:
-        return "".join([piece.text async for piece in generation])
+        return "".join([delta.text async for delta in generation])
 
     async def read_all(engine: Engine) -> list[str]:
         return await asyncio.gather(
@@ -525,8 +525,8 @@ from eden.messages import Message
 from eden.inference.sampling import Sampling
 assistant = eden.load("eden-tiny")
 assistant.checkpoint.core.generation_config.eos_token_id = None
-pieces = assistant.reply([Message.user("hello")], Sampling(max_new_tokens=900))
-print(repr(next(pieces)))
+deltas = assistant.reply([Message.user("hello")], Sampling(max_new_tokens=900))
+print(repr(next(deltas)))
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stdout != "") == (0, True), result.stderr

@@ -23,13 +23,13 @@ from eden.evaluate import (
     EvaluationResult,
     Predictions,
     Task,
-    asked_in,
     compare,
     evaluate,
-    known_by,
+    model_fingerprint,
     open_task,
     read_earlier,
     scoring,
+    task_fingerprint,
     write_report,
 )
 from eden.evaluate.benchmarks import BENCHMARKS
@@ -181,9 +181,9 @@ CAPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def benchmark_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a file of each benchmark in its published form, and the pictures each of them names."""
-    folder = tmp_path_factory.mktemp("official")
+    folder = tmp_path_factory.mktemp("benchmark_files")
     pictures = [image for _, (_, image) in zip(range(3), scenes(seed=5, split="test"), strict=False)]
     for name, picture in zip(NAMES, pictures, strict=True):
         (folder / "val2014").mkdir(exist_ok=True)
@@ -207,7 +207,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def open_official(name: str, folder: Path) -> Task:
+def open_benchmark(name: str, folder: Path) -> Task:
     file = {"vqav2": "vqa_questions", "scienceqa": "problems"}.get(name, name)
     return open_task(
         name,
@@ -242,18 +242,22 @@ ASKED = {
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_an_official_file_becomes_questions(name: str, official: Path) -> None:
+def test_an_official_file_becomes_questions(name: str, benchmark_files: Path) -> None:
     number, text, expected, kind, image = ASKED[name]
-    (questions,) = open_official(name, official).groups.values()
+    (questions,) = open_benchmark(name, benchmark_files).groups.values()
     first = questions[0]
     assert len(questions) == number
     assert first.messages[-1].text == text and first.expected.startswith(expected) and first.kind == kind
-    assert [part.source for part in first.messages[-1].images] == [official / image]
+    assert [part.source for part in first.messages[-1].images] == [benchmark_files / image]
 
 
-def test_an_instruction_takes_the_place_of_the_usual_words(official: Path) -> None:
+def test_an_instruction_takes_the_place_of_the_usual_words(benchmark_files: Path) -> None:
     def words(name: str, file: str, instruction: str) -> str:
-        options = {"questions": official / file, "images": official / "val2014", "instruction": instruction}
+        options = {
+            "questions": benchmark_files / file,
+            "images": benchmark_files / "val2014",
+            "instruction": instruction,
+        }
         (questions,) = open_task(name, **options).groups.values()
         return questions[0].messages[-1].text
 
@@ -272,24 +276,24 @@ BEST = {
 
 
 @pytest.mark.parametrize("name", BEST)
-def test_right_answers_earn_all_and_wrong_ones_nothing(name: str, official: Path) -> None:
-    task = open_official(name, official)
+def test_right_answers_earn_all_and_wrong_ones_nothing(name: str, benchmark_files: Path) -> None:
+    task = open_benchmark(name, benchmark_files)
     references = [question.reference for questions in task.groups.values() for question in questions]
-    best, worst = task.mark(references, BEST[name]), task.mark(references, ["no and yes"] * len(references))
-    assert [next(iter(mark.values())) for mark in best] == pytest.approx([1] * len(references))
-    assert sum(next(iter(mark.values())) for mark in worst) <= len(references) / 2
+    best, worst = task.score(references, BEST[name]), task.score(references, ["no and yes"] * len(references))
+    assert [next(iter(score.values())) for score in best] == pytest.approx([1] * len(references))
+    assert sum(next(iter(score.values())) for score in worst) <= len(references) / 2
 
 
-def test_captions_are_judged_over_all_images(official: Path) -> None:
-    task = open_official("captions", official)
+def test_captions_are_judged_over_all_images(benchmark_files: Path) -> None:
+    task = open_benchmark("captions", benchmark_files)
     references = [question.reference for question in task.groups["cider"]]
-    right = task.mark(references, [captions[0] for captions in references])
-    swapped = task.mark(references, [captions[0] for captions in references[1:] + references[:1]])
-    assert all(mark["cider"] > 4 for mark in right) and all(mark["cider"] < 1 for mark in swapped)
+    right = task.score(references, [captions[0] for captions in references])
+    swapped = task.score(references, [captions[0] for captions in references[1:] + references[:1]])
+    assert all(score["cider"] > 4 for score in right) and all(score["cider"] < 1 for score in swapped)
 
 
-def test_pope_on_the_command_line_leaves_all_in_a_folder(official: Path, tmp_path: Path) -> None:
-    files = ["--questions", official / "pope.json", "--images", official / "val2014"]
+def test_pope_on_the_command_line_leaves_all_in_a_folder(benchmark_files: Path, tmp_path: Path) -> None:
+    files = ["--questions", benchmark_files / "pope.json", "--images", benchmark_files / "val2014"]
     result = run("pope", *files, "--out", tmp_path / "out", "--json")
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
@@ -309,11 +313,11 @@ def test_pope_on_the_command_line_leaves_all_in_a_folder(official: Path, tmp_pat
     assert "eden-tiny on pope" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_the_page_shows_the_worst_answers_with_their_pictures(official: Path, assistant: eden.Assistant) -> None:
-    result = evaluate(assistant, open_official("vqav2", official), console=QUIET)
+def test_the_page_shows_the_worst_answers_with_their_pictures(benchmark_files: Path, assistant: eden.Assistant) -> None:
+    result = evaluate(assistant, open_benchmark("vqav2", benchmark_files), console=QUIET)
     poor = [answer for answer in result.answers if answer.score < 1]
     assert poor, "eden-tiny says Blue. or whole sentences; people said several things"
-    page = write_report(official / "page.html", result).read_text()
+    page = write_report(benchmark_files / "page.html", result).read_text()
     assert page.count("data:image/png") == len(poor) and "red ×2" in page and "95 %" in page
     assert f"{len(poor)} of {len(poor)} that scored below 1" in page and SHORT.strip() not in page
 
@@ -329,10 +333,10 @@ WRONG_KIND = {
 
 
 @pytest.mark.parametrize("name", WRONG_KIND)
-def test_a_file_of_another_kind_is_named_with_what_is_expected(name: str, official: Path) -> None:
+def test_a_file_of_another_kind_is_named_with_what_is_expected(name: str, benchmark_files: Path) -> None:
     file, message = WRONG_KIND[name]
     with pytest.raises(eden.DataError, match=f"{file}: not a file of {name}: found .*{message}") as caught:
-        open_task(name, questions=official / file)
+        open_task(name, questions=benchmark_files / file)
     assert "\n" not in str(caught.value)
 
 
@@ -372,17 +376,17 @@ def test_a_fault_of_a_file_is_one_line_with_its_place(message: str, tmp_path: Pa
         file.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(InputError, match=message) as caught:
         open_task(name, questions=file)
-    assert "\n" not in str(caught.value) and caught.value.cure
+    assert "\n" not in str(caught.value) and caught.value.hint
 
 
-def test_files_that_do_not_belong_together_are_named(official: Path, tmp_path: Path) -> None:
+def test_files_that_do_not_belong_together_are_named(benchmark_files: Path, tmp_path: Path) -> None:
     def refused(message: str, questions: object, annotations: object, name: str = "vqav2", **options: Any) -> None:
         files = tmp_path / "questions.json", tmp_path / "annotations.json"
         for file, content in zip(files, (questions, annotations), strict=True):
             file.write_text(json.dumps(content))
         options |= {"annotations": files[1]} if name == "vqav2" else {}
         with pytest.raises(InputError, match=message):
-            open_task(name, questions=files[0], images=official / "val2014", **options)
+            open_task(name, questions=files[0], images=benchmark_files / "val2014", **options)
 
     few = {**VQA_QUESTIONS, "questions": VQA_QUESTIONS["questions"][:1]}
     one = {**VQA_ANNOTATIONS, "annotations": VQA_ANNOTATIONS["annotations"][:1]}
@@ -396,13 +400,13 @@ def test_files_that_do_not_belong_together_are_named(official: Path, tmp_path: P
     refused("pid_splits.json problem 99: it is not in questions.json", SCIENCEQA, {}, "scienceqa")
 
 
-def test_options_of_another_task_are_refused(official: Path) -> None:
+def test_options_of_another_task_are_refused(benchmark_files: Path) -> None:
     with pytest.raises(InputError, match="--split is not for the task gqa"):
-        open_task("gqa", questions=official / "gqa.json", split="test")
+        open_task("gqa", questions=benchmark_files / "gqa.json", split="test")
     with pytest.raises(InputError, match=r"textvqa needs its official file.*TextVQA_0.5.1_val.json"):
         open_task("textvqa")
     with pytest.raises(InputError, match="--questions is not for the task world"):
-        open_task("world", questions=official / "pope.json")
+        open_task("world", questions=benchmark_files / "pope.json")
     assert TASKS.split(", ") == ["world", *BENCHMARKS]
 
 
@@ -443,11 +447,11 @@ def test_what_cannot_be_asked_is_named_before_anything_is_asked(assistant: eden.
 
 
 def test_an_image_that_is_lost_while_one_asks_is_named_with_its_question(
-    official: Path, assistant: eden.Assistant, tmp_path: Path
+    benchmark_files: Path, assistant: eden.Assistant, tmp_path: Path
 ) -> None:
     for name in NAMES:
-        (tmp_path / name).write_bytes((official / "val2014" / name).read_bytes())
-    task = open_task("pope", questions=official / "pope.json", images=tmp_path)
+        (tmp_path / name).write_bytes((benchmark_files / "val2014" / name).read_bytes())
+    task = open_task("pope", questions=benchmark_files / "pope.json", images=tmp_path)
     (tmp_path / NAMES[1]).unlink()
     with pytest.raises(eden.ImageError, match=rf"pope.json question 3: .*{NAMES[1]}: no such image file"):
         evaluate(assistant, task, console=QUIET)
@@ -515,7 +519,7 @@ def test_answers_are_the_same_in_batches_of_any_size(assistant: eden.Assistant, 
     assert others == [first, first]
 
 
-def test_a_limit_asks_the_first_of_the_same_questions(official: Path) -> None:
+def test_a_limit_asks_the_first_of_the_same_questions(benchmark_files: Path) -> None:
     few, more = open_task("world", limit=3), open_task("world", limit=9)
     for group, questions in few.groups.items():
         for question, same in zip(questions, more.groups[group], strict=False):
@@ -540,33 +544,33 @@ def test_answers_of_another_run_are_refused(assistant: eden.Assistant, tmp_path:
     (tmp_path / "predictions.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"no readable settings.json"):
         Predictions(tmp_path, settings())
-    before = known_by(assistant.checkpoint)
+    before = model_fingerprint(assistant.checkpoint)
     weight = assistant.checkpoint.core.lm_head.weight
     with torch.no_grad():
         weight.add_(1)
-        changed = known_by(assistant.checkpoint)
+        changed = model_fingerprint(assistant.checkpoint)
         weight.sub_(1)
     assert changed != before
     config = assistant.checkpoint.config
     config.vision_feature_layer -= 1
-    assert known_by(assistant.checkpoint) != before, "the same weights used in another way are another model"
+    assert model_fingerprint(assistant.checkpoint) != before, "the same weights used in another way are another model"
     config.vision_feature_layer += 1
-    assert known_by(assistant.checkpoint) == before
+    assert model_fingerprint(assistant.checkpoint) == before
 
 
-def test_questions_are_known_by_all_that_is_asked(official: Path) -> None:
-    task = open_official("pope", official)
+def test_questions_are_known_by_all_that_is_asked(benchmark_files: Path) -> None:
+    task = open_benchmark("pope", benchmark_files)
     (question, *others) = task.groups["accuracy"]
 
     def known(**changes: Any) -> str:
         groups = {"accuracy": [dataclasses.replace(question, **changes), *others]}
-        return asked_in(dataclasses.replace(task, groups=groups))
+        return task_fingerprint(dataclasses.replace(task, groups=groups))
 
     (message,) = question.messages
     asked_otherwise = dataclasses.replace(message, content=(message.content[0], eden.Message.user("Or?").content[0]))
     of_another_image = dataclasses.replace(message, content=(*others[-1].messages[0].images, *message.content[1:]))
     changes = ({}, {"expected": "no"}, {"messages": (asked_otherwise,)}, {"messages": (of_another_image,)})
-    assert len({known(**change) for change in changes}) == 4 and known() == asked_in(task)
+    assert len({known(**change) for change in changes}) == 4 and known() == task_fingerprint(task)
 
 
 def test_two_runs_are_compared_over_the_questions_they_share(assistant: eden.Assistant, tmp_path: Path) -> None:
@@ -588,8 +592,8 @@ def test_two_runs_are_compared_over_the_questions_they_share(assistant: eden.Ass
         read_earlier(out, task)
 
 
-def test_what_cannot_be_compared_is_refused(official: Path, assistant: eden.Assistant, tmp_path: Path) -> None:
-    world, pope = open_task("world", limit=2), open_official("pope", official)
+def test_what_cannot_be_compared_is_refused(benchmark_files: Path, assistant: eden.Assistant, tmp_path: Path) -> None:
+    world, pope = open_task("world", limit=2), open_benchmark("pope", benchmark_files)
     with pytest.raises(InputError, match="no result here"):
         read_earlier(tmp_path, world)
     (tmp_path / "result.json").write_text("[1]")
@@ -600,10 +604,11 @@ def test_what_cannot_be_compared_is_refused(official: Path, assistant: eden.Assi
         read_earlier(tmp_path / "pope", world)
     assert compare(result, read_earlier(tmp_path / "pope", pope))["differences"]["f1"]["difference"] == 0
     others = [{**record, "text": record["text"].replace("image", "picture")} for record in POPE]
-    (official / "others.json").write_text(json.dumps(others))
+    (benchmark_files / "others.json").write_text(json.dumps(others))
     with pytest.raises(InputError, match="asked other questions: it shares 0 of 3"):
         read_earlier(
-            tmp_path / "pope", open_task("pope", questions=official / "others.json", images=official / "val2014")
+            tmp_path / "pope",
+            open_task("pope", questions=benchmark_files / "others.json", images=benchmark_files / "val2014"),
         )
 
 
@@ -611,7 +616,7 @@ def test_a_data_file_is_measured_by_exact_match_and_token_f1(assistant: eden.Ass
     task = open_task(str(SHAPES.with_suffix(".json")))
     result = evaluate(assistant, task, console=QUIET)
     printed = result.to_dict()
-    for name, judge in (("accuracy", scoring.exact_match), ("token_f1", scoring.token_f1)):
-        marks = [judge(answer.question.expected, answer.text) for answer in result.answers]
-        assert printed[name] == pytest.approx(sum(marks) / len(marks), abs=1e-4)
+    for name, score in (("accuracy", scoring.exact_match), ("token_f1", scoring.token_f1)):
+        scores = [score(answer.question.expected, answer.text) for answer in result.answers]
+        assert printed[name] == pytest.approx(sum(scores) / len(scores), abs=1e-4)
     assert printed["token_f1"] >= printed["accuracy"] > 0

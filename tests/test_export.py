@@ -29,7 +29,7 @@ import eden
 from eden import CheckpointError, InputError
 from eden.checkpoint import Checkpoint, load, save
 from eden.core.location import EDEN_TINY_FOLDER
-from eden.export.allowed_files import travelling_files
+from eden.export.allowed_files import included_files
 from eden.export.hub import plan_push
 from eden.export.space import count_parameters, suggest_hardware, write_space
 from eden.export.wheel import build_wheel, server_requirements
@@ -303,30 +303,30 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_whispers_weights_are_no_pickle(folder: Path) -> None:
-    assert list(map(str, travelling_files(folder))) == ["config.json", "whisper/model.bin"]
+    assert list(map(str, included_files(folder))) == ["config.json", "whisper/model.bin"]
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "whisper/model.bin", "state.pt", "all.PKL"])
 def test_pickles_do_not_travel(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"\x80\x04N.")
     with pytest.raises(InputError, match=rf"{name}: a pickle may run code .* safetensors"):
-        travelling_files(folder)
+        included_files(folder)
 
 
 def test_strange_files_do_not_travel(folder: Path) -> None:
     (folder / "mail.sqlite").touch()
     with pytest.raises(InputError, match=r"mail\.sqlite: no part of a model"):
-        travelling_files(folder)
+        included_files(folder)
 
 
 @pytest.mark.parametrize("target", ["../secret.json", "gone.json", "..", "whisper"])
 def test_links_stay_inside(folder: Path, target: str) -> None:
     (folder.parent / "secret.json").touch()
     (folder / "also.json").symlink_to("config.json")
-    assert Path("also.json") in travelling_files(folder)
+    assert Path("also.json") in included_files(folder)
     (folder / "link.json").symlink_to(target)
     with pytest.raises(InputError, match=r"link\.json: a link that leads to no file of this folder"):
-        travelling_files(folder)
+        included_files(folder)
 
 
 @pytest.mark.parametrize("repo", ["shapes", "me/shapes/2", "me/", "../x", "me/sh apes", "https://huggingface.co/me/x"])
@@ -386,7 +386,7 @@ def test_weights_of_the_earlier_model_go(metadata: Path, hub: Hub, folder: Path)
     assert hidden.returncode == 1 and "the repository exists and is public" in hidden.stderr
 
 
-def test_every_refusal_is_one_line_with_a_cure(metadata: Path, hub: Hub) -> None:
+def test_every_refusal_is_one_line_with_a_hint(metadata: Path, hub: Hub) -> None:
     cases = [
         ("me/x", hub.environment(""), "nobody is logged in to the hub. Run hf auth login"),
         ("me/x", hub.environment("hf_wrong"), "Run hf auth login"),
@@ -394,8 +394,8 @@ def test_every_refusal_is_one_line_with_a_cure(metadata: Path, hub: Hub) -> None
         ("me/x", hub.environment() | {"HF_HUB_OFFLINE": "1"}, "Check the network"),
         ("me/x", hub.environment() | {"HF_ENDPOINT": "http://127.0.0.1:9"}, "Check the network"),
     ]
-    for repo, environment, cure in cases:
+    for repo, environment, hint in cases:
         result = run_eden(metadata, "push", "eden-tiny", repo, HF_HOME=str(metadata), **environment)
-        assert (result.returncode, result.stdout) == (1, ""), cure
-        assert len(result.stderr.strip().splitlines()) == 1 and cure in result.stderr, result.stderr
+        assert (result.returncode, result.stdout) == (1, ""), hint
+        assert len(result.stderr.strip().splitlines()) == 1 and hint in result.stderr, result.stderr
     assert hub.repositories == {}

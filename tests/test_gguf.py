@@ -62,9 +62,9 @@ def saved(model: MultimodalPhiForConditionalGeneration, processor: MultimodalPhi
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[File, File]:
-    language_model, eyes = write_gguf("eden-tiny", tmp_path_factory.mktemp("gguf"))
-    assert (language_model.name, eyes.name) == ("eden-tiny-f16.gguf", "mmproj-eden-tiny-f16.gguf")
-    return File(language_model), File(eyes)
+    language_model, vision = write_gguf("eden-tiny", tmp_path_factory.mktemp("gguf"))
+    assert (language_model.name, vision.name) == ("eden-tiny-f16.gguf", "mmproj-eden-tiny-f16.gguf")
+    return File(language_model), File(vision)
 
 
 @pytest.fixture
@@ -331,11 +331,11 @@ def test_a_matrix_too_large_for_f16_is_f32(tmp_path: Path) -> None:
 
 def test_an_adapter_is_merged(patches: str, tmp_path: Path) -> None:
     adapt(Path(patches), tmp_path / "run")
-    language_model, eyes = write_gguf(str(tmp_path / "run"), tmp_path / "gguf")
+    language_model, vision = write_gguf(str(tmp_path / "run"), tmp_path / "gguf")
     state = merge(load(str(tmp_path / "run"))).core.state_dict()
     qkv = File(language_model).tensors["blk.0.attn_qkv.weight"]
     assert qkv.equal(state["model.language_model.layers.0.self_attn.qkv_proj.weight"].half().float())
-    assert File(eyes).tensors["mm.0.weight"].equal(state["model.projector.linear_1.weight"].half().float())
+    assert File(vision).tensors["mm.0.weight"].equal(state["model.projector.linear_1.weight"].half().float())
 
 
 def other_epsilon(model: MultimodalPhiForConditionalGeneration, processor: MultimodalPhiProcessor) -> None:
@@ -478,10 +478,10 @@ def test_llama_cpp_reads_the_same_text(llama: Callable[..., dict[str, Any]], tmp
 @pytest.mark.timeout(1800)
 def test_llama_cpp_sees_and_says_the_same(llama: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     asked = [(image, question.text) for _, image, question in evaluation_set(90, seed=5, split="test")]
-    language_model, eyes = write_gguf("eden-tiny", tmp_path)
+    language_model, vision = write_gguf("eden-tiny", tmp_path)
     questions = [(png(image), words) for image, words in asked]
     reply = llama(
-        model=language_model, mmproj=eyes, n_ctx=1024, images=[image for image, _ in questions], questions=questions
+        model=language_model, mmproj=vision, n_ctx=1024, images=[image for image, _ in questions], questions=questions
     )
     checkpoint, assistant = load("eden-tiny"), eden.load("eden-tiny")
     pixels = checkpoint.processor.image_processor([image for image, _ in asked], return_tensors="pt")["pixel_values"]

@@ -173,14 +173,14 @@ def test_the_key_opens_the_page(browser: Browser) -> None:
 
 
 def test_a_words_markup_stays_words(person: Person, server: Running) -> None:
-    from eden.inference.detokenizer import Piece
+    from eden.inference.detokenizer import TextDelta
     from eden.inference.request import Generation
 
     markup = (
         "a < b & <c> &amp; <img src=http://203.0.113.1/a.png onerror=alert(1)> ![x](http://203.0.113.1/b.png) **bold** "
     )
     original = Generation.add
-    Generation.add = lambda self, piece: original(self, Piece(markup, piece.tokens) if not self.text else piece)  # type: ignore[method-assign]
+    Generation.add = lambda self, delta: original(self, TextDelta(markup, delta.tokens) if not self.text else delta)  # type: ignore[method-assign]
     try:
         person.ask("How many objects are there?", EXAMPLES / "scene.png")
         person.sees(re.compile(re.escape(markup)))

@@ -161,12 +161,12 @@ def test_rows_steps_and_padding_are_those_of_the_run(tmp_path: Path) -> None:
     last = train(load_recipe("digits", [*DIGITS, *short, f"training.output_dir={tmp_path}"])).log[-1]
     assert (flat.schedule.steps, flat.schedule.epochs) == (last["step"], last["epoch"]) == (6, 3.0)
     padded = plan("digits", *DIGITS, *short, "model.attn_implementation=eager", steps=0).workload
-    assert padded.places > flat.places == flat.tokens == padded.tokens
+    assert padded.positions > flat.positions == flat.tokens == padded.tokens
     packed = plan("digits", *DIGITS, *short, "data.row_length=256", steps=0).workload
-    assert packed.rows < 7 and packed.longest_places <= 512 and packed.tokens == flat.tokens
+    assert packed.rows < 7 and packed.longest_positions <= 512 and packed.tokens == flat.tokens
 
 
-def test_samples_that_are_too_long_are_left_out_or_refused_with_a_cure_that_helps() -> None:
+def test_samples_that_are_too_long_are_left_out_or_refused_with_a_hint_that_helps() -> None:
     lengths = sorted(plan("digits", *DIGITS, steps=0).workload.lengths.tolist())
     rows = ["model.attn_implementation=null", f"data.row_length={lengths[-1] - 1}"]
     with pytest.raises(DataError, match=r"json record \d.*Raise data\.row_length, or set data\.on_error=skip\.$"):

@@ -233,5 +233,5 @@ def test_no_code_of_a_repository_ran_and_nothing_else_was_asked_for(place: Place
     )  # looked for and read, on each machine
     strange = (".py", ".h5", ".msgpack", "/commits/main", "/discussions", "complex_reasoning_77k.json")
     assert not [asked for asked in of_the_twins if asked.endswith(strange)]
-    ears = next(place.folder.glob("home/hub/*whisper*/snapshots/*/model.bin"))
-    assert ears.read_bytes() == (EDEN_TINY_FOLDER / "whisper" / "model.bin").read_bytes()
+    whisper = next(place.folder.glob("home/hub/*whisper*/snapshots/*/model.bin"))
+    assert whisper.read_bytes() == (EDEN_TINY_FOLDER / "whisper" / "model.bin").read_bytes()

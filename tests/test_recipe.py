@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones say what they should, and a wrong one is refused with line, key and cure."""
+"""Recipes: the shipped ones say what they should, and a wrong one is refused with line, key and hint."""
 
 import json
 import subprocess
@@ -165,7 +165,7 @@ def test_a_wrong_recipe_is_refused_in_one_line(name: str, tmp_path: Path) -> Non
         load_recipe(path)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
-    assert caught.value.cure
+    assert caught.value.hint
 
 
 WRONG_OVERRIDES = {
@@ -208,10 +208,10 @@ def test_a_base_takes_the_place_of_two_backbones_when_they_are_taken_out() -> No
         RecipeError, match=r"^override model\.base=x: .*model\.vision=null model\.language=null"
     ) as caught:
         load_recipe("phi3.5-mini", ["model.base=x"])
-    cure = [
-        word.strip(",.") for word in str(caught.value.cure).split() if word.startswith("model.") and "=null" in word
+    hint = [
+        word.strip(",.") for word in str(caught.value.hint).split() if word.startswith("model.") and "=null" in word
     ]
-    recipe = load_recipe("phi3.5-mini", ["model.base=x", *(word for word in cure if word != "model.base=null")])
+    recipe = load_recipe("phi3.5-mini", ["model.base=x", *(word for word in hint if word != "model.base=null")])
     assert (recipe.model.base, recipe.model.vision, recipe.model.language) == ("x", None, None)
 
 

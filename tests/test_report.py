@@ -125,7 +125,7 @@ def test_a_data_page_lists_the_faults(tmp_path: Path) -> None:
     path.write_text('{"id": "<b>", "conversations": [{"from": "gpt", "value": "x"}]}\n')
     report, _ = check(path)
     reader = read(data_page(report.to_dict()))
-    assert "(id <b>)" in reader.text and report.faults[0].cure in reader.text
+    assert "(id <b>)" in reader.text and report.faults[0].hint in reader.text
 
 
 LEGIBLE = """() => {
@@ -151,9 +151,9 @@ LEGIBLE = """() => {
 
 def test_a_data_page_is_legible_on_a_phone(tmp_path: Path) -> None:
     report = Report("data/llava_instruct.json", samples=157_712, faulty=1)
-    where, cure = "data/llava_instruct.json record 363 (id 000000442654)", "Use one of JPEG, PNG, WEBP, GIF, BMP."
+    where, hint = "data/llava_instruct.json record 363 (id 000000442654)", "Use one of JPEG, PNG, WEBP, GIF, BMP."
     what = "data/train2017/000000442654.jpg: not an image Eden can read"
-    report.faults = [Fault(where, "000000442654", "not_an_image", what, cure)]
+    report.faults = [Fault(where, "000000442654", "not_an_image", what, hint)]
     report.faults_by_kind = {"not_an_image": 1}
     report.kinds = {"conversation": 57_669, "detail": 23_240, "reasoning": 76_643, "short answer": 160}
     bars = [{"from": 100 * n, "to": 100 * n + 99, "samples": 20_000 - 100 * n} for n in range(24)]

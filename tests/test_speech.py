@@ -22,7 +22,7 @@ SENTENCES = (QUESTION, "How many circles are there?", "Is the cross above the sq
 
 
 @pytest.fixture(scope="module")
-def ears() -> Transcriber:
+def transcriber() -> Transcriber:
     return Transcriber(workers=2)
 
 
@@ -32,13 +32,15 @@ def spoken() -> Waveform:
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
-def test_every_container_gives_the_same_words(ears: Transcriber, spoken: Waveform, kind: str) -> None:
-    assert ears.transcribe(encode(spoken, kind)).text == QUESTION
+def test_every_container_gives_the_same_words(transcriber: Transcriber, spoken: Waveform, kind: str) -> None:
+    assert transcriber.transcribe(encode(spoken, kind)).text == QUESTION
 
 
 @pytest.mark.parametrize(("rate", "layout"), [(44_100, "stereo"), (8_000, "mono"), (96_000, "mono")])
-def test_every_sample_rate_gives_the_same_words(ears: Transcriber, spoken: Waveform, rate: int, layout: str) -> None:
-    assert ears.transcribe(encode(spoken, "wav", rate=rate, layout=layout)).text == QUESTION
+def test_every_sample_rate_gives_the_same_words(
+    transcriber: Transcriber, spoken: Waveform, rate: int, layout: str
+) -> None:
+    assert transcriber.transcribe(encode(spoken, "wav", rate=rate, layout=layout)).text == QUESTION
 
 
 SILENT = {
@@ -52,8 +54,8 @@ SILENT = {
 
 
 @pytest.mark.parametrize("name", SILENT)
-def test_where_nobody_speaks_no_words_are_invented(ears: Transcriber, name: str) -> None:
-    transcript = ears.transcribe(SILENT[name])
+def test_where_nobody_speaks_no_words_are_invented(transcriber: Transcriber, name: str) -> None:
+    transcript = transcriber.transcribe(SILENT[name])
     assert transcript.text == "" and transcript.segments == ()
     assert transcript.duration == pytest.approx(len(SILENT[name]) / SAMPLE_RATE, abs=1e-3)
 
@@ -65,27 +67,27 @@ def monologue(pauses: float, repeats: int) -> tuple[Waveform, list[str]]:
     return np.concatenate([part for text in said for part in (speak(text, random_voice(rng, "test")), silence)]), said
 
 
-def test_long_speech_is_heard_in_order_with_times(ears: Transcriber) -> None:
+def test_long_speech_is_heard_in_order_with_times(transcriber: Transcriber) -> None:
     waveform, said = monologue(pauses=1.2, repeats=12)
-    transcript = ears.transcribe(waveform)
+    transcript = transcriber.transcribe(waveform)
     assert transcript.text == " ".join(said)
     assert [segment.text for segment in transcript.segments] == said
     times = [time for segment in transcript.segments for time in (segment.start, segment.end)]
     assert times == sorted(times) and times[0] >= 0 and times[-1] <= transcript.duration
 
 
-def test_blocks_neither_lose_nor_repeat_words(ears: Transcriber, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_neither_lose_nor_repeat_words(transcriber: Transcriber, monkeypatch: pytest.MonkeyPatch) -> None:
     waveform, said = monologue(pauses=0.9, repeats=8)
     monkeypatch.setattr(eden.media.speech, "BLOCK_SECONDS", 7)
     done: list[float] = []
-    transcript = ears.transcribe(encode(waveform, "flac", rate=16_000), on_progress=done.append)
+    transcript = transcriber.transcribe(encode(waveform, "flac", rate=16_000), on_progress=done.append)
     assert transcript.text == " ".join(said)
     assert done == sorted(done) and done[-1] == pytest.approx(len(waveform) / SAMPLE_RATE, abs=0.01)
 
 
-def test_threads_share_one_whisper(ears: Transcriber, spoken: Waveform) -> None:
+def test_threads_share_one_whisper(transcriber: Transcriber, spoken: Waveform) -> None:
     with ThreadPoolExecutor(8) as pool:
-        assert {transcript.text for transcript in pool.map(ears.transcribe, [spoken] * 16)} == {QUESTION}
+        assert {transcript.text for transcript in pool.map(transcriber.transcribe, [spoken] * 16)} == {QUESTION}
 
 
 def test_subtitles() -> None:
@@ -115,14 +117,14 @@ def test_a_hugging_face_whisper_is_converted_once_and_computes_the_same(
     made = (converted / "model.bin").stat().st_mtime_ns
     assert find_whisper(str(hugging_face_whisper)) == converted
     assert (converted / "model.bin").stat().st_mtime_ns == made
-    ears = Transcriber(str(hugging_face_whisper), compute_type="float32")
+    transcriber = Transcriber(str(hugging_face_whisper), compute_type="float32")
     features = WhisperFeatureExtractor.from_pretrained(hugging_face_whisper)(
         spoken, sampling_rate=SAMPLE_RATE, return_tensors="pt"
     )["input_features"]
     plain = WhisperForConditionalGeneration.from_pretrained(hugging_face_whisper, dtype=torch.float32)
     with torch.inference_mode():
         expected = plain.model.encoder(features).last_hidden_state
-    found = torch.from_numpy(np.array(ears.model.encode(features.numpy()[0])))
+    found = torch.from_numpy(np.array(transcriber.model.encode(features.numpy()[0])))
     assert torch.allclose(found, expected, atol=1e-3)
 
 
@@ -159,6 +161,6 @@ def test_noise_is_as_loud_as_asked(spoken: Waveform) -> None:
     assert 10 * np.log10(np.mean(spoken**2) / np.mean(noise**2)) == pytest.approx(10.0, abs=0.1)
 
 
-def test_the_shipped_question(ears: Transcriber) -> None:
+def test_the_shipped_question(transcriber: Transcriber) -> None:
     path = Path(__file__).parent.parent / "examples" / "question.wav"
-    assert ears.transcribe(open_audio(path)).text == "How many objects are there?"
+    assert transcriber.transcribe(open_audio(path)).text == "How many objects are there?"

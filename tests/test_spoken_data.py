@@ -26,7 +26,7 @@ from eden.data.validate import check, load_samples
 from eden.media.audio import SAMPLE_RATE, to_wav
 from eden.media.speech import Transcriber
 from eden.media.speech_synthesis import Voice, speak
-from eden.messages import hear, to_chat
+from eden.messages import to_chat, transcribe_message
 from eden.recipe import load_recipe
 from eden.tiny.dataset import write_dataset
 
@@ -37,14 +37,16 @@ def words(source: Any) -> str:
 
 def test_a_recording_alone_is_the_question() -> None:
     message = Message.user("", [Path("1.png")], ["a.wav"])
-    assert hear(message, words) == Message("user", (Image(Path("1.png")), Text("How many stars are there?")))
+    assert transcribe_message(message, words) == Message(
+        "user", (Image(Path("1.png")), Text("How many stars are there?"))
+    )
     both = Message.user("  ", [], ["a.wav", "b.wav"])
-    assert hear(both, words).text == "How many stars are there?\nA red star."
+    assert transcribe_message(both, words).text == "How many stars are there?\nA red star."
 
 
 def test_a_recording_beside_words_is_quoted() -> None:
     message = Message("user", (Audio("b.wav"), Image("1.png"), Text("Is that so?"), Audio("a.wav")))
-    assert hear(message, words) == Message(
+    assert transcribe_message(message, words) == Message(
         "user",
         (
             Text('Audio transcript: "A red star."'),
@@ -55,13 +57,15 @@ def test_a_recording_beside_words_is_quoted() -> None:
         ),
     )
     written = Message.user("hello")
-    assert hear(written, words) is written
+    assert transcribe_message(written, words) is written
 
 
 def test_silence_is_no_question_but_may_be_context() -> None:
     with pytest.raises(AudioError, match="no speech was heard"):
-        hear(Message.user("", [], ["silent.wav"]), words)
-    assert hear(Message.user("What was said?", [], ["silent.wav"]), words).text.startswith('Audio transcript: ""\n')
+        transcribe_message(Message.user("", [], ["silent.wav"]), words)
+    assert transcribe_message(Message.user("What was said?", [], ["silent.wav"]), words).text.startswith(
+        'Audio transcript: ""\n'
+    )
 
 
 @pytest.fixture

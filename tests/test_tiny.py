@@ -78,9 +78,9 @@ def test_it_answers_as_well_as_the_report_says(assistant: eden.Assistant) -> Non
 
 def test_a_description_streams_in_several_pieces(assistant: eden.Assistant) -> None:
     picture = next(image for scene, image in scenes(5, "test") if len(scene.objects) == 3)
-    pieces = list(assistant.stream("Describe the picture.", images=[picture]))
-    assert len(pieces) > 5
-    assert "".join(pieces) == assistant.ask("Describe the picture.", images=[picture])
+    deltas = list(assistant.stream("Describe the picture.", images=[picture]))
+    assert len(deltas) > 5
+    assert "".join(deltas) == assistant.ask("Describe the picture.", images=[picture])
 
 
 def test_it_talks_without_a_picture(assistant: eden.Assistant) -> None:

@@ -147,13 +147,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_bytes_are_one_line_with_a_cure(name: str) -> None:
+def test_bad_bytes_are_one_line_with_a_hint(name: str) -> None:
     data, kind = BAD[name]
     with pytest.raises(ImageError) as caught:
         open_image(data, where="upload")
     error = caught.value
     assert error.kind == kind
-    assert str(error).startswith("upload: ") and "\n" not in str(error) and error.cure
+    assert str(error).startswith("upload: ") and "\n" not in str(error) and error.hint
 
 
 def test_limits_are_checked_before_decoding(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def added_token(content: str, *, special: bool = True, rstrip: bool = False) -> 
 
 
 def whisper() -> Repository:
-    """The ears of eden-tiny, by the names that faster-whisper asks for."""
+    """The speech model of eden-tiny, by the names that faster-whisper asks for."""
     folder = EDEN_TINY_FOLDER / "whisper"
     names = ("config.json", "model.bin", "preprocessor_config.json", "tokenizer.json", "vocabulary.json")
     return Repository({}, {"README.md": b"---\nlicense: mit\n---\n", **{n: (folder / n).read_bytes() for n in names}})

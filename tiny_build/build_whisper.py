@@ -58,11 +58,11 @@ def held_out_sentences() -> set[str]:
 def _report(config: HearingConfig, trained: Path, folder: Path, console: Console) -> str:
     """`BUILD.md`: what was done, and what the converted Whisper hears."""
     assistant, task = Assistant(load()), open_task("world")
-    ears = Transcriber(str(folder), workers=os.cpu_count() or 1)
+    transcriber = Transcriber(str(folder), workers=os.cpu_count() or 1)
     results = {}
     for name, noise in (("in silence", None), (f"in white noise at {NOISE_DB:g} dB", NOISE_DB)):
-        spoken, hearing = speak_task(task, ears, noise_db=noise, console=console)
-        results[name] = evaluate(assistant, spoken, hearing=hearing, console=console).to_dict()
+        spoken, transcription = speak_task(task, transcriber, noise_db=noise, console=console)
+        results[name] = evaluate(assistant, spoken, transcription=transcription, console=console).to_dict()
     with safe_open(trained / "model.safetensors", framework="np") as weights:
         parameters = sum(weights.get_tensor(name).size for name in weights.keys())  # noqa: SIM118
     template = Template((Path(__file__).parent / "WHISPER.md.jinja").read_text(), trim_blocks=True)
@@ -72,7 +72,7 @@ def _report(config: HearingConfig, trained: Path, folder: Path, console: Console
         parameters=parameters,
         minutes=json.loads((trained / "minutes.json").read_text()),
         threads=torch.get_num_threads(),
-        questions=len(hearing.said),
+        questions=len(transcription.said),
         results=results,
     )
 

@@ -1,4 +1,4 @@
-"""eden-tiny's ears: a Whisper of 1.6 million weights, trained from nothing on spoken sentences of the world.
+"""eden-tiny's speech model: a Whisper of 1.6 million weights, trained from nothing on spoken sentences of the world.
 
 A window is 6 s instead of 30 s; all else is Whisper's: its tokens, timestamps, features and decoding. A CTC loss on the
 encoder, dropped after training, makes it find the words in the sound much sooner.

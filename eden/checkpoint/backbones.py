@@ -166,7 +166,7 @@ def _backbone_config(name: str, revision: str | None, model_types: tuple[str, ..
         raise CheckpointError(
             f"a model of type {config.model_type!r} where a {kind} model is needed",
             where=name,
-            cure=f"Give a checkpoint of the {kind} architecture.",
+            hint=f"Give a checkpoint of the {kind} architecture.",
         )
     return config
 
@@ -177,14 +177,14 @@ def _check_tokens(processor: MultimodalPhiProcessor, config: MultimodalPhiConfig
     for token in ("<|user|>", "<|assistant|>", "<|end|>"):
         if token not in vocabulary:
             raise CheckpointError(
-                f"the tokenizer lacks {token}", where=where, cure="Use an instruct model of the Phi-3 family."
+                f"the tokenizer lacks {token}", where=where, hint="Use an instruct model of the Phi-3 family."
             )
     rows = config.text_config.vocab_size
     if processor.image_token_id >= rows:
         raise CheckpointError(
             f"the embedding has {rows} rows and no spare one for <|image|> (id {processor.image_token_id})",
             where=where,
-            cure="Use a checkpoint whose embedding is padded past its tokenizer, as Phi-3.5's is.",
+            hint="Use a checkpoint whose embedding is padded past its tokenizer, as Phi-3.5's is.",
         )
     return processor.image_token_id
 
@@ -202,11 +202,11 @@ def readable(where: str | Path) -> Iterator[None]:
         raise
     except SafetensorError as error:
         raise CheckpointError(
-            f"a weight file is damaged ({first_line(error)})", where=str(where), cure="Copy or download it again."
+            f"a weight file is damaged ({first_line(error)})", where=str(where), hint="Copy or download it again."
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
             f"cannot be loaded ({first_line(error)})",
             where=str(where),
-            cure="Check the path or the hub id, the network, and that the folder is complete.",
+            hint="Check the path or the hub id, the network, and that the folder is complete.",
         ) from error

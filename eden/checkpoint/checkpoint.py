@@ -90,13 +90,13 @@ def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision:
         raise CheckpointError(
             f"its base model cannot be loaded: {error.where}: {error.what}",
             where=str(folder),
-            cure=error.cure or "Put the base model back where it was.",
+            hint=error.hint or "Put the base model back where it was.",
         ) from error
     from peft import PeftModel
 
     with readable(folder):
         model = PeftModel.from_pretrained(base.model, str(folder))
-    if speech_model is not None:  # a run may have given its model other ears than the base has
+    if speech_model is not None:  # a run may have given its model another speech model than the base has
         base.config.speech_model = speech_model
     return Checkpoint(model.eval(), base.processor, name, base.base)
 
@@ -186,7 +186,7 @@ def add_adapters(model: MultimodalPhiForConditionalGeneration, lora: LoraSection
             raise CheckpointError(
                 f"the language model has no module {missing[0]!r}",
                 where="lora.target_modules",
-                cure="Phi-3 has qkv_proj, o_proj, gate_up_proj and down_proj.",
+                hint="Phi-3 has qkv_proj, o_proj, gate_up_proj and down_proj.",
             )
     config = LoraConfig(target_modules=targets, modules_to_save=["projector"], task_type="CAUSAL_LM", **options)
     peft_model = get_peft_model(model, config)
@@ -226,8 +226,8 @@ def merge(checkpoint: Checkpoint) -> Checkpoint:
     if not checkpoint.is_adapter:
         return checkpoint
     if private_api.is_in_four_bits(checkpoint.core) or is_dequantized(checkpoint.core):
-        cure = "Load it without quantization."
-        raise CheckpointError("a model in 4 bits cannot be merged", where=checkpoint.name, cure=cure)
+        hint = "Load it without quantization."
+        raise CheckpointError("a model in 4 bits cannot be merged", where=checkpoint.name, hint=hint)
     model = checkpoint.model.merge_and_unload()
     return Checkpoint(model, checkpoint.processor, checkpoint.name, checkpoint.name)
 
@@ -256,7 +256,7 @@ def _load_whole(folder: Path, name: str, options: LoadOptions) -> Checkpoint:
         raise CheckpointError(
             f"a model of type {model_type!r} cannot see",
             where=str(folder),
-            cure="Use it as model.language of a recipe and train, or give an Eden artifact.",
+            hint="Use it as model.language of a recipe and train, or give an Eden artifact.",
         )
     with readable(folder):
         config = MultimodalPhiConfig.from_pretrained(folder)
@@ -280,7 +280,7 @@ def _assemble_recorded(folder: Path, options: LoadOptions) -> Checkpoint:
     backbones = config.get("backbones")
     if not backbones:
         raise CheckpointError(
-            "the adapter names neither a base model nor backbones", where=str(folder), cure="Train it again."
+            "the adapter names neither a base model nor backbones", where=str(folder), hint="Train it again."
         )
     patches = {"vision_feature_layer": config["vision_feature_layer"]} if config["vision_feature"] == "patches" else {}
     section = ModelSection(
@@ -301,7 +301,7 @@ def _fold_projector(checkpoint: Checkpoint) -> Checkpoint:
         raise CheckpointError(
             "the base is a LoRA adapter, which cannot be trained on further",
             where=checkpoint.name,
-            cure=f"Merge it first: eden export {checkpoint.name} --to hf DIR, then model.base=DIR.",
+            hint=f"Merge it first: eden export {checkpoint.name} --to hf DIR, then model.base=DIR.",
         )
     return Checkpoint(checkpoint.model.merge_and_unload(), checkpoint.processor, checkpoint.name, checkpoint.base)
 
@@ -311,5 +311,5 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(
-            f"not valid JSON ({first_line(error)})", where=str(path), cure="Restore the file."
+            f"not valid JSON ({first_line(error)})", where=str(path), hint="Restore the file."
         ) from error

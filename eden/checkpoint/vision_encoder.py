@@ -142,5 +142,5 @@ def _tower_weights(folder: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             weights |= {n.removeprefix(TOWER): file.get_tensor(n) for n in file.keys() if n.startswith(TOWER)}  # noqa: SIM118
     if not weights:
-        raise CheckpointError("the folder holds no vision tower", where=str(folder), cure="Restore the folder.")
+        raise CheckpointError("the folder holds no vision tower", where=str(folder), hint="Restore the folder.")
     return weights

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from ..errors import InputError
-from .options import FourBit, Json, Model, err, load_assistant, print_heard, print_json
+from .options import FourBit, Json, Model, err, load_assistant, print_json, print_transcript
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -40,20 +40,20 @@ def ask(
     from ..messages import Message
 
     assistant = load_assistant(model, four_bit)
-    heard: list[str] = []
+    transcripts: list[str] = []
 
     def on_transcript(transcript: Transcript) -> None:
-        heard.append(transcript.text)
-        print_heard(transcript)
+        transcripts.append(transcript.text)
+        print_transcript(transcript)
 
-    messages = assistant.hear([Message.user(question, image or [], audio or [])], on_transcript)
-    pieces = assistant.reply(messages, Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
+    messages = assistant.transcribe_messages([Message.user(question, image or [], audio or [])], on_transcript)
+    deltas = assistant.reply(messages, Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
     if as_json:
-        spoken = {"transcripts": heard} if audio else {}
-        print_json({"model": model, "question": question, **spoken, "answer": "".join(pieces)})
+        spoken = {"transcripts": transcripts} if audio else {}
+        print_json({"model": model, "question": question, **spoken, "answer": "".join(deltas)})
         return
-    for piece in pieces:
-        print(piece, end="", flush=True)
+    for delta in deltas:
+        print(delta, end="", flush=True)
     print()
 
 
@@ -89,7 +89,7 @@ def transcribe(
 ) -> None:
     """Turn speech into text, with times if wanted."""
     if as_srt + as_text + as_json > 1:
-        raise InputError("more than one format", cure="Give one of --json, --srt and --text.")
+        raise InputError("more than one format", hint="Give one of --json, --srt and --text.")
     transcripts = []
     for path, transcript in _transcripts(files, model, language, err):
         transcripts.append({"file": str(path), **transcript.to_dict()})
@@ -157,7 +157,7 @@ def _chat_turn(conversation: Chat, line: str, images: list[Path]) -> list[Path]:
         open_image(path)
         return [*images, path]
     audio = [line.removeprefix("/audio ").strip()] if line.startswith("/audio ") else []
-    for piece in conversation.stream("" if audio else line, images, audio, print_heard):
-        print(piece, end="", flush=True)
+    for delta in conversation.stream("" if audio else line, images, audio, print_transcript):
+        print(delta, end="", flush=True)
     print()
     return []

@@ -29,7 +29,7 @@ def check(
     html: Annotated[Path | None, typer.Option(help="Write the report as a page, too.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Validate a data set: counts, and every fault with its line and the cure."""
+    """Validate a data set: counts, and every fault with its line and a hint."""
     from ..core.console import progress
     from ..data.validate import check as check_data
 
@@ -57,7 +57,7 @@ def check(
 
 def _print_report(report: Report) -> None:
     for fault in report.faults:
-        print(f"{fault.where}: {fault.message}. {fault.cure}")
+        print(f"{fault.where}: {fault.message}. {fault.hint}")
     if report.unnamed:
         print(f"... and {report.unnamed:,} more faults (--faults {len(report.faults) + report.unnamed} names them all)")
     print(f"{report.samples:,} samples, {report.faulty:,} faulty" + ("" if report.faulty else ": all good"))
@@ -127,8 +127,8 @@ def cache(
         faulty = [error for part in (trained, held_out) for error in store.faulty(part).values()]
         if faulty and loaded.data.on_error == "fail":
             more = f" ({len(faulty) - 1:,} more)" if len(faulty) > 1 else ""
-            cure = "data.on_error=skip leaves faulty samples out."
-            raise DataError(f"{faulty[0].what}{more}", where=faulty[0].where, cure=cure)
+            hint = "data.on_error=skip leaves faulty samples out."
+            raise DataError(f"{faulty[0].what}{more}", where=faulty[0].where, hint=hint)
         skipped += dict.fromkeys(map(str, faulty))  # a mix may hold a sample more than once
         samples, ready = samples - len(faulty), len(images) - len(store.faults)
     for line in skipped:

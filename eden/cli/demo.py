@@ -119,6 +119,6 @@ def _ask_about_a_picture(assistant: Assistant, path: Path, console: Console) -> 
         console.print(f"  {question} [bold]{assistant.ask(question, images=[path])}[/]")
     recording = write_file(path.with_name("question.wav"), to_wav(speak(SPOKEN_QUESTION)))
     console.print(f"a spoken question: {recording}")
-    (message,) = assistant.hear([Message.user("", [path], [recording])])
+    (message,) = assistant.transcribe_messages([Message.user("", [path], [recording])])
     answer = "".join(assistant.reply([message], Sampling()))
     console.print(f'  heard "{message.text}" [bold]{answer}[/]')

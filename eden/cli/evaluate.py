@@ -14,7 +14,7 @@ from ..errors import InputError
 from .options import FourBit, Json, err, load_assistant, print_json
 
 if TYPE_CHECKING:
-    from ..evaluate import EvaluationResult, Hearing, Predictions, Task
+    from ..evaluate import EvaluationResult, Predictions, Task, Transcription
     from ..inference.assistant import Assistant
 
 TASKS = "world, pope, vqav2, gqa, textvqa, scienceqa, captions"
@@ -61,11 +61,16 @@ def evaluate(
     folders = {"images": images, "audio": audio}
     options |= {name: str(folder.resolve()) for name, folder in folders.items() if folder is not None}
     kept = _keep(out, assistant, opened, options)
-    hearing = None
+    transcription = None
     if spoken:
-        opened, hearing = _speak(opened, assistant, noise_db)
+        opened, transcription = _speak(opened, assistant, noise_db)
     result = run_evaluation(
-        assistant, opened, batch_size=batch_size, max_new_tokens=max_new_tokens, hearing=hearing, predictions=kept
+        assistant,
+        opened,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        transcription=transcription,
+        predictions=kept,
     )
     summary = result.to_dict()
     if earlier is not None:
@@ -92,9 +97,9 @@ def _open(name: str, **options: Any) -> Task:
 
 def _check_voice(spoken: bool, noise_db: float | None, questions: Path | None) -> None:
     if noise_db is not None and not spoken:
-        raise InputError("--noise-db without --spoken", cure="Add --spoken.")
+        raise InputError("--noise-db without --spoken", hint="Add --spoken.")
     if spoken and questions is not None:
-        raise InputError("benchmarks are not asked by voice", cure="Leave out --spoken.")
+        raise InputError("benchmarks are not asked by voice", hint="Leave out --spoken.")
 
 
 def _write(result: EvaluationResult, summary: Mapping[str, Any], out: Path | None, html: Path | None) -> None:
@@ -108,20 +113,25 @@ def _write(result: EvaluationResult, summary: Mapping[str, Any], out: Path | Non
         write_report(html, result, summary)
 
 
-def _speak(task: Task, assistant: Assistant, noise_db: float | None) -> tuple[Task, Hearing]:
+def _speak(task: Task, assistant: Assistant, noise_db: float | None) -> tuple[Task, Transcription]:
     from ..evaluate import speak_task
     from ..media.speech import Transcriber
 
-    ears = Transcriber(assistant.checkpoint.config.speech_model, workers=os.cpu_count() or 1)
-    return speak_task(task, ears, noise_db=noise_db, console=err)
+    transcriber = Transcriber(assistant.checkpoint.config.speech_model, workers=os.cpu_count() or 1)
+    return speak_task(task, transcriber, noise_db=noise_db, console=err)
 
 
 def _keep(out: Path | None, assistant: Assistant, task: Task, options: Mapping[str, Any]) -> Predictions | None:
-    from ..evaluate import Predictions, asked_in, known_by
+    from ..evaluate import Predictions, model_fingerprint, task_fingerprint
 
     if out is None:
         return None
-    settings = {"task": task.name, "questions": asked_in(task), "weights": known_by(assistant.checkpoint), **options}
+    settings = {
+        "task": task.name,
+        "questions": task_fingerprint(task),
+        "weights": model_fingerprint(assistant.checkpoint),
+        **options,
+    }
     return Predictions(out, settings)
 
 

@@ -33,7 +33,7 @@ def export(
 ) -> None:
     """Turn an artifact into what other tools load, or into a page on the web."""
     if outtype is not None and to != "gguf":
-        raise InputError("--outtype is for --to gguf only", cure="Leave it out.")
+        raise InputError("--outtype is for --to gguf only", hint="Leave it out.")
     written = [out]
     if to == "hf":
         from .. import checkpoint as checkpoints
@@ -51,7 +51,7 @@ def export(
         with err.status(f"exporting {model}"):
             written = list(write_gguf(model, out, outtype or "f16"))
     else:
-        raise InputError(f"cannot export to {to!r}", cure="Use --to hf, --to space or --to gguf.")
+        raise InputError(f"cannot export to {to!r}", hint="Use --to hf, --to space or --to gguf.")
     if as_json:
         print_json({"folder": str(out)} | ({"files": [path.name for path in written]} if to == "gguf" else {}))
     else:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from .. import __version__
-from ..core.distributed import is_main, let_the_cause_speak, number
+from ..core.distributed import is_main, rank, wait_for_launcher
 from ..core.environment import check_environment
 from ..errors import EdenError, Interrupted
 from .ask import ask, chat, transcribe
@@ -29,7 +29,7 @@ from .train import demo, train
 
 app = typer.Typer(
     name="eden",
-    help="Give a small language model eyes and ears: train, evaluate, ask, serve and ship it.",
+    help="Give a small language model eyes and ears: train, evaluate, ask, serve and export it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -67,7 +67,7 @@ def main() -> None:
             err.print("stopped")
         raise
     except Exception:
-        let_the_cause_speak()
+        wait_for_launcher()
         raise
 
 
@@ -75,9 +75,9 @@ def _say(error: EdenError, debug: bool) -> None:
     place = ""
     if not is_main():
         if isinstance(error, Interrupted):  # all of them were, and the main one says so
-            return let_the_cause_speak(1.0)
-        let_the_cause_speak()
-        place = f"in process {number()}: "
+            return wait_for_launcher(1.0)
+        wait_for_launcher()
+        place = f"in process {rank()}: "
     if debug:
         traceback.print_exc()
     # Not as markup: an error may name a file with brackets in it.

@@ -43,7 +43,7 @@ def load_assistant(model: str, four_bit: bool, *, say_format: bool = False) -> A
     return assistant
 
 
-def print_heard(transcript: Transcript) -> None:
+def print_transcript(transcript: Transcript) -> None:
     err.print(f"heard  {transcript.text or '(nothing)'}", style="dim", highlight=False, markup=False, soft_wrap=True)
 
 

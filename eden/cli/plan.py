@@ -51,13 +51,13 @@ def _print(plan: Plan, missing: str) -> None:
         _line("", SOURCES[work.source].format(missing=missing))
     if work.skipped:
         _line("skipped", f"{work.skipped:,} samples that are too long")
-    _line("rows", f"{work.rows:,}, {work.padding:.1%} of the places are padding")
+    _line("rows", f"{work.rows:,}, {work.padding:.1%} of the positions are padding")
     _line("steps", f"{work.schedule.steps:,} of {work.schedule.rows_a_step} rows: {work.schedule.epochs:.2f} epochs")
     if plan.stage:
         _line("model", f"its base is not here: planned as `eden train {plan.stage}` will leave it")
     _line("parameters", f"{counts.parameters:,}, {counts.trained:,} trained")
-    places = f"longest batch: {work.longest_places:,} places"
-    print(f"memory, estimated for {'a GPU' if plan.gpu else 'a CPU'} ({places})")
+    positions = f"longest batch: {work.longest_positions:,} positions"
+    print(f"memory, estimated for {'a GPU' if plan.gpu else 'a CPU'} ({positions})")
     for part, size in plan.memory.parts.items():
         if size:
             _line(f"  {part}", f"{written_size(size):>10}")
@@ -85,7 +85,7 @@ def _print_times(plan: Plan) -> None:
         return
     device = {"cpu": "CPU", "cuda": "GPU"}.get(measured.device, measured.device)
     if measured.what == "model":
-        print(f"measured, on this machine's {device}: the whole model on batches of {measured.tokens:,} places")
+        print(f"measured, on this machine's {device}: the whole model on batches of {measured.tokens:,} positions")
         assert measured.held is not None and measured.peak is not None
         _line("  weights", f"{written_size(measured.held):>10}  (estimate {written_size(plan.memory.held)})")
         _line("  most at a time", f"{written_size(measured.peak):>10}  (estimate {written_size(plan.memory.total)})")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..core.processes import in_a_thread
+from ..core.processes import run_in_thread
 from .options import FourBit, Json, err, load_assistant, print_json
 
 
@@ -53,7 +53,7 @@ def serve(
     with server.open_socket(host, port) as bound:
         from ..serve.service import Service
 
-        service = Service(in_a_thread(lambda: load_assistant(model, four_bit, say_format=True)), settings)
+        service = Service(run_in_thread(lambda: load_assistant(model, four_bit, say_format=True)), settings)
         app = server.build_app(service, page=not no_page)
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{bound.getsockname()[1]}"

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-PATIENCE = timedelta(days=14)
+BARRIER_TIMEOUT = timedelta(days=14)
 """How long a process waits for another's work, such as hearing a whole data set."""
 
-GRACE = 5.0
+LAUNCHER_TIMEOUT = 5.0
 """Seconds in which a launcher ends the other processes once one has failed; torchrun takes a fraction of one."""
 
 
@@ -33,14 +33,14 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """True if this is one of several processes."""
     return count() > 1
 
 
-def number() -> int:
+def rank() -> int:
     """Which of the processes this is; the main one is 0."""
-    return int(os.environ.get("RANK", 0)) if several() else 0
+    return int(os.environ.get("RANK", 0)) if is_distributed() else 0
 
 
 def check_launch() -> None:
@@ -54,13 +54,13 @@ def check_launch() -> None:
     if asked_for_several and "WORLD_SIZE" not in os.environ and not by_mpi:
         raise RunError(
             "accelerate launch --cpu has started one process where several were asked for",
-            cure="Write --multi_gpu in place of --cpu, which starts them on a machine without a GPU, too.",
+            hint="Write --multi_gpu in place of --cpu, which starts them on a machine without a GPU, too.",
         )
 
 
 def is_main() -> bool:
     """True in the one process that speaks and writes."""
-    return number() == 0
+    return rank() == 0
 
 
 @contextmanager
@@ -83,10 +83,10 @@ def wait() -> None:
     if _connected():
         import torch.distributed as dist
 
-        dist.barrier(group=_talk())
+        dist.barrier(group=_gloo_group())
 
 
-def any_says(yes: bool) -> bool:
+def any_rank(yes: bool) -> bool:
     """True in every process if `yes` is true in one of them."""
     if not _connected():
         return yes
@@ -94,7 +94,7 @@ def any_says(yes: bool) -> bool:
     import torch.distributed as dist
 
     answer = torch.tensor(int(yes))
-    dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=_talk())
+    dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=_gloo_group())
     return bool(answer)
 
 
@@ -103,7 +103,7 @@ def summed(values: torch.Tensor) -> torch.Tensor:
     if _connected() and values.numel():
         import torch.distributed as dist
 
-        dist.all_reduce(values, group=_talk())
+        dist.all_reduce(values, group=_gloo_group())
     return values
 
 
@@ -114,7 +114,7 @@ def from_main(work: Callable[[], Value]) -> Value:
     import torch.distributed as dist
 
     box: list[Any] = [work() if is_main() else None]
-    dist.broadcast_object_list(box, src=0, group=_talk())
+    dist.broadcast_object_list(box, src=0, group=_gloo_group())
     return box[0]
 
 
@@ -123,30 +123,30 @@ def leave() -> None:
     if _connected():
         import torch.distributed as dist
 
-        _talk.cache_clear()
+        _gloo_group.cache_clear()
         dist.destroy_process_group()
 
 
-def let_the_cause_speak(seconds: float = GRACE) -> None:
+def wait_for_launcher(seconds: float = LAUNCHER_TIMEOUT) -> None:
     """Gives the launcher the time to end this process, whose failure another one has caused and explained.
 
     A bad recipe fails in every process, and the main one says so; where a process is gone, the others lose their
     connection to it. The launcher ends all at the first failure. Whoever is still there after a while is alone with its
     own failure and has to say so itself.
     """
-    if several():
+    if is_distributed():
         time.sleep(seconds)
 
 
 def _connected() -> bool:
     import torch.distributed as dist
 
-    return several() and dist.is_available() and dist.is_initialized()
+    return is_distributed() and dist.is_available() and dist.is_initialized()
 
 
 @cache
-def _talk() -> Any:
+def _gloo_group() -> Any:
     """A group beside the one that trains: gloo, so that waiting does not occupy a GPU, and without a short timeout."""
     import torch.distributed as dist
 
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    return dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT)

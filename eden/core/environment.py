@@ -44,6 +44,6 @@ def check_environment() -> None:
             raise InputError(
                 f"{requirement.name} {installed} is installed, and Eden needs {requirement.specifier}"
                 + (f" (tested with {tested})" if tested else ""),
-                cure=f"pip install '{wanted}'",
+                hint=f"pip install '{wanted}'",
                 kind="environment",
             )

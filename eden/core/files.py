@@ -31,7 +31,7 @@ def sha256(path: Path) -> str:
 
 
 def check_the_path(path: str | Path) -> str:
-    """The cure of a path that leads nowhere: a file that is there under nearly that name.
+    """The hint of a path that leads nowhere: a file that is there under nearly that name.
 
     It may differ by case, Unicode form, slashes, ending, or by folders that are not there.
     """
@@ -138,5 +138,5 @@ def _storage_errors(path: Path) -> Iterator[None]:
 def storage_error(error: OSError, path: str | Path) -> StorageError:
     """The disk's refusal as one line; use it where a library writes for us."""
     if error.errno == errno.ENOSPC:
-        return StorageError("the disk is full", where=str(path), cure="Free some space and run the same command again.")
-    return StorageError(f"cannot write ({error.strerror or error})", where=str(path), cure="Check the path and rights.")
+        return StorageError("the disk is full", where=str(path), hint="Free some space and run the same command again.")
+    return StorageError(f"cannot write ({error.strerror or error})", where=str(path), hint="Check the path and rights.")

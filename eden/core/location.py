@@ -33,13 +33,13 @@ def find_model(name: str, *, revision: str | None = None, files: list[str] | Non
             raise CheckpointError(
                 f"no such folder, and no such model on the hub ({first_line(error)})",
                 where=name,
-                cure="Check the path or the hub id, and the network.",
+                hint="Check the path or the hub id, and the network.",
             ) from error
     if not (folder / "config.json").exists():
         raise CheckpointError(
             "the folder holds no config.json, so it is no Eden artifact",
             where=str(folder),
-            cure="Give the folder that a training run ended with.",
+            hint="Give the folder that a training run ended with.",
         )
     return folder
 

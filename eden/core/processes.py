@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-def in_a_thread(work: Callable[[], Result]) -> Result:
+def run_in_thread(work: Callable[[], Result]) -> Result:
     """Does the work in a thread that ends with it.
 
     GNU OpenMP keeps a pool of threads for every thread that ever computed. Once all pools together have more threads
@@ -29,7 +29,7 @@ def in_a_thread(work: Callable[[], Result]) -> Result:
 
 
 @contextmanager
-def one_core_each(threads: int) -> Iterator[Executor]:
+def single_threaded_pool(threads: int) -> Iterator[Executor]:
     """Threads that compute on one core each: for work of many equal pieces, where a piece shared by all cores would
     wait for the slowest of them, again and again.
     """
@@ -44,7 +44,7 @@ def one_core_each(threads: int) -> Iterator[Executor]:
 
 
 @contextmanager
-def out_of_earshot() -> Iterator[None]:
+def ignore_sigint() -> Iterator[None]:
     """Processes that are started in the block do not hear Ctrl-C, which is this process's to answer."""
     in_charge = threading.current_thread() is threading.main_thread()  # in others, Ctrl-C is somebody else's
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_charge else None

@@ -79,7 +79,7 @@ def _build(path: Path, build: Callable[[Path], None]) -> None:
         raise storage_error(error, path) from error
     except StorageError as error:
         raise StorageError(
-            error.what, where=error.where, cure="Free some space, or name another cache folder in EDEN_CACHE."
+            error.what, where=error.where, hint="Free some space, or name another cache folder in EDEN_CACHE."
         ) from error
 
 

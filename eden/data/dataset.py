@@ -145,8 +145,8 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """
         if not len(self):
             why = f"; the first one left out: {self.skipped[0].what}" if self.skipped else ""
-            where, cure = (self.skipped[0].where, self.skipped[0].cure) if self.skipped else ("data", "Give some.")
-            raise DataError(f"no sample is left {purpose}{why}", where=where, cure=cure)
+            where, hint = (self.skipped[0].where, self.skipped[0].hint) if self.skipped else ("data", "Give some.")
+            raise DataError(f"no sample is left {purpose}{why}", where=where, hint=hint)
 
     def is_whole(self, index: int) -> bool:
         """Whether the sample's images can be opened; with `on_error="fail"`, one that cannot is a DataError."""
@@ -203,13 +203,13 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         skip = ", or set data.on_error=skip" if self._on_error == "fail" else ""
         for index in np.flatnonzero((lengths > limit) | (supervised == 0)):
             sample, row = samples[int(index)], int(samples.row[index])
-            what, cure = "the sample has no supervised token", "Give it an answer, or drop it."
+            what, hint = "the sample has no supervised token", "Give it an answer, or drop it."
             if fault := self._tokens[samples.source[index]].faults.get(row):
-                what, cure = fault, "Remove it; the chat template writes the control tokens."
+                what, hint = fault, "Remove it; the chat template writes the control tokens."
             elif lengths[index] > limit:
                 what = f"the sample has {lengths[index]:,} tokens, {name} is {limit:,}"
-                cure = f"Shorten it, or raise {name}{skip}."
-            yield int(index), DataError(what, where=sample.where, cure=cure)
+                hint = f"Shorten it, or raise {name}{skip}."
+            yield int(index), DataError(what, where=sample.where, hint=hint)
 
 
 def _images_of(sample: Sample) -> list[Source]:
@@ -218,4 +218,4 @@ def _images_of(sample: Sample) -> list[Source]:
 
 def _damage(sample: Sample, error: ImageError) -> DataError:
     what = f"{error.where}: {error.what}" if error.where else error.what
-    return DataError(what, where=sample.where, cure=error.cure, kind=error.kind)
+    return DataError(what, where=sample.where, hint=error.hint, kind=error.kind)

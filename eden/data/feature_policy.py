@@ -16,7 +16,7 @@ from ..checkpoint.vision_encoder import VisionEncoder, load_vision_encoder
 from ..core import distributed
 from ..core.console import progress
 from ..core.files import write_file
-from ..core.processes import cores, one_core_each, out_of_earshot
+from ..core.processes import cores, ignore_sigint, single_threaded_pool
 from ..errors import ImageError
 from ..media.images import open_image
 from ..recipe import Recipe
@@ -74,7 +74,7 @@ def cache_features(recipe: Recipe, images: Sequence[Source], console: Console, w
     context = multiprocessing.get_context("spawn")
     share = max(1, cores() // workers)
     helpers = [context.Process(target=_help, args=(recipe, images, share), daemon=True) for _ in range(workers - 1)]
-    with out_of_earshot():
+    with ignore_sigint():
         for helper in helpers:
             helper.start()
     fill(store, images, console, threads=share)  # what a helper that dies leaves undone is done here
@@ -150,7 +150,7 @@ def seconds_ahead(encoder: VisionEncoder, images: Sequence[Source]) -> float:
     """Of an image, from the file to its features, as `FeatureStore.fill` takes them; arguments as of `seconds_live`."""
     enough = 2 * BATCH * cores()
     images = list(itertools.islice(itertools.cycle(images), enough))
-    with one_core_each(cores()) as pool:
+    with single_threaded_pool(cores()) as pool:
         return _seconds_an_image(encoder, images, BATCH, pool.map)
 
 

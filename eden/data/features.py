@@ -29,7 +29,7 @@ from safetensors.torch import save
 
 from ..checkpoint.vision_encoder import VisionEncoder
 from ..core.files import cache_folder, storage_error, write_file
-from ..core.processes import cores, one_core_each
+from ..core.processes import cores, single_threaded_pool
 from ..errors import DataError, ImageError, StorageError
 from ..media.images import open_image, read_image_file
 from ..messages import Image
@@ -129,7 +129,7 @@ class FeatureStore:
         """
         chunks = deque(sources[start : start + CHUNK] for start in range(0, len(sources), CHUNK))
         done, passed = 0, 0
-        with one_core_each(threads or cores()) as pool:
+        with single_threaded_pool(threads or cores()) as pool:
             while chunks:
                 chunk = chunks.popleft()
                 if self._fill_chunk(chunk, pool):
@@ -189,7 +189,7 @@ class FeatureStore:
             return [keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES)]
         except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
             raise StorageError(
-                "a file of the feature cache is damaged", where=str(self.folder / name), cure="Delete it."
+                "a file of the feature cache is damaged", where=str(self.folder / name), hint="Delete it."
             ) from error
 
     @contextmanager

@@ -82,7 +82,7 @@ def open_with_media(
     """
     for what, given in (("images", images), ("recordings", audio)):
         if given is not None and not Path(given).is_dir():
-            raise DataError(f"no such folder of {what}", where=str(given), cure="Check the path.")
+            raise DataError(f"no such folder of {what}", where=str(given), hint="Check the path.")
     data = open_data(path)
     return data, Media(Folder(images or data.folder), Path(audio or data.folder))
 
@@ -110,7 +110,7 @@ def read_samples(
 
 
 def empty_error(data: DataFile) -> DataError:
-    return DataError("the data set is empty", where=data.path, cure="Give a file with at least one record.")
+    return DataError("the data set is empty", where=data.path, hint="Give a file with at least one record.")
 
 
 def to_sample(data: DataFile, record: Record, media: Media) -> Sample | RecordError:
@@ -120,7 +120,7 @@ def to_sample(data: DataFile, record: Record, media: Media) -> Sample | RecordEr
     try:
         return Sample(own_id or str(record.number), parse(record, media)[1], where)
     except RecordError as error:
-        return RecordError(error.kind, error.what, cure=str(error.cure), where=where, sample_id=own_id)
+        return RecordError(error.kind, error.what, hint=str(error.hint), where=where, sample_id=own_id)
 
 
 def id_of(record: Record) -> str | None:
@@ -144,12 +144,12 @@ def parse(record: Record, media: Media) -> tuple[str, tuple[Message, ...]]:
         raise RecordError(
             "control_token",
             f"the text contains the control token {found.group()}",
-            cure="Remove it; the chat template writes the control tokens.",
+            hint="Remove it; the chat template writes the control tokens.",
         )
     _check_characters(text, "the text")
     answers = [message for message in messages if message.role == "assistant"]
     if answers and not any(message.learnt for message in answers):
-        raise RecordError("empty_answer", "every answer has the weight 0", cure="Give one a 1, or drop the record.")
+        raise RecordError("empty_answer", "every answer has the weight 0", hint="Give one a 1, or drop the record.")
     return form, messages
 
 
@@ -158,14 +158,14 @@ def _check_characters(text: str, noun: str) -> None:
         raise RecordError(
             "bad_text",
             f"{noun} contains half a character, \\u{ord(lone.group()):x}",
-            cure="Write whole characters; the text was cut inside one.",
+            hint="Write whole characters; the text was cut inside one.",
         )
 
 
 def _read(record: Record, media: Media) -> tuple[str, tuple[Message, ...]]:
     value = record.value
     if not isinstance(value, dict):
-        raise RecordError("bad_record", "the record is not an object", cure="Write one JSON object a record.")
+        raise RecordError("bad_record", "the record is not an object", hint="Write one JSON object a record.")
     key = next((key for key in TURNS if isinstance(value.get(key), list)), None)
     pair = next((keys for keys in PAIRS if set(keys) <= value.keys()), None)
     is_llava = False
@@ -180,8 +180,8 @@ def _read(record: Record, media: Media) -> tuple[str, tuple[Message, ...]]:
     elif any(name in value for name in ("file_name", "image", "images")):
         form, turns = "text", _from_caption(record)
     else:
-        cure = "Use LLaVA's format or OpenAI's messages."
-        raise RecordError("bad_record", "the record has neither `conversations` nor `messages`", cure=cure)
+        hint = "Use LLaVA's format or OpenAI's messages."
+        raise RecordError("bad_record", "the record has neither `conversations` nor `messages`", hint=hint)
     system = value.get("system")
     if isinstance(system, str) and system.strip() and not (turns and _speaker(turns[0]) == "system"):
         turns = [{"role": "system", "content": system}, *turns]
@@ -196,7 +196,7 @@ def _sources(record: Record, media: Media) -> _Sources:
     value = record.value
     given = next((value[key] for key in ("image", "images", "file_name") if value.get(key) is not None), None)
     if "file_name" in value and not given:
-        raise RecordError("bad_record", "the record names no image", cure="Write its `file_name`.")
+        raise RecordError("bad_record", "the record names no image", hint="Write its `file_name`.")
     images = [
         _image(name, media) if isinstance(name, str) else Image(_embedded(name, record))
         for name in _names(given, "image")
@@ -216,7 +216,7 @@ def _names(given: Any, key: str) -> list[Any]:
     names = [] if given is None else given if isinstance(given, list) else [given]
     for name in names:
         if not (isinstance(name, str) and name) and not (key == "image" and isinstance(name, dict)):
-            raise RecordError("bad_record", f"`{key}` is neither a name nor a list of names", cure="Write file names.")
+            raise RecordError("bad_record", f"`{key}` is neither a name nor a list of names", hint="Write file names.")
     return names
 
 
@@ -224,18 +224,18 @@ def _embedded(name: dict[str, Any], record: Record) -> bytes:
     """The image itself where the record came with it, as Parquet's do."""
     index = name.get("embedded")
     if not isinstance(index, int) or not 0 <= index < len(record.embedded):
-        raise RecordError("bad_record", "`image` is neither a name nor a list of names", cure="Write file names.")
+        raise RecordError("bad_record", "`image` is neither a name nor a list of names", hint="Write file names.")
     return record.embedded[index]
 
 
 def _from_llava(turns: list[Any]) -> list[dict[str, Any]]:
     """LLaVA's turns in OpenAI's names."""
     if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
-        raise RecordError("bad_record", "a turn lacks its text in `value`", cure="Write {from, value} turns.")
+        raise RecordError("bad_record", "a turn lacks its text in `value`", hint="Write {from, value} turns.")
     return [turn | {"role": turn.get("from"), "content": turn["value"]} for turn in turns]
 
 
-def _check_places(texts: list[str], sources: _Sources) -> None:
+def _check_placeholders(texts: list[str], sources: _Sources) -> None:
     """As many placeholders as files."""
     text = "\n".join(texts)
     for placeholder, found in sources.items():
@@ -245,7 +245,7 @@ def _check_places(texts: list[str], sources: _Sources) -> None:
             raise RecordError(
                 f"{key}_count",
                 f"the text has {wanted} {placeholder} and the record {len(found)} {noun}{'s' * (len(found) != 1)}",
-                cure=f"Write one {placeholder} for each {noun}.",
+                hint=f"Write one {placeholder} for each {noun}.",
             )
 
 
@@ -280,9 +280,9 @@ def _from_turns(
     """Turns with the files that stand beside them: at their placeholders, else, but not in LLaVA's, before all."""
     for turn in turns:
         if not isinstance(turn, dict):
-            raise RecordError("bad_record", "a turn is not an object", cure="Write {role, content} turns.")
+            raise RecordError("bad_record", "a turn is not an object", hint="Write {role, content} turns.")
         if not isinstance(turn.get("content"), str | list):
-            raise RecordError("bad_record", "a turn lacks its content", cure="Write a string or a list of parts.")
+            raise RecordError("bad_record", "a turn lacks its content", hint="Write a string or a list of parts.")
     written = [_placeholders(turn["content"]) for turn in turns]
     # Without files beside the turns, `<image>` in a text is a word like any other, if it is not LLaVA's.
     beside = is_llava or any(value.get(key) is not None for key in ("image", "images", "file_name", "audio"))
@@ -292,7 +292,7 @@ def _from_turns(
         for placeholder, found in sources.items():
             if turns and not is_llava and not any(placeholder in text for text in texts):
                 written[first] = [placeholder] * len(found) + written[first]
-        _check_places([part for parts in written for part in parts if isinstance(part, str)], sources)
+        _check_placeholders([part for parts in written for part in parts if isinstance(part, str)], sources)
     else:
         written = [turn["content"] if isinstance(turn["content"], list) else [turn["content"]] for turn in turns]
     messages = []
@@ -311,7 +311,7 @@ def _is_learnt(turn: Mapping[str, Any]) -> bool:
     """False for OpenAI's `"weight": 0`."""
     weight = turn.get("weight")
     if weight not in (None, 0, 1):
-        raise RecordError("bad_record", f"a turn has the weight {weight!r:.40}", cure="Write 1, or 0 to leave it out.")
+        raise RecordError("bad_record", f"a turn has the weight {weight!r:.40}", hint="Write 1, or 0 to leave it out.")
     return weight != 0 or _speaker(turn) != "assistant"
 
 
@@ -334,7 +334,7 @@ def _placeholders(content: str | list[Any]) -> list[Any]:
 def _from_pairs(pairs: list[Any]) -> list[Any]:
     """The Cauldron's `texts`: a question and its answer in one object."""
     if not all(isinstance(pair, dict) and {"user", "assistant"} <= pair.keys() for pair in pairs):
-        raise RecordError("bad_record", "`texts` holds no {user, assistant} pairs", cure="Write both in each of them.")
+        raise RecordError("bad_record", "`texts` holds no {user, assistant} pairs", hint="Write both in each of them.")
     return [{"role": role, "content": pair[role]} for pair in pairs for role in ("user", "assistant")]
 
 
@@ -344,7 +344,7 @@ def _from_pair(value: Mapping[str, Any], asked: str, answered: str) -> list[Any]
     if isinstance(question, str) and isinstance(more := value.get("input"), str) and more.strip():
         question = f"{question}\n{more}"
     if not (isinstance(history, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in history)):
-        raise RecordError("bad_record", "`history` holds no pairs", cure="Write [[question, answer], ...].")
+        raise RecordError("bad_record", "`history` holds no pairs", hint="Write [[question, answer], ...].")
     if not isinstance(question, str) or not isinstance(value[answered], str):
         raise _no_pair()
     pairs = [*history, (question, value[answered])]
@@ -368,7 +368,7 @@ def _no_pair() -> RecordError:
     return RecordError(
         "bad_record",
         "the record has neither `question` and `answer` nor `text`",
-        cure="Write a question with its answer, or a caption as `text`.",
+        hint="Write a question with its answer, or a caption as `text`.",
     )
 
 
@@ -386,7 +386,7 @@ def _part(part: Any, media: Media) -> Part:
             return Audio(_decoded(given["data"], "audio"))
         return _recording(_source(part, ("input_audio", "audio", "url", "path")), media)
     raise RecordError(
-        "bad_record", f"a part of type {kind!r} is not known", cure="Use text, image_url and input_audio parts."
+        "bad_record", f"a part of type {kind!r} is not known", hint="Use text, image_url and input_audio parts."
     )
 
 
@@ -396,7 +396,7 @@ def _source(part: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     if isinstance(source, dict):
         source = source.get("url") or source.get("path")
     if not isinstance(source, str) or not source:
-        raise RecordError("bad_record", f"a part of type {part['type']} names no file", cure="Write its path.")
+        raise RecordError("bad_record", f"a part of type {part['type']} names no file", hint="Write its path.")
     return source
 
 
@@ -411,19 +411,19 @@ def _decoded(payload: str, kind: str) -> bytes:
             return base64.b64decode(payload, validate=True)
     except binascii.Error:
         pass
-    cure = "Write data:image/png;base64,..." if kind == "image" else 'Write {"data": BASE64, "format": "wav"}.'
-    raise RecordError(f"damaged_{kind}", "the data is not valid base64", cure=cure)
+    hint = "Write data:image/png;base64,..." if kind == "image" else 'Write {"data": BASE64, "format": "wav"}.'
+    raise RecordError(f"damaged_{kind}", "the data is not valid base64", hint=hint)
 
 
 def _local(source: str, kind: str) -> str:
     """The name of a file, if it can be one of this machine."""
     if source.startswith(("http://", "https://")):
         noun = "image" if kind == "image" else "recording"
-        cure = "Download it and write its path."
-        raise RecordError(f"remote_{kind}", f"the {noun} {source:.200} is remote", cure=cure)
+        hint = "Download it and write its path."
+        raise RecordError(f"remote_{kind}", f"the {noun} {source:.200} is remote", hint=hint)
     if len(source) > LONGEST_NAME:
         what = f"the name of a file has {len(source):,} characters: {source:.40}..."
-        raise RecordError("bad_record", what, cure=f"Write a path, or the file itself as data:{kind}/TYPE;base64,...")
+        raise RecordError("bad_record", what, hint=f"Write a path, or the file itself as data:{kind}/TYPE;base64,...")
     _check_characters(source, "the name of a file")
     return source
 
@@ -436,5 +436,5 @@ def _speaker(turn: Any) -> Role | None:
 def _role(turn: Mapping[str, Any]) -> Role:
     if (role := _speaker(turn)) is None:
         name = turn.get("role")
-        raise RecordError("unknown_role", f"unknown speaker {name!r:.60}", cure=f"Use one of {', '.join(ROLES)}.")
+        raise RecordError("unknown_role", f"unknown speaker {name!r:.60}", hint=f"Use one of {', '.join(ROLES)}.")
     return role

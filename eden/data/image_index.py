@@ -85,5 +85,5 @@ class ImageTable:
             raise StorageError(
                 f"the table of image files cannot be used ({error})",
                 where=str(self._path),
-                cure="Free some space, or delete the file: it is made again.",
+                hint="Free some space, or delete the file: it is made again.",
             ) from error

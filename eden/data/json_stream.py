@@ -127,5 +127,5 @@ class JsonStream:
         return DataError(
             f"not valid JSON ({what})",
             where=f"{self._name} line {line} column {column}",
-            cure="Correct it there, or copy the file again if it is cut off.",
+            hint="Correct it there, or copy the file again if it is cut off.",
         )

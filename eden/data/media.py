@@ -37,7 +37,7 @@ class MediaFault(NamedTuple):
     kind: str
     what: str
     where: str
-    cure: str
+    hint: str
 
 
 def media_faults(store: RecordStore, look: Look, on_progress: Progress | None = None) -> list[MediaFault]:
@@ -57,7 +57,7 @@ def media_faults(store: RecordStore, look: Look, on_progress: Progress | None = 
 
 
 Error = tuple[str, str, str, str]
-"""Kind, what, where, cure: an error that travels between processes."""
+"""Kind, what, where, hint: an error that travels between processes."""
 
 
 def _of_names(store: RecordStore, column: str, check: Callable[[list[str]], dict[str, Error]]) -> Iterator[MediaFault]:
@@ -106,7 +106,7 @@ def _missing(path: Path) -> Error:
 
 
 def _audio_errors(store: RecordStore, names: Sequence[str], on_progress: Progress | None) -> dict[str, Error]:
-    errors = _attempted([store.media.recording(name) for name in names], _hear, False, on_progress)
+    errors = _attempted([store.media.recording(name) for name in names], _decode_audio, False, on_progress)
     return {names[index]: error for index, error in errors.items()}
 
 
@@ -161,7 +161,7 @@ def _check_rows(store: RecordStore, look: Look, rows: Sequence[int]) -> list[Med
         for part in media_of(store.sample(row)):
             if not isinstance(part.source, bytes):
                 continue
-            error = _hear(part.source) if isinstance(part, Audio) else _look_at(part, look)
+            error = _decode_audio(part.source) if isinstance(part, Audio) else _look_at(part, look)
             if error is not None:
                 faults.append(MediaFault(row, *error))
     return faults
@@ -180,7 +180,7 @@ def _sniff(source: Path | str | bytes) -> Error | None:
     return _error_of(sniff_image, source)
 
 
-def _hear(source: Path | str | bytes) -> Error | None:
+def _decode_audio(source: Path | str | bytes) -> Error | None:
     return _error_of(audio_seconds, source)
 
 
@@ -188,5 +188,5 @@ def _error_of(check: Callable[..., object], source: Path | str | bytes) -> Error
     try:
         check(source)
     except (ImageError, AudioError) as error:
-        return error.kind, error.what, str(error.where), str(error.cure)
+        return error.kind, error.what, str(error.where), str(error.hint)
     return None

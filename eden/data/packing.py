@@ -44,7 +44,7 @@ def pack(lengths: Lengths, row_length: int, seed: int = 0) -> list[list[int]]:
         raise DataError(
             f"a sample has {sizes.max():,} tokens, and a row of data.row_length has {row_length:,}",
             where=f"sample {sizes.argmax() + 1}",
-            cure="Raise data.row_length, or lower data.max_length with data.on_error=skip.",
+            hint="Raise data.row_length, or lower data.max_length with data.on_error=skip.",
         )
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(sizes))
@@ -55,7 +55,7 @@ def pack(lengths: Lengths, row_length: int, seed: int = 0) -> list[list[int]]:
 
 
 def efficiency(rows: Sequence[Sequence[int]], lengths: Lengths, row_length: int) -> float:
-    """The share of the rows' places that hold a token."""
+    """The share of the rows' positions that hold a token."""
     return sum(int(lengths[index]) for row in rows for index in row) / (len(rows) * row_length) if rows else 1.0
 
 

@@ -50,8 +50,8 @@ def _on_hub(path: str) -> tuple[dict[str, Any], str]:
     name, _, revision = name.partition("@")
     settings = dict(parse_qsl(query))
     if unknown := settings.keys() - _SETTINGS:
-        cure = f"Use {', '.join(sorted(_SETTINGS))}."
-        raise DataError(f"unknown setting {sorted(unknown)[0]}", where=path, cure=cure)
+        hint = f"Use {', '.join(sorted(_SETTINGS))}."
+        raise DataError(f"unknown setting {sorted(unknown)[0]}", where=path, hint=hint)
     try:
         commit = huggingface_hub.HfApi().dataset_info(name, revision=revision or None).sha
     except Exception as error:  # the client has its own, the network's and the operating system's
@@ -85,7 +85,7 @@ def _odd_one(files: list[Path]) -> DataError | None:
             return _unreadable(str(file), error)
         if odd := sorted((first or columns) ^ columns):
             what = f"its column `{odd[0][0]}` is not as in {files[0]}"
-            return DataError(what, where=str(file), cure="Give files of the same columns, or each as a data set.")
+            return DataError(what, where=str(file), hint="Give files of the same columns, or each as a data set.")
         first = columns
     return None
 
@@ -109,4 +109,4 @@ def _image(image: Any, embedded: list[bytes]) -> Any:
 
 
 def _unreadable(where: str, error: Exception) -> DataError:
-    return DataError(f"cannot be read ({first_line(error)})", where=where, cure="Check the path and the files.")
+    return DataError(f"cannot be read ({first_line(error)})", where=where, hint="Check the path and the files.")

@@ -75,7 +75,7 @@ def _split(samples: Samples, section: DataSection) -> tuple[Samples, Samples]:
         raise RecipeError(
             f"{len(samples)} samples leave none to train on when {left} are held out{by}",
             where="data.eval_fraction",
-            cure="Give more samples, or data.eval_path" + (", or set data.split_by=sample." if by else "."),
+            hint="Give more samples, or data.eval_path" + (", or set data.split_by=sample." if by else "."),
         )
     chosen = np.zeros(len(sizes), dtype=bool)
     for group in groups[order]:
@@ -119,7 +119,7 @@ def _mix(samples: Samples, sources: Sequence[SourceSection], seed: int) -> Sampl
             raise RecipeError(
                 f"{source.path} gives no sample to train on",
                 where="data.sources",
-                cure="Raise its weight, give it more samples, or leave it out.",
+                hint="Raise its weight, give it more samples, or leave it out.",
             )
         rest = random.Random(f"{seed} {index}").sample(found.tolist(), number % len(found))
         drawn += [*[found] * (number // len(found)), np.array(rest, dtype=np.int64)]

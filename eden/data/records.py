@@ -47,8 +47,8 @@ _COCO = re.compile(r'\s*\{\s*"(?:info|images|annotations|licenses|type|categorie
 class RecordError(DataError):
     """A fault of one record; `sample_id` is the record's own id, if it could be read."""
 
-    def __init__(self, kind: str, what: str, *, cure: str, where: str | None = None, sample_id: str | None = None):
-        super().__init__(what, where=where, cure=cure, kind=kind)
+    def __init__(self, kind: str, what: str, *, hint: str, where: str | None = None, sample_id: str | None = None):
+        super().__init__(what, where=where, hint=hint, kind=kind)
         self.sample_id = sample_id
 
 
@@ -108,14 +108,14 @@ def open_data(path: str | Path) -> DataFile:
         if path.is_dir():
             found = next((path / name for name in METADATA if (path / name).is_file()), None)
             if found is None and not any(path.rglob("*.parquet")):
-                cure = f"A folder of images needs {' or '.join(METADATA)}; else name the data file itself."
-                raise DataError("the folder is no data set", where=str(path), cure=cure)
+                hint = f"A folder of images needs {' or '.join(METADATA)}; else name the data file itself."
+                raise DataError("the folder is no data set", where=str(path), hint=hint)
             if found is None:
                 return _parquet(str(path))
             path = found
         status = path.stat()
         if not S_ISREG(status.st_mode):  # a pipe could be read only once
-            raise DataError("not a file", where=str(path), cure="Write the data into a file and name it.")
+            raise DataError("not a file", where=str(path), hint="Write the data into a file and name it.")
         with path.open("rb") as raw:
             if raw.read(4) == b"PAR1":
                 return _parquet(str(path))
@@ -168,14 +168,14 @@ def _read_text(
 def unreadable(path: Path, error: Exception) -> DataError:
     """Why a file cannot be read as text, as one line."""
     if isinstance(error, FileNotFoundError):
-        return DataError("no such data file", where=str(path), cure="Check the path.")
+        return DataError("no such data file", where=str(path), hint="Check the path.")
     if isinstance(error, UnicodeDecodeError):
         return not_utf8(path)
-    return DataError(f"cannot be read ({getattr(error, 'strerror', error)})", where=str(path), cure="Check the path.")
+    return DataError(f"cannot be read ({getattr(error, 'strerror', error)})", where=str(path), hint="Check the path.")
 
 
 def not_utf8(path: Path) -> DataError:
-    return DataError("not a text file in UTF-8", where=str(path), cure="Give a JSON, JSONL, CSV or Parquet file.")
+    return DataError("not a text file in UTF-8", where=str(path), hint="Give a JSON, JSONL, CSV or Parquet file.")
 
 
 def _faulty_bytes(text: str, path: Path, unit: str, number: int, kind: str = "bad_json") -> RecordError | None:
@@ -183,7 +183,7 @@ def _faulty_bytes(text: str, path: Path, unit: str, number: int, kind: str = "ba
     if text.isascii() or (found := _NOT_UTF8.search(text)) is None:
         return None
     what = f"not UTF-8 (the byte 0x{ord(found.group()) - 0xDC00:x})"
-    return RecordError(kind, what, where=f"{path} {unit} {number}", cure="Save the file as UTF-8.")
+    return RecordError(kind, what, where=f"{path} {unit} {number}", hint="Save the file as UTF-8.")
 
 
 def _json_list(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
@@ -205,7 +205,7 @@ def json_lines(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
                 "bad_json",
                 f"not valid JSON ({error})",
                 where=f"{path} line {number}",
-                cure="Correct the line.",
+                hint="Correct the line.",
             )
 
 
@@ -213,8 +213,8 @@ def _csv_lines(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
     """`metadata.csv`: the columns are the keys of a record; an empty cell says nothing."""
     first = next((line for line in file if line.strip()), "")
     if (delimiter := _delimiter(first)) is None:
-        cure = "Begin it with a line as `file_name,question,answer` or `file_name,text`."
-        raise DataError("the header has no column `file_name`", where=f"{path} line 1", cure=cure)
+        hint = "Begin it with a line as `file_name,question,answer` or `file_name,text`."
+        raise DataError("the header has no column `file_name`", where=f"{path} line 1", hint=hint)
     file.seek(0)
     rows = csv.reader(file, delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -227,22 +227,22 @@ def _csv_lines(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
             header = header or _csv_header(cells, path)
     except csv.Error as error:
         large = "field larger" in str(error)
-        cure = "Shorten the cell, or close the quotes before it." if large else "Quote the cell, and close its quotes."
+        hint = "Shorten the cell, or close the quotes before it." if large else "Quote the cell, and close its quotes."
         # An open quote runs to the end of the file; the record began behind the one before it.
-        raise DataError(f"not valid CSV ({error})", where=f"{path} line {before + 1}", cure=cure) from None
+        raise DataError(f"not valid CSV ({error})", where=f"{path} line {before + 1}", hint=hint) from None
 
 
 def _csv_header(cells: list[str], path: Path) -> list[str]:
     names = [name.strip() for name in cells]
     if twice := [name for name in names if name and names.count(name) > 1]:
-        raise DataError(f"two columns are named `{twice[0]}`", where=f"{path} line 1", cure="Rename or remove one.")
+        raise DataError(f"two columns are named `{twice[0]}`", where=f"{path} line 1", hint="Rename or remove one.")
     return names
 
 
 def _csv_record(header: list[str], cells: list[str], path: Path, line: int) -> Record | RecordError:
     if len(cells) > len(header):
         what = f"the line has {len(cells)} cells and the header {len(header)}"
-        return RecordError("bad_record", what, where=f"{path} line {line}", cure="Quote the cell that is cut in two.")
+        return RecordError("bad_record", what, where=f"{path} line {line}", hint="Quote the cell that is cut in two.")
     value = {name: cell for name, cell in zip(header, cells, strict=False) if cell or name == "file_name"}
     faulty = _faulty_bytes("".join(cells), path, "line", line, "bad_record")
     return faulty or Record(line, value, json.dumps(value))

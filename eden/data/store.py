@@ -98,8 +98,8 @@ class RecordStore:
 
     def fault(self, row: int) -> RecordError:
         """What is wrong with a faulty record."""
-        kind, what, cure = (self.table[f"fault_{name}"][row].as_py() for name in ("kind", "what", "cure"))
-        return RecordError(kind, what, cure=cure, where=self.where(row), sample_id=self.table["id"][row].as_py())
+        kind, what, hint = (self.table[f"fault_{name}"][row].as_py() for name in ("kind", "what", "cure"))
+        return RecordError(kind, what, hint=hint, where=self.where(row), sample_id=self.table["id"][row].as_py())
 
     def number_of_images(self, rows: Indices) -> int:
         """Images in some rows, repetitions counted."""
@@ -311,15 +311,15 @@ def _row(record: Record | RecordError) -> tuple[Any, ...]:
     """A record as a row of the file; what is wrong with it is part of the row."""
     if isinstance(record, RecordError):
         number = int(str(record.where).rsplit(" ", 1)[1])
-        return number, None, None, (), record.kind, record.what, record.cure, *_NO_COUNTS
+        return number, None, None, (), record.kind, record.what, record.hint, *_NO_COUNTS
     own_id = id_of(record)
     try:
         form, messages = parse(record, _NAMES_ONLY)
         check_conversation(messages, answered=True)
     except RecordError as error:
-        fault = error.kind, error.what, error.cure
+        fault = error.kind, error.what, error.hint
     except MessageError as error:
-        fault = error.kind, f"{error.where}: {error.what}" if error.where else error.what, error.cure
+        fault = error.kind, f"{error.where}: {error.what}" if error.where else error.what, error.hint
     else:
         return (record.number, own_id, record.text, record.embedded, *_NO_FAULT, *_counts(own_id or "", messages, form))
     what = fault[1].encode("utf-8", "replace").decode()

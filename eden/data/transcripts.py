@@ -20,7 +20,7 @@ import numpy as np
 from ..core.files import cache_folder, sha256, storage_error
 from ..errors import AudioError, DataError
 from ..media.speech import Transcriber
-from ..messages import AudioSource, hear
+from ..messages import AudioSource, transcribe_message
 from .cache import digest
 from .formats import Sample
 from .store import RecordStore
@@ -101,16 +101,16 @@ def transcribe_samples(
         DataError: a recording cannot be read or nothing is said in it; the message names the sample.
     """
     words = heard_words(samples, store, on_progress)
-    heard: list[Sample] = []
+    transcribed: list[Sample] = []
     faults: list[DataError] = []
     for sample in samples:
         try:
-            heard.append(in_words(sample, words))
+            transcribed.append(in_words(sample, words))
         except DataError as fault:
             if on_error == "fail":
                 raise
             faults.append(fault)
-    return heard, faults
+    return transcribed, faults
 
 
 def heard_words(
@@ -135,7 +135,7 @@ def heard_words(
 
 
 def in_words(sample: Sample, heard: Mapping[str, str | AudioError]) -> Sample:
-    """The sample with each recording as text (`eden.messages.hear`).
+    """The sample with each recording as text (`eden.messages.transcribe_message`).
 
     Raises:
         DataError: a recording cannot be read or nothing is said in it; the message names the sample.
@@ -148,10 +148,10 @@ def in_words(sample: Sample, heard: Mapping[str, str | AudioError]) -> Sample:
         return found
 
     try:
-        return replace(sample, messages=tuple(hear(message, words) for message in sample.messages))
+        return replace(sample, messages=tuple(transcribe_message(message, words) for message in sample.messages))
     except AudioError as error:
         what = f"{error.where}: {error.what}" if error.where else error.what
-        raise DataError(what, where=sample.where, cure=error.cure, kind=error.kind) from error
+        raise DataError(what, where=sample.where, hint=error.hint, kind=error.kind) from error
 
 
 class HeardStore(RecordStore):
@@ -190,5 +190,5 @@ def _digest(source: AudioSource) -> str:
         return sha256(Path(source))
     except OSError as error:
         raise AudioError(
-            f"cannot read the recording ({error.strerror})", where=str(source), cure="Check the path."
+            f"cannot read the recording ({error.strerror})", where=str(source), hint="Check the path."
         ) from None

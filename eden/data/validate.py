@@ -1,4 +1,4 @@
-"""Checking a data set without a model: every fault with its place and its cure. Training uses this very code."""
+"""Checking a data set without a model: every fault with its place and a hint. Training uses this very code."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Fault:
         sample_id: the record's id, if it could be read.
         kind: a short, stable name of the fault, for counting.
         message: what is wrong.
-        cure: what to do about it.
+        hint: what to do about it.
     """
 
     where: str
     sample_id: str | None
     kind: str
     message: str
-    cure: str
+    hint: str
 
 
 @dataclass
@@ -149,7 +149,7 @@ def load_samples(
         raise DataError(
             first.message + more,
             where=first.where,
-            cure=f"{first.cure} `eden check` lists every fault; data.on_error=skip leaves faulty samples out.",
+            hint=f"{first.hint} `eden check` lists every fault; data.on_error=skip leaves faulty samples out.",
         )
     return samples, report
 
@@ -162,11 +162,11 @@ def _in_order(
     for row, index in rows:
         if index < 0:
             error = store.fault(row)
-            yield Fault(str(error.where), error.sample_id, error.kind, error.what, str(error.cure))
+            yield Fault(str(error.where), error.sample_id, error.kind, error.what, str(error.hint))
         else:
             fault = of_media[index]
             sample_id = store.table["id"][row].as_py()
-            yield Fault(store.where(row), sample_id, fault.kind, f"{fault.where}: {fault.what}", fault.cure)
+            yield Fault(store.where(row), sample_id, fault.kind, f"{fault.where}: {fault.what}", fault.hint)
 
 
 def describe(store: RecordStore) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def xray(samples: Sequence[Sample], processor: MultimodalPhiProcessor) -> list[X
         try:
             example = processor.encode(to_chat(sample.messages))
         except ValueError as error:
-            raise DataError(str(error), where=sample.where, cure="Correct the sample.") from error
+            raise DataError(str(error), where=sample.where, hint="Correct the sample.") from error
         rendered.append(XraySample(sample.id, _tokens(example, processor), images))
     return rendered
 

@@ -1,10 +1,10 @@
 """Asking a model every question of a task, judging what it says, and saying how sure the numbers are."""
 
 from .compare import Earlier, compare, read_earlier
-from .predictions import PREDICTIONS, REPORT, RESULT, Predictions, asked_in, known_by
+from .predictions import PREDICTIONS, REPORT, RESULT, Predictions, model_fingerprint, task_fingerprint
 from .registry import open_task
 from .run import Answer, EvaluationResult, evaluate, write_report
-from .spoken import Hearing, speak_task
+from .spoken import Transcription, speak_task
 from .task import Question, Task
 
 __all__ = [
@@ -14,16 +14,16 @@ __all__ = [
     "Answer",
     "Earlier",
     "EvaluationResult",
-    "Hearing",
     "Predictions",
     "Question",
     "Task",
-    "asked_in",
+    "Transcription",
     "compare",
     "evaluate",
-    "known_by",
+    "model_fingerprint",
     "open_task",
     "read_earlier",
     "speak_task",
+    "task_fingerprint",
     "write_report",
 ]

@@ -16,7 +16,7 @@ from ..data.store import Progress
 from ..errors import DataError, first_line
 from ..messages import Message
 from .metrics import Measure
-from .task import Marking, Question, Task, check_images
+from .task import Question, Scoring, Task, check_images
 
 PUBLISHED = "Take the file as it was published."
 
@@ -58,8 +58,8 @@ class Benchmark:
         fits: whether a parsed file looks so.
         records: what the file says of each question, by the question's id.
         question: of an id and its record.
-        mark: judges answers.
-        measures: what is made of the marks; the first is the benchmark's own.
+        score: scores answers.
+        measures: what is made of the scores; the first is the benchmark's own.
         takes: options it takes beside the questions and the images.
     """
 
@@ -67,7 +67,7 @@ class Benchmark:
     fits: Callable[[Any], bool]
     records: Callable[[Any, Files], Iterable[tuple[str, Any]]]
     question: Callable[[str, Any, Files], Question]
-    mark: Marking
+    score: Scoring
     measures: Mapping[str, Measure]
     takes: frozenset[str] = frozenset()
 
@@ -97,18 +97,18 @@ def open_benchmark(
         raise DataError(
             f"not a file of {name}: found {describe(content)}",
             where=str(files.questions),
-            cure=f"Expected {benchmark.file}.{looks}",
+            hint=f"Expected {benchmark.file}.{looks}",
         )
     questions: dict[str, Question] = {}
     for question_id, record in islice(benchmark.records(content, files), limit):
         if question_id in questions:
-            raise DataError("two questions have this id", where=files.place(question_id), cure=PUBLISHED)
+            raise DataError("two questions have this id", where=files.place(question_id), hint=PUBLISHED)
         questions[question_id] = _question(benchmark, question_id, record, files)
     if not questions:
-        raise DataError("no question to ask", where=str(files.questions), cure=f"Expected {benchmark.file}.")
+        raise DataError("no question to ask", where=str(files.questions), hint=f"Expected {benchmark.file}.")
     asked = list(questions.values())
     check_images(asked, on_progress)
-    return Task(name, {next(iter(benchmark.measures)): asked}, benchmark.mark, benchmark.measures)
+    return Task(name, {next(iter(benchmark.measures)): asked}, benchmark.score, benchmark.measures)
 
 
 def _question(benchmark: Benchmark, question_id: str, record: Any, files: Files) -> Question:
@@ -117,7 +117,7 @@ def _question(benchmark: Benchmark, question_id: str, record: Any, files: Files)
         return benchmark.question(question_id, record, files)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         what = f"it lacks `{error.args[0]}`" if isinstance(error, KeyError) else f"it is faulty ({error})"
-        raise DataError(what, where=files.place(question_id), cure=PUBLISHED) from None
+        raise DataError(what, where=files.place(question_id), hint=PUBLISHED) from None
 
 
 def read_json(path: Path) -> Any:
@@ -131,21 +131,21 @@ def read_json(path: Path) -> Any:
     except (UnicodeDecodeError, OSError) as error:
         raise unreadable(path, error) from None
     if not text.strip():
-        raise DataError("the file is empty", where=str(path), cure="Copy it again.")
+        raise DataError("the file is empty", where=str(path), hint="Copy it again.")
     try:
         return json.loads(text)
     except RecursionError:
-        raise DataError("not valid JSON (nested too deep)", where=str(path), cure=PUBLISHED) from None
+        raise DataError("not valid JSON (nested too deep)", where=str(path), hint=PUBLISHED) from None
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # a whole value, and behind it more
             return list(_lines(path, text))
         raise DataError(
             f"not valid JSON ({error.msg})",
             where=f"{path} line {error.lineno} column {error.colno}",
-            cure="The file may be cut off; copy it again.",
+            hint="The file may be cut off; copy it again.",
         ) from None
     except ValueError as error:  # Python reads no number of thousands of digits
-        raise DataError(f"not valid JSON ({first_line(error)})", where=str(path), cure=PUBLISHED) from None
+        raise DataError(f"not valid JSON ({first_line(error)})", where=str(path), hint=PUBLISHED) from None
 
 
 def _lines(path: Path, text: str) -> Iterator[Any]:
@@ -163,7 +163,7 @@ def by_id(records: Iterable[Any], key: str, path: Path) -> Iterator[tuple[str, A
     """
     for number, record in enumerate(records, 1):
         if not has(record, key):
-            raise DataError(f"it lacks `{key}`", where=f"{path} record {number}", cure=PUBLISHED)
+            raise DataError(f"it lacks `{key}`", where=f"{path} record {number}", hint=PUBLISHED)
         yield str(record[key]), record
 
 

@@ -1,6 +1,6 @@
 """The benchmarks: POPE, VQAv2, GQA, TextVQA, ScienceQA and COCO captions.
 
-Each says how its file looks, what in it is a record, how a record becomes a question, how answers are marked and what
+Each says how its file looks, what in it is a record, how a record becomes a question, how answers are scored and what
 is measured.
 """
 
@@ -46,33 +46,33 @@ def _pope(question_id: str, record: Any, files: Files) -> Question:
 def _vqav2_records(content: Any, files: Files) -> Records:
     """Each question with what its annotators said; the scorer refuses files that are not of the same questions."""
     if files.annotations is None:
-        raise InputError("vqav2 needs the annotators' answers", cure="Give --annotations v2_..._annotations.json.")
+        raise InputError("vqav2 needs the annotators' answers", hint="Give --annotations v2_..._annotations.json.")
     annotations = read_json(files.annotations)
     if not has_list(annotations, "annotations", "question_id", "answers"):
         expected = "one object with a list `annotations` of question_id, answers, answer_type"
         raise DataError(
             f"not VQAv2's annotations: found {describe(annotations)}",
             where=str(files.annotations),
-            cure=f"Expected {expected}, as in v2_mscoco_val2014_annotations.json.",
+            hint=f"Expected {expected}, as in v2_mscoco_val2014_annotations.json.",
         )
     answered: dict[str, Any] = {}
     for question_id, record in by_id(annotations["annotations"], "question_id", files.annotations):
         if question_id in answered:
             where = f"{files.annotations} question {question_id}"
-            raise DataError("it is annotated twice", where=where, cure=PUBLISHED)
+            raise DataError("it is annotated twice", where=where, hint=PUBLISHED)
         answered[question_id] = record
     asked = list(by_id(content["questions"], "question_id", files.questions))
-    cure = "Give the two files of one split; --limit asks fewer of their questions."
+    hint = "Give the two files of one split; --limit asks fewer of their questions."
     for question_id, _ in asked:
         if question_id not in answered:
             what = f"it has no answers in {files.annotations}"
-            raise DataError(what, where=files.place(question_id), cure=cure)
+            raise DataError(what, where=files.place(question_id), hint=hint)
     if lost := answered.keys() - {question_id for question_id, _ in asked}:
         first = next(question_id for question_id in answered if question_id in lost)
         raise DataError(
             f"{len(lost):,} annotations are of no question in {files.questions}",
             where=f"{files.annotations} question {first}",
-            cure=cure,
+            hint=hint,
         )
     subset = content.get("data_subtype", "val2014")
     for question_id, record in asked:
@@ -135,11 +135,11 @@ def _scienceqa_records(content: Any, files: Files) -> Records:
     if not isinstance(splits, dict) or split not in splits:
         known = ", ".join(splits) if isinstance(splits, dict) else "none"
         where = str(listed if listed.exists() else files.questions)
-        raise DataError(f"no split {split!r}", where=where, cure=f"--split takes one of these: {known}.")
+        raise DataError(f"no split {split!r}", where=where, hint=f"--split takes one of these: {known}.")
     for number in splits[split]:
         if number not in content:
             where = f"{listed} problem {number}"
-            raise DataError(f"it is not in {files.questions.name}", where=where, cure="Give the two files of one copy.")
+            raise DataError(f"it is not in {files.questions.name}", where=where, hint="Give the two files of one copy.")
         if content[number].get("image"):
             yield number, content[number]
 
@@ -179,7 +179,7 @@ def _caption_records(content: Any, files: Files) -> Iterator[tuple[str, Any]]:
         raise DataError(
             f"{len(lost):,} images with captions are not listed, the first is {first}",
             where=str(files.questions),
-            cure=PUBLISHED,
+            hint=PUBLISHED,
         )
     for image_id, record in by_id(content["images"], "id", files.questions):
         yield image_id, {**record, "captions": captions[image_id]}

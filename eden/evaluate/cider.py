@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from .metrics import Marks
+from .metrics import Scores
 
 LONGEST = 4
 """Words in the longest n-gram."""
@@ -23,7 +23,7 @@ SCALE = 10.0
 Ngram: TypeAlias = tuple[str, ...]
 
 
-def cider(references: Sequence[Sequence[str]], answers: Sequence[str]) -> list[Marks]:
+def cider(references: Sequence[Sequence[str]], answers: Sequence[str]) -> list[Scores]:
     """CIDEr-D of each answer, from 0 to 10; the corpus' score is their mean.
 
     An n-gram is as rare as the images are few whose references have it: a score depends on all the images asked about.
@@ -36,7 +36,7 @@ def cider(references: Sequence[Sequence[str]], answers: Sequence[str]) -> list[M
     images_with = Counter(ngram for captions in people for ngram in {ngram for counts in captions for ngram in counts})
     images = math.log(len(people)) if people else 0.0
     rarity = {ngram: images - math.log(number) for ngram, number in images_with.items()}
-    scores: list[Marks] = []
+    scores: list[Scores] = []
     for captions, answer in zip(people, answers, strict=True):
         said = _Vector(_ngrams(tokenize(answer)), rarity, images)
         agreement = sum(said.agreement(_Vector(counts, rarity, images)) for counts in captions)

@@ -37,18 +37,18 @@ def read_earlier(path: str | Path, task: Task) -> Earlier:
     """
     path = Path(path)
     path = path / RESULT if path.is_dir() else path
-    cure = "Give the folder or the result.json of a finished `eden evaluate ... --out FOLDER`."
+    hint = "Give the folder or the result.json of a finished `eden evaluate ... --out FOLDER`."
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError("no result here", where=str(path), cure=cure) from None
+        raise InputError("no result here", where=str(path), hint=hint) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"not a result ({first_line(error)})", where=str(path), cure=cure) from None
+        raise InputError(f"not a result ({first_line(error)})", where=str(path), hint=hint) from None
     if not isinstance(found, dict) or not {"task", "model"} <= found.keys():
-        raise InputError("not the result of an evaluation", where=str(path), cure=cure)
+        raise InputError("not the result of an evaluation", where=str(path), hint=hint)
     if found["task"] != task.name:
         raise InputError(
-            f"a result of {found['task']}, not of {task.name}", where=str(path), cure="Compare runs of one task."
+            f"a result of {found['task']}, not of {task.name}", where=str(path), hint="Compare runs of one task."
         )
     rows = defaultdict(list)
     for line in read_predictions(path.with_name(PREDICTIONS)):
@@ -59,7 +59,7 @@ def read_earlier(path: str | Path, task: Task) -> Earlier:
             raise InputError(
                 f"it was asked other questions: it shares {shared:,} of {both:,} with this run",
                 where=str(path),
-                cure="Ask both the same questions; only --limit may differ.",
+                hint="Ask both the same questions; only --limit may differ.",
             )
     return Earlier(str(found["model"]), rows)
 
@@ -67,7 +67,7 @@ def read_earlier(path: str | Path, task: Task) -> Earlier:
 def compare(result: EvaluationResult, earlier: Earlier) -> dict[str, Any]:
     """What a result has more than an earlier one, over the questions that both were asked.
 
-    The earlier answers are marked anew, by the same rules and, for CIDEr, over the same images.
+    The earlier answers are scored anew, by the same rules and, for CIDEr, over the same images.
 
     Returns:
         `model` of the earlier, `shared` questions, and by measure `difference`, `interval` (95 %, paired) and `shared`.
@@ -80,8 +80,8 @@ def compare(result: EvaluationResult, earlier: Earlier) -> dict[str, Any]:
             continue
         said = [answer.text for answer in result.answers if answer.group == group]
         references = [questions[index].reference for index in theirs]
-        mine = result.task.mark(references, [said[index] for index in theirs])
-        before = result.task.mark(references, list(theirs.values()))
+        mine = result.task.score(references, [said[index] for index in theirs])
+        before = result.task.score(references, list(theirs.values()))
         total += len(theirs)
         for name, (difference, interval) in differences(result.task.keys(group), mine, before).items():
             found[name] = {

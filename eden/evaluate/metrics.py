@@ -14,13 +14,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Marks: TypeAlias = Mapping[str, float]
+Scores: TypeAlias = Mapping[str, float]
 """What one answer earned, by name, the same names for every question of a task."""
 Interval: TypeAlias = tuple[float, float]
 Sums: TypeAlias = NDArray[np.float64]
 
 ASKED = "asked"
-"""The mark that every question earns: 1."""
+"""The score that every question earns: 1."""
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 DRAWN_AT_ONCE = 2**22
 """Numbers held while resampling; 32 MiB."""
@@ -28,48 +28,48 @@ DRAWN_AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class Measure:
-    """The sum of the marks named in `top` over the sum of those in `bottom`; 0 where the latter is 0."""
+    """The sum of the scores named in `top` over the sum of those in `bottom`; 0 where the latter is 0."""
 
     top: tuple[str, ...]
     bottom: tuple[str, ...] = (ASKED,)
     factor: float = 1.0
 
     def of(self, sums: Sums, names: Sequence[str]) -> Sums:
-        """The measure of each row of sums `[..., C]`, the C marks in the order of `names`."""
+        """The measure of each row of sums `[..., C]`, the C scores in the order of `names`."""
         top = sum(sums[..., names.index(name)] for name in self.top) * self.factor
         bottom = np.asarray(sum(sums[..., names.index(name)] for name in self.bottom))
         return np.divide(top, bottom, out=np.zeros_like(bottom), where=bottom != 0)
 
 
-def table(marks: Sequence[Marks]) -> tuple[Sums, list[str]]:
-    """Marks as an array `[n, C]` with the names of its columns, `asked` the first."""
-    names = [ASKED, *(marks[0] if marks else ())]
-    rows = [[1.0, *mark.values()] for mark in marks]
+def table(scores: Sequence[Scores]) -> tuple[Sums, list[str]]:
+    """Scores as an array `[n, C]` with the names of its columns, `asked` the first."""
+    names = [ASKED, *(scores[0] if scores else ())]
+    rows = [[1.0, *score.values()] for score in scores]
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(names)), names
 
 
-def value(measure: Measure, marks: Sequence[Marks]) -> float:
+def value(measure: Measure, scores: Sequence[Scores]) -> float:
     """A measure of these answers; not a number where nothing was asked."""
-    if not marks:
+    if not scores:
         return float("nan")
-    rows, names = table(marks)
+    rows, names = table(scores)
     return float(measure.of(rows.sum(0), names))
 
 
-def intervals(measures: Mapping[str, Measure], marks: Sequence[Marks]) -> dict[str, Interval]:
+def intervals(measures: Mapping[str, Measure], scores: Sequence[Scores]) -> dict[str, Interval]:
     """The bootstrap interval of each measure, by name."""
-    rows, names = table(marks)
+    rows, names = table(scores)
     return bootstrap(rows, {key: partial(measure.of, names=names) for key, measure in measures.items()})
 
 
 def differences(
-    measures: Mapping[str, Measure], marks: Sequence[Marks], others: Sequence[Marks]
+    measures: Mapping[str, Measure], scores: Sequence[Scores], others: Sequence[Scores]
 ) -> dict[str, tuple[float, Interval]]:
     """Each measure of the first answers less that of the second to the same questions, and its interval.
 
     Paired: a resample takes both answers to a question or neither, so what makes a question hard for both cancels out.
     """
-    rows, names = table(marks)
+    rows, names = table(scores)
     both = np.concatenate([rows, table(others)[0]], axis=1)
 
     def less(measure: Measure, sums: Sums) -> Sums:

@@ -51,16 +51,16 @@ class Predictions:
             write_file(self.path, "".join(map(_line, self._kept)))
 
     def _refuse_another(self, settings: Mapping[str, Any]) -> None:
-        cure = "Give another --out, or delete this folder."
+        hint = "Give another --out, or delete this folder."
         try:
             before = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
             different = [key for key in {**settings, **before} if before.get(key) != settings.get(key)]
         except (OSError, ValueError, AttributeError):
-            raise InputError(f"it has no readable {SETTINGS}", where=str(self.folder), cure=cure) from None
+            raise InputError(f"it has no readable {SETTINGS}", where=str(self.folder), hint=hint) from None
         if different:
             key = different[0]
             what = NAMES.get(key, f"{key.replace('_', ' ')} {before.get(key)}, now {settings.get(key)}")
-            raise InputError(f"it holds the answers of another run: {what}", where=str(self.folder), cure=cure)
+            raise InputError(f"it holds the answers of another run: {what}", where=str(self.folder), hint=hint)
 
     def of(self, group: str) -> dict[int, str]:
         """The answers of a group that were there already, by the question's place in it."""
@@ -112,25 +112,25 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: it is missing or no such file.
     """
-    cure = "Give the folder of a finished `eden evaluate ... --out FOLDER`."
+    hint = "Give the folder of a finished `eden evaluate ... --out FOLDER`."
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
-        raise InputError("no predictions here", where=str(path), cure=cure) from None
+        raise InputError("no predictions here", where=str(path), hint=hint) from None
     rows = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last line break is nothing, or a line cut off
         try:
             found = json.loads(line)
             rows.append({key: found[key] for key in ROW})
         except (ValueError, KeyError, TypeError):
-            raise InputError("not a line of predictions", where=f"{path} line {number}", cure=cure) from None
+            raise InputError("not a line of predictions", where=f"{path} line {number}", hint=hint) from None
     return rows
 
 
 ROW = ("group", "index", "id", "kind", "question", "expected", "answer", "score")
 
 
-def known_by(checkpoint: Checkpoint) -> str:
+def model_fingerprint(checkpoint: Checkpoint) -> str:
     """A model by its weights, its configuration and its processor, not by its path, which another may fill."""
     import torch
 
@@ -147,7 +147,7 @@ def known_by(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()[:16]
 
 
-def asked_in(task: Task) -> str:
+def task_fingerprint(task: Task) -> str:
     """All that is asked in a task and what is expected, as one number; images by their names."""
     digest = hashlib.sha256()
     for group, questions in task.groups.items():

@@ -25,7 +25,7 @@ from ..tiny.world import Scene
 from . import scoring
 from .benchmark_files import Files, open_benchmark
 from .benchmarks import ACCURACY, BENCHMARKS
-from .metrics import Marks, Measure
+from .metrics import Measure, Scores
 from .task import Question, Task, check_images, one_by_one
 
 WORLD_SEED = 2026
@@ -90,7 +90,7 @@ def _check_options(name: str, given: set[str]) -> None:
     if name in BENCHMARKS:
         benchmark = BENCHMARKS[name]
         if "questions" not in given:
-            raise InputError(f"{name} needs its official file", cure=f"Give --questions FILE: {benchmark.file}.")
+            raise InputError(f"{name} needs its official file", hint=f"Give --questions FILE: {benchmark.file}.")
         takes = {"questions", "images", "instruction"} | benchmark.takes
     elif name == "world":
         takes = set()
@@ -99,10 +99,10 @@ def _check_options(name: str, given: set[str]) -> None:
     else:
         raise InputError(
             f"no task and no file named {name!r}",
-            cure=f"Give world, {', '.join(BENCHMARKS)} or the path of a data file.",
+            hint=f"Give world, {', '.join(BENCHMARKS)} or the path of a data file.",
         )
     for option in sorted(given - takes):
-        raise InputError(f"--{option} is not for the task {name}", cure="Leave it out.")
+        raise InputError(f"--{option} is not for the task {name}", hint="Leave it out.")
 
 
 REPLY_MEASURES = {"accuracy": Measure(("right",)), "token_f1": Measure(("f1",))}
@@ -119,7 +119,7 @@ def _data_file(
         raise DataError(
             f"{fault.message} ({report.faulty:,} of {report.samples:,} records are faulty)",
             where=fault.where,
-            cure="Give the folder of the images with --images." if missing else f"{fault.cure} `eden check` lists all.",
+            hint="Give the folder of the images with --images." if missing else f"{fault.hint} `eden check` lists all.",
             kind=fault.kind,
         )
     questions = [
@@ -156,7 +156,7 @@ def _world(limit: int | None) -> Task:
         "declined": _not_of_the_world(sizes["declined"]),
         "declined_world": _alone(declined),
     }
-    return Task("world", groups, one_by_one(_judge_world), ACCURACY)
+    return Task("world", groups, one_by_one(_score_world), ACCURACY)
 
 
 def _alone(
@@ -209,5 +209,5 @@ def _world_question(
     )
 
 
-def _judge_world(reference: tuple[world_questions.Question, Scene], answer: str) -> Marks:
+def _score_world(reference: tuple[world_questions.Question, Scene], answer: str) -> Scores:
     return {"right": world_questions.is_correct(*reference, answer)}

@@ -1,4 +1,4 @@
-"""Running a task: questions in batches, answers judged, measures by group and by kind, with their intervals."""
+"""Running a task: questions in batches, answers scored, measures by group and by kind, with their intervals."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..errors import ContextError, Interrupted
 from ..inference.assistant import Assistant
 from ..media.images import open_image
 from ..messages import to_chat
-from .metrics import Marks, intervals, value
+from .metrics import Scores, intervals, value
 from .predictions import Predictions, row
-from .spoken import Hearing
+from .spoken import Transcription
 from .task import Question, Task
 
 SHOWN = 24
@@ -40,18 +40,18 @@ class Answer:
         group: of the question.
         question: what was asked.
         text: what the model said.
-        marks: what it earned, by name, as the task's measures need it.
+        scores: what it earned, by name, as the task's measures need it.
     """
 
     group: str
     question: Question
     text: str
-    marks: Marks
+    scores: Scores
 
     @property
     def score(self) -> float:
-        """The first mark: 0 for a wrong answer, 1 for a right one, in some tasks what is between; CIDEr goes to 10."""
-        return float(next(iter(self.marks.values())))
+        """The first score: 0 for a wrong answer, 1 for a right one, in some tasks what is between; CIDEr goes to 10."""
+        return float(next(iter(self.scores.values())))
 
 
 @dataclass(frozen=True)
@@ -63,26 +63,26 @@ class EvaluationResult:
         model: its name.
         answers: in the task's order.
         seconds: that this run took; of a run that was stopped, since it went on.
-        hearing: what was heard, if the task was spoken.
+        transcription: what was transcribed, if the task was spoken.
     """
 
     task: Task
     model: str
     answers: list[Answer]
     seconds: float
-    hearing: Hearing | None = None
+    transcription: Transcription | None = None
 
-    def marks(self, group: str, kind: str | None = None) -> list[Marks]:
+    def scores(self, group: str, kind: str | None = None) -> list[Scores]:
         """What the answers of a group earned, or of one kind of question in it, or of one context."""
         return [
-            answer.marks
+            answer.scores
             for answer in self.answers
             if answer.group == group and kind in (None, answer.question.kind, answer.question.context)
         ]
 
     def accuracy(self, group: str = "accuracy", kind: str | None = None) -> float:
         """The first measure (accuracy, but for captions) of a group, or of one kind of question in it, or context."""
-        return value(next(iter(self.task.measures.values())), self.marks(group, kind))
+        return value(next(iter(self.task.measures.values())), self.scores(group, kind))
 
     def to_dict(self) -> dict[str, Any]:
         """Measures by group, then by kind of question and context, with 95 % intervals; word error rates if spoken."""
@@ -94,17 +94,18 @@ class EvaluationResult:
             if answer.question.context is not None:
                 kinds[answer.group][answer.question.context] = None
         for group in kinds:
-            measures, marks = self.task.keys(group), self.marks(group)
-            overall |= {name: round(value(measure, marks), 4) for name, measure in measures.items()}
-            ranges |= {name: [round(end, 4) for end in found] for name, found in intervals(measures, marks).items()}
+            measures, scores = self.task.keys(group), self.scores(group)
+            overall |= {name: round(value(measure, scores), 4) for name, measure in measures.items()}
+            ranges |= {name: [round(end, 4) for end in found] for name, found in intervals(measures, scores).items()}
         by_kind = {
             group: {kind: round(self.accuracy(group, kind), 4) for kind in sorted(names)}
             for group, names in kinds.items()
         }
-        if self.hearing is not None:
-            overall[WORD_ERRORS] = round(self.hearing.word_error_rate(), 4)
+        if self.transcription is not None:
+            overall[WORD_ERRORS] = round(self.transcription.word_error_rate(), 4)
             by_kind[WORD_ERRORS] = {
-                kind: round(self.hearing.word_error_rate(kind), 4) for kind in sorted(set(self.hearing.kinds))
+                kind: round(self.transcription.word_error_rate(kind), 4)
+                for kind in sorted(set(self.transcription.kinds))
             }
         return {
             "task": self.task.name,
@@ -117,11 +118,13 @@ class EvaluationResult:
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of the predictions file, in the task's order."""
-        places: dict[str, int] = defaultdict(int)
+        positions: dict[str, int] = defaultdict(int)
         found = []
         for answer in self.answers:
-            found.append(row(answer.group, places[answer.group], answer.question, answer.text, round(answer.score, 6)))
-            places[answer.group] += 1
+            found.append(
+                row(answer.group, positions[answer.group], answer.question, answer.text, round(answer.score, 6))
+            )
+            positions[answer.group] += 1
         return found
 
 
@@ -131,7 +134,7 @@ def evaluate(
     *,
     batch_size: int = 64,
     max_new_tokens: int = 96,
-    hearing: Hearing | None = None,
+    transcription: Transcription | None = None,
     predictions: Predictions | None = None,
     console: Console | None = None,
 ) -> EvaluationResult:
@@ -144,7 +147,7 @@ def evaluate(
         task: the questions.
         batch_size: questions asked at once.
         max_new_tokens: the longest answer, in tokens.
-        hearing: what was heard, if the task is spoken (`speak_task`).
+        transcription: what was transcribed, if the task is spoken (`speak_task`).
         predictions: where answers are kept, and taken from if they are there already.
         console: where progress is shown; None shows it on stderr.
 
@@ -178,9 +181,9 @@ def evaluate(
                 if predictions is not None:
                     predictions.add(row(group, place, questions[place], said[place]) for place in part)
         texts = [said[place] for place in range(len(questions))]
-        earned = task.mark([question.reference for question in questions], texts)
+        earned = task.score([question.reference for question in questions], texts)
         answers += [Answer(group, *item) for item in zip(questions, texts, earned, strict=True)]
-    result = EvaluationResult(task, assistant.checkpoint.name, answers, time.monotonic() - started, hearing)
+    result = EvaluationResult(task, assistant.checkpoint.name, answers, time.monotonic() - started, transcription)
     if predictions is not None:
         predictions.finish(result.rows())
     return result
@@ -194,8 +197,8 @@ def _going_on_later(predictions: Predictions | None) -> Iterator[None]:
     except KeyboardInterrupt:
         if predictions is None:
             raise
-        where, cure = str(predictions.folder), "Run the same command again to go on."
-        raise Interrupted("stopped", where=where, cure=cure) from None
+        where, hint = str(predictions.folder), "Run the same command again to go on."
+        raise Interrupted("stopped", where=where, hint=hint) from None
 
 
 def _check_lengths(assistant: Assistant, task: Task, max_new_tokens: int) -> None:
@@ -225,7 +228,7 @@ def _check_lengths(assistant: Assistant, task: Task, max_new_tokens: int) -> Non
             f"the question has {tokens:,} tokens and its answer may take {max_new_tokens:,}; the model reads "
             f"{assistant.context_length:,}" + (f" ({more:,} more questions are too long)" if more else ""),
             where=question.where,
-            cure="Shorten it, leave it out, or lower --max-new-tokens.",
+            hint="Shorten it, leave it out, or lower --max-new-tokens.",
         )
 
 
@@ -242,7 +245,7 @@ def write_report(path: str | Path, result: EvaluationResult, summary: Mapping[st
     """
     first = result.answers[0].group if result.answers else ""
     poor = [answer for answer in result.answers if answer.group == first and answer.score < 1]
-    poor.sort(key=lambda answer: tuple(answer.marks.values()))
+    poor.sort(key=lambda answer: tuple(answer.scores.values()))
     shown = []
     for answer in poor[:SHOWN]:
         images = [image for message in answer.question.messages for image in message.images]

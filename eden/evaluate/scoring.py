@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-from .metrics import Marks, Measure
+from .metrics import Measure, Scores
 
 # POPE: https://github.com/AoiDragon/POPE, evaluate.py
 
@@ -31,7 +31,7 @@ def says_yes(answer: str) -> bool:
     return not {"No", "no", "not"} & set(words)
 
 
-def pope(label: str, answer: str) -> Marks:
+def pope(label: str, answer: str) -> Scores:
     yes, said = label == "yes", says_yes(answer)
     return {"right": yes == said, "hit": yes and said, "said_yes": said, "is_yes": yes}
 
@@ -93,7 +93,7 @@ def _some(answers: tuple[str, ...]) -> tuple[str, ...]:
     return answers
 
 
-def vqa(references: Sequence[str], answer: str) -> Marks:
+def vqa(references: Sequence[str], answer: str) -> Scores:
     return {"score": agreement(references, vqa_plain(answer))}
 
 
@@ -116,7 +116,7 @@ def textvqa_references(answers: Sequence[str]) -> tuple[str, ...]:
     return _some(tuple(map(textvqa_plain, answers)))
 
 
-def textvqa(references: Sequence[str], answer: str) -> Marks:
+def textvqa(references: Sequence[str], answer: str) -> Scores:
     return {"score": agreement(references, textvqa_plain(answer))}
 
 
@@ -124,7 +124,7 @@ def textvqa(references: Sequence[str], answer: str) -> Marks:
 # case and lose a final period, as LLaVA's have it
 
 
-def gqa(expected: str, answer: str) -> Marks:
+def gqa(expected: str, answer: str) -> Scores:
     return {"right": answer.strip().rstrip(".").lower() == expected}
 
 
@@ -144,7 +144,7 @@ def letter(answer: str) -> str | None:
     return found[1] if found else None
 
 
-def scienceqa(right: str, answer: str) -> Marks:
+def scienceqa(right: str, answer: str) -> Scores:
     return {"right": letter(answer) == right}
 
 
@@ -172,7 +172,7 @@ def token_f1(expected: str, answer: str) -> float:
     return 2 * shared / (len(wanted) + len(said))
 
 
-def reply(expected: str, answer: str) -> Marks:
+def reply(expected: str, answer: str) -> Scores:
     return {"right": exact_match(expected, answer), "f1": token_f1(expected, answer)}
 
 

@@ -1,4 +1,4 @@
-"""What a task is: questions in groups, what marks an answer earns, and the measures made of the marks."""
+"""What a task is: questions in groups, what scores an answer earns, and the measures made of the scores."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..data.media import image_errors
 from ..data.store import Progress
 from ..errors import DataError
 from ..messages import Message
-from .metrics import Marks, Measure
+from .metrics import Measure, Scores
 
-Marking: TypeAlias = Callable[[Sequence[Any], Sequence[str]], list[Marks]]
+Scoring: TypeAlias = Callable[[Sequence[Any], Sequence[str]], list[Scores]]
 """From the references and the answers of the same questions to what each answer earned."""
 
 
@@ -28,7 +28,7 @@ class Question:
         text: the question in writing, without the words that say how to answer.
         expected: the reference answer, for people to read.
         kind: what is asked about; results are also given by kind.
-        reference: what the task's marking needs to know about the right answer.
+        reference: what the task's scoring needs to know about the right answer.
         where: file and record, for messages to people.
         context: what was said before; results are given by it as by kind. None of a question without one.
     """
@@ -45,19 +45,19 @@ class Question:
 
 @dataclass(frozen=True)
 class Task:
-    """Named groups of questions and how their answers are judged.
+    """Named groups of questions and how their answers are scored.
 
     Attributes:
         name: of the task.
         groups: questions by group. The first measure of each is reported under the group's name; the first group is
             the task's own.
-        mark: judges answers. The first mark is the answer's score, 1 where it is wholly right.
-        measures: what is made of the marks, by name.
+        score: scores answers; the first of an answer's scores is its own, 1 where it is wholly right.
+        measures: what is made of the scores, by name.
     """
 
     name: str
     groups: Mapping[str, Sequence[Question]]
-    mark: Marking
+    score: Scoring
     measures: Mapping[str, Measure]
 
     def keys(self, group: str) -> dict[str, Measure]:
@@ -67,13 +67,13 @@ class Task:
         return {group: self.measures[first]} | {f"{name}{ending}": self.measures[name] for name in others}
 
 
-def one_by_one(judge: Callable[[Any, str], Marks]) -> Marking:
-    """The marking of a task that judges each answer by itself, by (reference, answer)."""
+def one_by_one(score_one: Callable[[Any, str], Scores]) -> Scoring:
+    """The scoring of a task that scores each answer by itself, by (reference, answer)."""
 
-    def mark(references: Sequence[Any], answers: Sequence[str]) -> list[Marks]:
-        return [judge(reference, answer) for reference, answer in zip(references, answers, strict=True)]
+    def score(references: Sequence[Any], answers: Sequence[str]) -> list[Scores]:
+        return [score_one(reference, answer) for reference, answer in zip(references, answers, strict=True)]
 
-    return mark
+    return score
 
 
 def votes(answers: Sequence[str]) -> str:
@@ -102,10 +102,10 @@ def check_images(questions: Sequence[Question], on_progress: Progress | None = N
     if not errors:
         return
     first = min(errors)
-    kind, what, where, cure = errors[first]
+    kind, what, where, hint = errors[first]
     raise DataError(
         f"{where}: {what} ({len(errors):,} of {len(sources):,} images cannot be used)",
         where=named[sources[first]].where,
-        cure="Give the folder they are in with --images." if kind == "missing_image" else cure,
+        hint="Give the folder they are in with --images." if kind == "missing_image" else hint,
         kind=kind,
     )

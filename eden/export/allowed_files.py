@@ -1,4 +1,4 @@
-"""What of a folder may travel, and what a model needs that would stay behind."""
+"""Which files of a folder are included in an export, and what a model needs that would not be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..core.location import is_local
 from ..errors import CheckpointError, InputError, first_line
 
-LEFT_BEHIND = ("checkpoint-*", ".*", "__pycache__", "*.pyc")
+EXCLUDED = ("checkpoint-*", ".*", "__pycache__", "*.pyc")
 """Training's checkpoints, hidden files and caches: no part of what is shown to others."""
 
 EXPECTED = {
@@ -22,7 +22,7 @@ WHISPER_MAGIC = b"\x0c\x00WhisperSpec\x00"
 """What CTranslate2 writes behind the format's number into a Whisper's `model.bin`, which is no pickle."""
 
 
-def travelling_files(folder: Path) -> list[Path]:
+def included_files(folder: Path) -> list[Path]:
     """The files that are copied or uploaded, relative to the folder and sorted.
 
     Raises:
@@ -33,17 +33,17 @@ def travelling_files(folder: Path) -> list[Path]:
     found = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if any(Path(part).match(pattern) for part in relative.parts for pattern in LEFT_BEHIND):
+        if any(Path(part).match(pattern) for part in relative.parts for pattern in EXCLUDED):
             continue
         if path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(root)):
-            raise InputError("a link that leads to no file of this folder", where=str(path), cure="Put the file there.")
+            raise InputError("a link that leads to no file of this folder", where=str(path), hint="Put the file there.")
         if path.is_file():
             _check_type(path)
             found.append(relative)
     return found
 
 
-def stays_behind(folder: Path) -> str | None:
+def local_dependency(folder: Path) -> str | None:
     """The first folder of this machine that a model needs beside its own; None if it stands alone or on the hub."""
     config = read_json(folder / "config.json")
     needs = [config.get("speech_model")]
@@ -70,7 +70,7 @@ def front_matter(folder: Path) -> dict[str, Any]:
         values = yaml.safe_load(text.split("\n---", 1)[0])
     except yaml.YAMLError as error:
         raise InputError(
-            f"its head is no valid YAML ({first_line(error)})", where=str(path), cure="Mend it."
+            f"its head is no valid YAML ({first_line(error)})", where=str(path), hint="Mend it."
         ) from error
     return values if isinstance(values, dict) else {}
 
@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"no JSON object ({first_line(error)})", where=str(path), cure="Restore the file."
+            f"no JSON object ({first_line(error)})", where=str(path), hint="Restore the file."
         ) from error
 
 
@@ -96,10 +96,10 @@ def _check_type(path: Path) -> None:
         raise InputError(
             "a pickle may run code on whoever loads it, so Eden ships safetensors only",
             where=str(path),
-            cure="Save the weights as safetensors, or move the file out.",
+            hint="Save the weights as safetensors, or move the file out.",
         )
     raise InputError(
-        f"no part of a model or a Space ({path.suffix or 'no'} type)", where=str(path), cure="Move it out."
+        f"no part of a model or a Space ({path.suffix or 'no'} type)", where=str(path), hint="Move it out."
     )
 
 

@@ -1,4 +1,4 @@
-"""A model as llama.cpp, and whatever is built on it, loads it: the language model in one file, the eyes in another.
+"""A model as llama.cpp, and whatever is built on it, loads it: the language model in one file, vision in another.
 
     <name>-f16.gguf  mmproj-<name>-f16.gguf
 
@@ -22,7 +22,7 @@ from ..model import MultimodalPhiConfig
 from .allowed_files import read_json
 from .gguf_tensors import FORMATS, number_format, write_tensors
 from .gguf_tokenizer import Vocabulary, add_vocabulary, read_vocabulary
-from .gguf_vision import check_eyes, write_eyes
+from .gguf_vision import check_vision, write_vision
 
 
 def write_gguf(model: str, folder: str | Path, outtype: str = "f16") -> tuple[Path, Path]:
@@ -31,10 +31,10 @@ def write_gguf(model: str, folder: str | Path, outtype: str = "f16") -> tuple[Pa
     Args:
         model: `eden-tiny`, an artifact's folder or a hub id.
         folder: where to; files of the same names are replaced.
-        outtype: `f16`, `bf16` or `q8_0`, of the language model's matrices. The eyes are always f16.
+        outtype: `f16`, `bf16` or `q8_0`, of the language model's matrices. Vision is always f16.
 
     Returns:
-        The paths of the language model and of the eyes.
+        The paths of the language model and of the vision part.
 
     Raises:
         InputError: the library gguf is not installed, or the number format is unknown.
@@ -42,24 +42,24 @@ def write_gguf(model: str, folder: str | Path, outtype: str = "f16") -> tuple[Pa
         StorageError: the disk is full or the folder is not writable.
     """
     if outtype not in FORMATS:
-        raise InputError(f"no number format {outtype!r}", where="--outtype", cure=f"Use one of {', '.join(FORMATS)}.")
+        raise InputError(f"no number format {outtype!r}", where="--outtype", hint=f"Use one of {', '.join(FORMATS)}.")
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise InputError("writing GGUF needs gguf", cure="pip install 'eden-multimodal[export]'") from error
+        raise InputError("writing GGUF needs gguf", hint="pip install 'eden-multimodal[export]'") from error
     _check_feature(model)
     loaded = checkpoints.load(model)
     if is_quantized(loaded.core):
-        raise CheckpointError("the weights are quantized", where=model, cure="Export the model they were made of.")
+        raise CheckpointError("the weights are quantized", where=model, hint="Export the model they were made of.")
     checkpoint = checkpoints.merge(loaded)
     vocabulary = read_vocabulary(checkpoint)
-    check_eyes(checkpoint)
+    check_vision(checkpoint)
     name = Path(model).resolve().name  # of a hub id, too, what follows the slash
     with new_folder(folder) as new:
-        language_model, eyes = new / f"{name}-{outtype}.gguf", new / f"mmproj-{name}-f16.gguf"
+        language_model, vision = new / f"{name}-{outtype}.gguf", new / f"mmproj-{name}-f16.gguf"
         _write_language_model(checkpoint, vocabulary, name, language_model, outtype)
-        write_eyes(checkpoint, name, eyes)
-    return Path(folder) / language_model.name, Path(folder) / eyes.name
+        write_vision(checkpoint, name, vision)
+    return Path(folder) / language_model.name, Path(folder) / vision.name
 
 
 def _check_feature(model: str) -> None:
@@ -70,7 +70,7 @@ def _check_feature(model: str) -> None:
         raise CheckpointError(
             "llama.cpp cannot see with one pooled embedding an image",
             where=model,
-            cure="Train with model.vision_feature=patches, or use --to hf.",
+            hint="Train with model.vision_feature=patches, or use --to hf.",
         )
 
 

@@ -55,7 +55,7 @@ def read_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
         raise CheckpointError(
             "its tokenizer is not of Phi-3's kind",
             where=checkpoint.name,
-            cure="Export a Phi-3 or Phi-3.5, or use --to hf.",
+            hint="Export a Phi-3 or Phi-3.5, or use --to hf.",
         )
     model = tokenizer["model"]
     ranks: dict[str, int] = {}

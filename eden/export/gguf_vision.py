@@ -1,4 +1,4 @@
-"""The eyes in the words of llama.cpp: CLIP's tower and the projector as LLaVA's (`mmproj`, projector `mlp`).
+"""Vision in the words of llama.cpp: CLIP's tower and the projector as LLaVA's (`mmproj`, projector `mlp`).
 
     Eden       patches, class token    layers   states of the patches   norm       linear_1  GELU  linear_2
     llama.cpp  v.patch_embd, v.class_embd   v.blk.*                     v.post_ln  mm.0      GELU  mm.2
@@ -23,8 +23,8 @@ from .gguf_tensors import number_format, write_tensors
 PROJECTOR = {"norm": "v.post_ln", "linear_1": "mm.0", "linear_2": "mm.2"}
 
 
-def check_eyes(checkpoint: Checkpoint) -> None:
-    """Looks whether llama.cpp's LLaVA computes what this model's eyes do.
+def check_vision(checkpoint: Checkpoint) -> None:
+    """Looks whether llama.cpp's LLaVA computes what this model's vision does.
 
     Raises:
         CheckpointError: it does not.
@@ -42,14 +42,14 @@ def check_eyes(checkpoint: Checkpoint) -> None:
     elif _layers_used(checkpoint) == 0:
         fault = "the features are those before the first layer"
     if fault is not None:
-        raise CheckpointError(f"llama.cpp cannot see as it does: {fault}", where=checkpoint.name, cure="Use --to hf.")
+        raise CheckpointError(f"llama.cpp cannot see as it does: {fault}", where=checkpoint.name, hint="Use --to hf.")
 
 
-def write_eyes(checkpoint: Checkpoint, name: str, path: Path) -> None:
+def write_vision(checkpoint: Checkpoint, name: str, path: Path) -> None:
     """Writes the tower, up to the layer whose states are the features, and the projector.
 
     Args:
-        checkpoint: a merged model whose eyes were checked.
+        checkpoint: a merged model whose vision was checked.
         name: of the model.
         path: the new file.
     """

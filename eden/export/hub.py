@@ -14,10 +14,10 @@ from huggingface_hub.utils import validate_repo_id
 from .. import __version__
 from ..core.location import EDEN_TINY, EDEN_TINY_FOLDER
 from ..errors import CheckpointError, EdenError, InputError, RunError, first_line
-from .allowed_files import front_matter, stays_behind, travelling_files
+from .allowed_files import front_matter, included_files, local_dependency
 
 LOG_IN = "Run hf auth login with a token that may write."
-CURES = {
+HINTS = {
     401: LOG_IN,
     402: "A Space of this kind needs a paid account; make it by hand on the hub, or push to another namespace.",
     403: f"Check that the namespace is yours. {LOG_IN}",
@@ -79,7 +79,7 @@ def plan_push(model: str, repo: str) -> Push:
     check_repo(repo)
     folder = EDEN_TINY_FOLDER if model == EDEN_TINY else Path(model)
     if not folder.is_dir():
-        raise CheckpointError("no such folder", where=model, cure="Give a model's folder or an exported Space's.")
+        raise CheckpointError("no such folder", where=model, hint="Give a model's folder or an exported Space's.")
     head = front_matter(folder)
     sdk = str(head["sdk"]) if "sdk" in head else None
     needed = "config.json" if sdk is None else str(head.get("app_file", "app.py"))
@@ -87,15 +87,15 @@ def plan_push(model: str, repo: str) -> Push:
         raise CheckpointError(
             f"the folder holds no {needed}, so it is no {'Eden artifact' if sdk is None else 'Space'}",
             where=model,
-            cure="Give a model's folder, or make a Space: eden export MODEL --to space DIR.",
+            hint="Give a model's folder, or make a Space: eden export MODEL --to space DIR.",
         )
-    if sdk is None and (base := stays_behind(folder)) is not None:
+    if sdk is None and (base := local_dependency(folder)) is not None:
         raise CheckpointError(
             f"the model needs another that is only on this machine: {base}",
             where=model,
-            cure=f"Merge it first: eden export {model} --to hf DIR.",
+            hint=f"Merge it first: eden export {model} --to hf DIR.",
         )
-    return Push(repo, folder, tuple(travelling_files(folder)), sdk)
+    return Push(repo, folder, tuple(included_files(folder)), sdk)
 
 
 def push(plan: Push, *, private: bool = False) -> Pushed:
@@ -109,14 +109,14 @@ def push(plan: Push, *, private: bool = False) -> Pushed:
             repository is public.
     """
     if get_token() is None:
-        raise RunError("nobody is logged in to the hub", where=plan.repo, cure=LOG_IN)
+        raise RunError("nobody is logged in to the hub", where=plan.repo, hint=LOG_IN)
     api = HfApi(library_name="eden", library_version=__version__)
     with _hub_errors(plan.repo):
         url = api.create_repo(
             plan.repo, repo_type=plan.kind, private=private or None, exist_ok=True, space_sdk=plan.sdk
         )
         if private and not api.repo_info(plan.repo, repo_type=plan.kind).private:
-            raise RunError("the repository exists and is public", where=plan.repo, cure="Push to another name.")
+            raise RunError("the repository exists and is public", where=plan.repo, hint="Push to another name.")
         removed = _stale(api.list_repo_files(plan.repo, repo_type=plan.kind), plan)
         api.create_commit(
             plan.repo,
@@ -138,7 +138,7 @@ def check_repo(repo: str) -> None:
     except HFValidationError:
         valid = False
     if not valid:
-        raise InputError(f"{repo!r} is no name of a repository", cure="Give namespace/name, as me/eden-shapes.")
+        raise InputError(f"{repo!r} is no name of a repository", hint="Give namespace/name, as me/eden-shapes.")
 
 
 def _stale(there: list[str], plan: Push) -> tuple[str, ...]:
@@ -155,7 +155,7 @@ def _hub_errors(repo: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = error.response.status_code
         raise RunError(
-            f"the hub refuses ({first_line(error)})", where=repo, cure=CURES.get(status, "Try again later.")
+            f"the hub refuses ({first_line(error)})", where=repo, hint=HINTS.get(status, "Try again later.")
         ) from error
     except EdenError:
         raise
@@ -163,5 +163,5 @@ def _hub_errors(repo: str) -> Iterator[None]:
         Exception
     ) as error:  # the hub's client, its HTTP library, its uploader and the file system each have their own
         raise RunError(
-            f"the upload failed ({first_line(error)})", where=repo, cure="Check the network and try again."
+            f"the upload failed ({first_line(error)})", where=repo, hint="Check the network and try again."
         ) from error

@@ -20,7 +20,7 @@ from .. import __version__
 from ..core.files import new_folder
 from ..core.location import EDEN_TINY, find_model, is_local
 from ..errors import CheckpointError, InputError
-from .allowed_files import front_matter, read_json, stays_behind, travelling_files
+from .allowed_files import front_matter, included_files, local_dependency, read_json
 from .wheel import NAME, build_wheel, server_requirements
 
 HARDWARE = ((10**9, "cpu-basic"), (6 * 10**9, "t4-small"), (10 * 10**9, "l4x1"))
@@ -110,7 +110,7 @@ def _facts(model: str) -> tuple[dict[str, Any], str]:
     config = read_json(folder / "config.json")
     if config.get("model_type") != MultimodalPhiConfig.model_type:
         raise CheckpointError(
-            f"a model of type {config.get('model_type')!r} cannot see", where=model, cure="Give an Eden artifact."
+            f"a model of type {config.get('model_type')!r} cannot see", where=model, hint="Give an Eden artifact."
         )
     return config, str(front_matter(folder).get("license", DEFAULT_LICENSE))
 
@@ -121,14 +121,14 @@ def _copy_model(model: Path, target: Path) -> None:
         raise InputError(
             f"the model hears with a Whisper that is only on this machine: {speech}",
             where=str(model / "config.json"),
-            cure="Set speech_model to a size such as small, or to a hub id.",
+            hint="Set speech_model to a size such as small, or to a hub id.",
         )
-    if stays_behind(model) is not None:
+    if local_dependency(model) is not None:
         from .. import checkpoint as checkpoints
 
         checkpoints.save(checkpoints.merge(checkpoints.load(str(model))), target)
         return
-    for path in travelling_files(model):
+    for path in included_files(model):
         (target / path.parent).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model / path, target / path)
 

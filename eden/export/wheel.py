@@ -73,10 +73,10 @@ def server_requirements() -> list[str]:
         try:
             pinned.append(f"{canonicalize_name(requirement.name)}=={Version(version(requirement.name)).public}")
         except PackageNotFoundError as error:
-            raise InputError(f"{requirement.name} is not installed, and the server needs it", cure=REINSTALL) from error
+            raise InputError(f"{requirement.name} is not installed, and the server needs it", hint=REINSTALL) from error
     if not any(line.startswith("gradio==") for line in pinned):
         raise InputError(
-            "Eden's installation is older than its code: it does not name the server's packages", cure=REINSTALL
+            "Eden's installation is older than its code: it does not name the server's packages", hint=REINSTALL
         )
     return sorted(pinned)
 
@@ -85,9 +85,9 @@ def _installed() -> Distribution:
     try:
         installed = distribution(NAME)
     except PackageNotFoundError as error:
-        raise InputError("Eden is not installed, so what it needs is not known", cure=REINSTALL) from error
+        raise InputError("Eden is not installed, so what it needs is not known", hint=REINSTALL) from error
     if installed.version != __version__:
-        raise InputError(f"Eden {__version__} runs, but {installed.version} is installed", cure=REINSTALL)
+        raise InputError(f"Eden {__version__} runs, but {installed.version} is installed", hint=REINSTALL)
     return installed
 
 

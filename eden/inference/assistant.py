@@ -13,7 +13,7 @@ from ..checkpoint import Checkpoint
 from ..errors import InputError
 from ..media.images import open_image
 from ..media.speech import Transcriber, Transcript
-from ..messages import AudioSource, MediaSource, Message, check_conversation, hear, to_chat
+from ..messages import AudioSource, MediaSource, Message, check_conversation, to_chat, transcribe_message
 from .engine import Engine
 from .request import Generation, Request
 from .sampling import Sampling
@@ -27,7 +27,7 @@ class Assistant:
 
     Args:
         checkpoint: the model.
-        transcriber: its ears; None is the Whisper that the model's configuration names.
+        transcriber: its speech model; None is the Whisper that the model's configuration names.
     """
 
     def __init__(self, checkpoint: Checkpoint, transcriber: Transcriber | None = None):
@@ -82,7 +82,7 @@ class Assistant:
         """The answer piece by piece, as it is written. Arguments and errors are those of `ask`."""
         return self.reply([Message.user(question, images, audio)], Sampling(**sampling))
 
-    def hear(
+    def transcribe_messages(
         self, messages: Sequence[Message], on_transcript: Callable[[Transcript], None] | None = None
     ) -> list[Message]:
         """The messages with speech as text, which is how the model reads them; those without come back as they are.
@@ -101,7 +101,7 @@ class Assistant:
                 on_transcript(transcript)
             return transcript.text
 
-        return [hear(message, words) for message in messages]
+        return [transcribe_message(message, words) for message in messages]
 
     def chat(self, system: str | None = None, **sampling: Any) -> Chat:
         """A conversation that remembers what was said."""
@@ -164,7 +164,7 @@ class Assistant:
             ImageError, AudioError, MessageError: it cannot be asked.
         """
         check_conversation(messages, answered=False)
-        return Request.of(self.encode(self.hear(messages)), sampling)
+        return Request.of(self.encode(self.transcribe_messages(messages)), sampling)
 
     def encode(self, messages: Sequence[Message]) -> dict[str, Any]:
         """A conversation without speech as `input_ids` and, if it has images, `pixel_values` [I,3,H,W].
@@ -177,7 +177,7 @@ class Assistant:
     def _stream(self, request: Request) -> Iterator[str]:
         generation = self.engine.submit(request, wait=True)
         try:
-            yield from (piece.text for piece in generation if piece.text)
+            yield from (delta.text for delta in generation if delta.text)
         finally:
             generation.cancel()
 
@@ -189,7 +189,7 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except InputError as error:
         where = f"{name}: {error.where}" if error.where else name
-        raise type(error)(error.what, where=where, cure=error.cure, kind=error.kind) from error
+        raise type(error)(error.what, where=where, hint=error.hint, kind=error.kind) from error
 
 
 @dataclass
@@ -211,9 +211,9 @@ class Chat:
         on_transcript: Callable[[Transcript], None] | None = None,
     ) -> Iterator[str]:
         """Streams the answer; question and answer are remembered once it is complete, speech as its words."""
-        (message,) = self.assistant.hear([Message.user(question, images, audio)], on_transcript)
-        pieces = []
-        for piece in self.assistant.reply([*self.messages, message], self.sampling):
-            pieces.append(piece)
-            yield piece
-        self.messages += [message, Message.assistant("".join(pieces))]
+        (message,) = self.assistant.transcribe_messages([Message.user(question, images, audio)], on_transcript)
+        deltas = []
+        for delta in self.assistant.reply([*self.messages, message], self.sampling):
+            deltas.append(delta)
+            yield delta
+        self.messages += [message, Message.assistant("".join(deltas))]

@@ -14,7 +14,7 @@ UNFINISHED = "\ufffd"
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextDelta:
     """Text that became certain, and the tokens that begin in it."""
 
     text: str
@@ -37,7 +37,7 @@ class TextStream:
         self._given = 0  # characters given so far
         self._pending: deque[tuple[int, Token]] = deque()  # tokens not given yet, and the character they begin at
 
-    def push(self, token: Token) -> Piece | None:
+    def push(self, token: Token) -> TextDelta | None:
         """The text that this token makes certain; None if there is none. Once `stopped`, nothing may be pushed."""
         self._pending.append((self._given + len(self._held), token))
         self._held += self._decoder.push(token.id)
@@ -47,15 +47,15 @@ class TextStream:
             return self._give(min(ends))
         return self._give(len(self._held) - self._possible_stop())
 
-    def finish(self) -> Piece | None:
+    def finish(self) -> TextDelta | None:
         """What was held back, once no token follows; nothing if the text was stopped."""
         if self.stopped:
             return None
         self._held += self._decoder.finish()
         tokens = tuple(token for _, token in self._pending)
-        return Piece(self._held, tokens) if self._held or tokens else None
+        return TextDelta(self._held, tokens) if self._held or tokens else None
 
-    def _give(self, length: int) -> Piece | None:
+    def _give(self, length: int) -> TextDelta | None:
         if length == 0:
             return None
         text, self._held = self._held[:length], self._held[length:]
@@ -63,7 +63,7 @@ class TextStream:
         tokens = []
         while self._pending and self._pending[0][0] < self._given:
             tokens.append(self._pending.popleft()[1])
-        return Piece(text, tuple(tokens))
+        return TextDelta(text, tuple(tokens))
 
     def _possible_stop(self) -> int:
         """The length of the longest end of the held text that a stop string begins with."""

@@ -3,7 +3,7 @@
 One thread owns the model and takes turns. In each, answers that nobody wants any more end, waiting questions are
 read, within a bound, and every running answer gets one token:
 
-    submit -> queue -> prefill -> SlotCache row -> one token a turn -> Generation
+    submit -> queue -> prefill -> KVCache row -> one token a turn -> Generation
                           ^ images through ImageMemory        |
                           <---- a row is freed as soon as its answer ends
 
@@ -26,10 +26,10 @@ import torch
 from ..checkpoint import Checkpoint
 from ..errors import ContextError, EngineStopped, InputError, OverloadError, first_line
 from .detokenizer import TextStream
-from .kv_cache import SlotCache
+from .kv_cache import KVCache
 from .prefill import ImageMemory, Prefill
 from .request import FinishReason, Generation, Request
-from .sampler import Drawer, Token, draw_tokens
+from .sampler import Sampler, Token, sample_tokens
 
 IDLE_SECONDS = 2.0
 """The thread of an engine that has nothing to do ends after this long; the next question starts another."""
@@ -60,10 +60,10 @@ class EngineStats:
 
 @dataclass(eq=False)
 class _Row:
-    """A running answer: what draws its tokens and what turns them into text. Its place in the list is its slot."""
+    """A running answer: what samples its tokens, what makes them text. Its index in the list is its KV cache row."""
 
     generation: Generation
-    drawer: Drawer
+    sampler: Sampler
     text: TextStream
     ids: list[int]  # question and answer so far
 
@@ -102,7 +102,7 @@ class Engine:
         self._unended = 0  # questions taken and not ended yet
         self._closing: str | None = None  # "finish" what runs, or "now"
         # From here on the worker's own.
-        self._slots = SlotCache(checkpoint.config.text_config)
+        self._kv_cache = KVCache(checkpoint.config.text_config)
         self._rows: list[_Row] = []
         self._reading: list[Generation] = []
         self._prefill: Prefill | None = None
@@ -142,12 +142,12 @@ class Engine:
                 # In words that clients (LiteLLM) know the fault by.
                 f"this model's maximum context length is {self.checkpoint.context_length:,} tokens; "
                 f"the conversation has {length:,} and the answer may take {room:,}",
-                cure="Shorten the conversation or ask for a shorter answer.",
+                hint="Shorten the conversation or ask for a shorter answer.",
             )
         if length == 0:
             raise InputError("there is no question", where="input_ids")
         if request.pixel_values is not None and request.image_features is not None:
-            raise InputError("both pixel_values and image_features are given", cure="Give one of them.")
+            raise InputError("both pixel_values and image_features are given", hint="Give one of them.")
         config = self.checkpoint.config
         images = request.pixel_values if request.pixel_values is not None else request.image_features
         embeddings = 0 if images is None else images.shape[0] * config.num_image_tokens
@@ -175,7 +175,7 @@ class Engine:
             if not self.alive:
                 raise self._stopped() from self.error
             if not self._has_room():
-                raise OverloadError(f"{len(self._waiting)} questions wait already", cure="Ask again in a moment.")
+                raise OverloadError(f"{len(self._waiting)} questions wait already", hint="Ask again in a moment.")
             self._waiting.append(generation)
             self._unended += 1
             if self._worker is None:
@@ -264,7 +264,7 @@ class Engine:
             logits = self._prefill.advance(self.prefill_tokens)
             if logits is None:
                 return
-            self._slots.join(self._prefill.cache, self._prefill.lengths)
+            self._kv_cache.join(self._prefill.cache, self._prefill.lengths)
         except Exception as error:
             reading, self._reading, self._prefill = self._reading, [], None
             if len(reading) > 1:  # one of them is to blame: each reads on its own
@@ -313,7 +313,7 @@ class Engine:
         sampling = generation.request.sampling
         return _Row(
             generation,
-            Drawer(sampling, self.checkpoint.core.device),
+            Sampler(sampling, self.checkpoint.core.device),
             TextStream(self.checkpoint.processor.tokenizer, sampling.stop),
             list(generation.request.input_ids),
         )
@@ -322,14 +322,14 @@ class Engine:
         """One token for every running answer."""
         core = self.checkpoint.core
         last = torch.tensor([[row.ids[-1]] for row in self._rows], device=core.device)
-        output = self.checkpoint.model(input_ids=last, **self._slots.next_step(core.device, core.dtype))
+        output = self.checkpoint.model(input_ids=last, **self._kv_cache.next_step(core.device, core.dtype))
         self._counts["steps"] += 1
         self._write(0, output.logits[:, -1].float())
 
     def _write(self, first: int, logits: torch.Tensor) -> None:
-        """Draws the next token of the rows from `first` on, gives out their text, and frees those that ended."""
+        """Samples the next token of the rows from `first` on, gives out their text, and frees those that ended."""
         rows = self._rows[first:]
-        tokens = draw_tokens(logits, [row.drawer for row in rows], [row.ids for row in rows])
+        tokens = sample_tokens(logits, [row.sampler for row in rows], [row.ids for row in rows])
         for index in reversed(range(len(rows))):  # from behind: the last row takes the place of one that leaves
             token = tokens[index]
             if isinstance(token, Exception):
@@ -347,21 +347,21 @@ class Engine:
         row.ids.append(token.id)
         if token.id in self._end_ids:
             return "stop"
-        if piece := row.text.push(token):
-            generation.add(piece)
+        if delta := row.text.push(token):
+            generation.add(delta)
         if row.text.stopped:
             return "stop"
         full = len(generation.token_ids) >= generation.request.sampling.max_new_tokens
         return "length" if full else None
 
     def _free(self, index: int, reason: FinishReason, error: Exception | None = None) -> None:
-        """Frees a row and ends its answer; the slot is free before anyone hears of it."""
+        """Frees a row and ends its answer; the row is free before anyone hears of it."""
         row, last = self._rows[index], self._rows.pop()
         if row is not last:
             self._rows[index] = last
-        self._slots.leave(index)
-        if piece := row.text.finish():
-            row.generation.add(piece)
+        self._kv_cache.leave(index)
+        if delta := row.text.finish():
+            row.generation.add(delta)
         self._end(row.generation, reason, error)
 
     def _end(self, generation: Generation, reason: FinishReason, error: Exception | None = None) -> None:
@@ -379,7 +379,7 @@ class Engine:
             self._rows, self._reading, self._prefill = [], [], None
             self._retry.clear()
             self._waiting.clear()
-            self._slots = SlotCache(self.checkpoint.config.text_config)
+            self._kv_cache = KVCache(self.checkpoint.config.text_config)
             self._worker = None
             self._changed.notify_all()
         for generation in lost:
@@ -387,8 +387,8 @@ class Engine:
 
     def _stopped(self) -> EngineStopped:
         if self.error is None:
-            return EngineStopped("the engine was closed", cure="Open another to ask on.")
-        stopped = EngineStopped(f"the engine failed ({first_line(self.error)})", cure="Open another to ask on.")
+            return EngineStopped("the engine was closed", hint="Open another to ask on.")
+        stopped = EngineStopped(f"the engine failed ({first_line(self.error)})", hint="Open another to ask on.")
         stopped.__cause__ = self.error
         return stopped
 

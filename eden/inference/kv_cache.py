@@ -16,7 +16,7 @@ COLUMN_STEP = 64
 """Room for this many tokens is made at a time."""
 
 
-class SlotCache(Cache):
+class KVCache(Cache):
     """A key/value cache for one token a row and step, each row of its own length.
 
         column   0 1 2 3 4 5 6 7
@@ -36,7 +36,7 @@ class SlotCache(Cache):
     def __init__(self, config: PreTrainedConfig):
         self._config = config
         self.lengths: list[int] = []  # tokens of each running row
-        self._layers = [_SlotLayer(self) for _ in range(config.num_hidden_layers)]
+        self._layers = [_KVCacheLayer(self) for _ in range(config.num_hidden_layers)]
         super().__init__(layers=list(self._layers))
 
     def join(self, prompts: Cache, lengths: Sequence[int]) -> None:
@@ -89,14 +89,14 @@ class SlotCache(Cache):
 
     def _mask(self, dtype: torch.dtype) -> torch.Tensor:
         """Every row's own columns, in the form that the attention implementation takes."""
-        places = torch.arange(self.width, device=self.columns.device)
+        positions = torch.arange(self.width, device=self.columns.device)
         ends = self.columns.unsqueeze(1)
-        visible = places <= ends  # [B, width]
+        visible = positions <= ends  # [B, width]
         implementation = attention_of(self._config)
         if implementation not in ("sdpa", "eager", PACKED_SDPA):
             return visible  # flash kernels cut the rows out by this mask, and know the window themselves
         if (window := getattr(self._config, "sliding_window", None)) is not None:
-            visible &= places > ends - window
+            visible &= positions > ends - window
         visible = visible[:, None, None]  # [B, 1, 1, width]
         if implementation != "eager":
             return visible
@@ -105,26 +105,26 @@ class SlotCache(Cache):
         )
 
 
-class _SlotLayer(CacheLayerMixin):
+class _KVCacheLayer(CacheLayerMixin):
     """One layer's keys and values, each [rows, heads, columns, head size]."""
 
     is_sliding = False
     keys: Any  # a tensor while there are rows, else None
     values: Any
 
-    def __init__(self, slots: SlotCache):
+    def __init__(self, cache: KVCache):
         super().__init__()
-        self._slots = slots
+        self._cache = cache
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes one token a row [B, heads, 1, head size]; returns the columns that the step reads, without a copy."""
-        slots = self._slots
-        self.keys[slots.rows, :, slots.columns] = key_states[:, :, 0]
-        self.values[slots.rows, :, slots.columns] = value_states[:, :, 0]
-        running = len(slots.lengths)
-        return self.keys[:running, :, : slots.width], self.values[:running, :, : slots.width]
+        cache = self._cache
+        self.keys[cache.rows, :, cache.columns] = key_states[:, :, 0]
+        self.values[cache.rows, :, cache.columns] = value_states[:, :, 0]
+        running = len(cache.lengths)
+        return self.keys[:running, :, : cache.width], self.values[:running, :, : cache.width]
 
     def reserve(self, rows: int, columns: int, like: torch.Tensor) -> None:
         """Makes the memory at least this large; it grows by doubled rows (eight at most) and half again the columns.
@@ -142,7 +142,7 @@ class _SlotLayer(CacheLayerMixin):
         columns = -(-columns // COLUMN_STEP) * COLUMN_STEP
         # Zeros, not empty: what is masked is still multiplied by zero, and not-a-number would survive that.
         keys, values = (like.new_zeros(rows, like.shape[1], columns, like.shape[3]) for _ in range(2))
-        if running := self._slots.lengths:
+        if running := self._cache.lengths:
             kept = (slice(len(running)), slice(None), slice(max(running)))
             keys[kept], values[kept] = self.keys[kept], self.values[kept]
         self.keys, self.values = keys, values
@@ -154,10 +154,10 @@ class _SlotLayer(CacheLayerMixin):
         """Nothing: memory is reserved before a step."""
 
     def get_seq_length(self) -> int:
-        return self._slots.width - 1
+        return self._cache.width - 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._slots.width, 0
+        return self._cache.width, 0
 
     def get_max_length(self) -> int:
         return -1

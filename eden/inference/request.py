@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from ..errors import EdenError, RunError, first_line
-from .detokenizer import Piece
+from .detokenizer import TextDelta
 from .sampling import Sampling
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "deadline", "error"]
@@ -25,7 +25,7 @@ class Request:
 
     Attributes:
         input_ids: T ids, N of `<|image|>` for each image.
-        sampling: how the answer is drawn.
+        sampling: how the answer is sampled.
         pixel_values: [I,3,H,W] of its images, or
         image_features: [I,N,Dv] of them, but not both.
         deadline: seconds from now on until the answer ends, complete or not; None waits for it.
@@ -46,7 +46,7 @@ class Request:
 class Generation:
     """An answer, from its place in the queue to its end. Any thread may read it, or end it.
 
-    `for piece in generation` (or `async for`) gives each piece of text as it comes, from the beginning every time;
+    `for delta in generation` (or `async for`) gives each delta of text as it comes, from the beginning every time;
     an answer that failed then raises its error.
 
     Attributes:
@@ -65,11 +65,11 @@ class Generation:
         self.started_at: float | None = None
         self.first_token_at: float | None = None
         self.finished_at: float | None = None
-        self._pieces: list[Piece] = []
+        self._deltas: list[TextDelta] = []
         self._error: Exception | None = None
         self._cancelled = False
         self._changed = threading.Condition()
-        self._ended = threading.Event()  # so that who waits for the end is not woken by every piece
+        self._ended = threading.Event()  # so that who waits for the end is not woken by every delta
         self._listeners: list[Callable[[], None]] = []
 
     @property
@@ -79,7 +79,7 @@ class Generation:
     @property
     def text(self) -> str:
         """All text so far."""
-        return "".join(piece.text for piece in self._pieces)
+        return "".join(delta.text for delta in self._deltas)
 
     @property
     def prompt_tokens(self) -> int:
@@ -112,19 +112,19 @@ class Generation:
         self._raise_if_failed()
         return self
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[TextDelta]:
         seen = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self.done or len(self._pieces) > seen)  # noqa: B023
-                new, over = self._pieces[seen:], self.done
+                self._changed.wait_for(lambda: self.done or len(self._deltas) > seen)  # noqa: B023
+                new, over = self._deltas[seen:], self.done
             yield from new
             seen += len(new)
             if over:
                 break
         self._raise_if_failed()
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
+    async def __aiter__(self) -> AsyncIterator[TextDelta]:
         loop, changed, seen = asyncio.get_running_loop(), asyncio.Event(), 0
 
         def wake() -> None:
@@ -136,9 +136,9 @@ class Generation:
             while True:
                 changed.clear()
                 with self._changed:
-                    new, over = self._pieces[seen:], self.done
-                for piece in new:
-                    yield piece
+                    new, over = self._deltas[seen:], self.done
+                for delta in new:
+                    yield delta
                 seen += len(new)
                 if over:
                     break
@@ -156,9 +156,9 @@ class Generation:
         deadline = self.request.deadline
         return "deadline" if deadline is not None and now - self.submitted_at >= deadline else None
 
-    def add(self, piece: Piece) -> None:
+    def add(self, delta: TextDelta) -> None:
         with self._changed:
-            self._pieces.append(piece)
+            self._deltas.append(delta)
             self._tell()
 
     def end(self, reason: FinishReason, error: Exception | None = None) -> None:
@@ -178,6 +178,6 @@ class Generation:
         if self._error is None:
             return
         if isinstance(self._error, EdenError):  # a new one each time: several threads may raise it
-            again = type(self._error)(self._error.what, where=self._error.where, cure=self._error.cure)
+            again = type(self._error)(self._error.what, where=self._error.where, hint=self._error.hint)
             raise again from self._error.__cause__
         raise RunError(f"the question could not be answered: {first_line(self._error)}") from self._error

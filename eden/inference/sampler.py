@@ -32,11 +32,11 @@ class Token:
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Drawer:
-    """Draws the tokens of one answer. They depend on its own logits, ids and seed, and on no other answer's.
+class Sampler:
+    """Samples the tokens of one answer. They depend on its own logits, ids and seed, and on no other answer's.
 
     The steps and their order are those of transformers' `generate`, whose classes do them: penalty, temperature,
-    top_k, top_p, then one draw. With a seed the draws are those of `generate` after `torch.manual_seed`.
+    top_k, top_p, then one sample. With a seed the tokens are those of `generate` after `torch.manual_seed`.
     """
 
     def __init__(self, sampling: Sampling, device: torch.device):
@@ -58,7 +58,7 @@ class Drawer:
                 self._generator.manual_seed(sampling.seed)
         self.is_argmax = sampling.is_greedy and not self._processors
 
-    def draw(self, logits: torch.Tensor, ids: Sequence[int]) -> int:
+    def sample(self, logits: torch.Tensor, ids: Sequence[int]) -> int:
         """One token.
 
         Args:
@@ -75,22 +75,22 @@ class Drawer:
         return int(torch.multinomial(scores.softmax(-1), num_samples=1, generator=self._generator))
 
 
-def draw_tokens(
-    logits: torch.Tensor, drawers: Sequence[Drawer], ids: Sequence[Sequence[int]]
+def sample_tokens(
+    logits: torch.Tensor, samplers: Sequence[Sampler], ids: Sequence[Sequence[int]]
 ) -> list[Token | Exception]:
-    """One token for each row, or why it could not be drawn.
+    """One token for each row, or why it could not be sampled.
 
     Args:
         logits: float32 [B,V].
-        drawers: B of them.
+        samplers: B of them.
         ids: for each row, question and answer so far.
     """
     likeliest: list[int] = logits.argmax(-1).tolist()  # every greedy row in one call and one wait for the device
     tokens: list[Token | Exception] = []
-    for row, drawer in enumerate(drawers):
+    for row, sampler in enumerate(samplers):
         try:
-            token_id = likeliest[row] if drawer.is_argmax else drawer.draw(logits[row], ids[row])
-            tokens.append(_with_logprobs(token_id, logits[row], drawer.sampling.logprobs))
+            token_id = likeliest[row] if sampler.is_argmax else sampler.sample(logits[row], ids[row])
+            tokens.append(_with_logprobs(token_id, logits[row], sampler.sampling.logprobs))
         except RuntimeError as error:
             tokens.append(error)
     return tokens

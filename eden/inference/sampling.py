@@ -1,4 +1,4 @@
-"""How an answer is drawn: the one set of options of engine, plain `generate`, command line and server."""
+"""How an answer is sampled: the one set of options of engine, plain `generate`, command line and server."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ GREEDY_BELOW = 1e-6
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn. What cannot be is refused when the object is made.
+    """How an answer is sampled. What cannot be is refused when the object is made.
 
     Attributes:
         max_new_tokens: the longest answer, in tokens.
         temperature: 0 is greedy: always the likeliest token.
-        top_p: draw from the likeliest tokens that together hold this probability; 1 is off.
-        seed: makes draws repeatable; None draws anew each time.
-        top_k: draw from this many of the likeliest tokens; 0 is off.
+        top_p: sample from the likeliest tokens that together hold this probability; 1 is off.
+        seed: makes answers repeatable; None is another one each time.
+        top_k: sample from this many of the likeliest tokens; 0 is off.
         repetition_penalty: above 1, what was said (question included) becomes less likely; 1 is off.
             Source: CTRL, https://arxiv.org/abs/1909.05858.
         stop: the answer ends before the first of these strings.
@@ -52,7 +52,7 @@ class Sampling:
         if self.logprobs is not None:
             _check("logprobs", self.logprobs, int, 0, 20, "a whole number from 0 to 20")
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
-            raise InputError("not a sequence of strings that hold something", where="stop", cure="Use ('\\n\\n',).")
+            raise InputError("not a sequence of strings that hold something", where="stop", hint="Use ('\\n\\n',).")
         object.__setattr__(self, "stop", tuple(self.stop))
 
     @property
@@ -80,4 +80,4 @@ class Sampling:
 def _check(name: str, value: Any, kind: type, low: float, high: float, range_in_words: str) -> None:
     kinds = (int,) if kind is int else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        raise InputError(f"{value!r} is not possible", where=name, cure=f"Give {range_in_words}.")
+        raise InputError(f"{value!r} is not possible", where=name, hint=f"Give {range_in_words}.")

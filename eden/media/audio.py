@@ -97,7 +97,7 @@ def read_audio(
                     raise _too_long(samples / SAMPLE_RATE, max_seconds, where)
                 yield piece
     if samples == 0:
-        raise AudioError("the recording holds no sound", where=where, cure="Record it again.", kind="empty_audio")
+        raise AudioError("the recording holds no sound", where=where, hint="Record it again.", kind="empty_audio")
     seconds = samples / SAMPLE_RATE - sum(lost)
     if announced - seconds > max(LONGEST_GAP, announced / 20):
         raise _cut_off(f"{announced:.1f} s announced, {seconds:.1f} s found", where)
@@ -145,7 +145,7 @@ def _known_format(file: BinaryIO, where: str) -> str:
     head = file.read(12)
     file.seek(0)
     if not head:
-        raise AudioError("the recording is empty (0 bytes)", where=where, cure="Record it again.", kind="empty_audio")
+        raise AudioError("the recording is empty (0 bytes)", where=where, hint="Record it again.", kind="empty_audio")
     if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
         return "wav"
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
@@ -166,7 +166,7 @@ def _known_format(file: BinaryIO, where: str) -> str:
     if sync & 0xFFE6 == 0xFFE2 or head.startswith(b"ID3"):  # of MPEG audio, layer III
         return "mp3"
     raise AudioError(
-        "not a recording Eden can read", where=where, cure=f"Use one of {', '.join(FORMATS)}.", kind="not_audio"
+        "not a recording Eden can read", where=where, hint=f"Use one of {', '.join(FORMATS)}.", kind="not_audio"
     )
 
 
@@ -181,7 +181,7 @@ def _checked_stream(container: Any, where: str) -> Any:
         raise AudioError(
             "there is no sound in it (a video without an audio track)",
             where=where,
-            cure="Give a recording with sound.",
+            hint="Give a recording with sound.",
             kind="empty_audio",
         )
     stream = container.streams.audio[0]
@@ -196,8 +196,8 @@ def _checked_stream(container: Any, where: str) -> Any:
         f"it claims {channels} channels" if not 0 < channels <= MAX_CHANNELS else "",
     ):
         if fault:
-            cure = f"Save it as one of {', '.join(FORMATS)} at a usual sample rate."
-            raise AudioError(f"Eden does not open this recording: {fault}", where=where, cure=cure, kind="not_audio")
+            hint = f"Save it as one of {', '.join(FORMATS)} at a usual sample rate."
+            raise AudioError(f"Eden does not open this recording: {fault}", where=where, hint=hint, kind="not_audio")
     return stream
 
 
@@ -346,13 +346,13 @@ def _opened(source: str | Path | bytes, max_bytes: float, where: str) -> Iterato
     try:
         if not path.is_file():
             what = "no such recording" if not path.exists() else "not a file"
-            raise AudioError(what, where=where, cure=check_the_path(path), kind="missing_audio")
+            raise AudioError(what, where=where, hint=check_the_path(path), kind="missing_audio")
         if (size := path.stat().st_size) > max_bytes:
             raise _too_many_bytes(size, max_bytes, where)
         file = path.open("rb")
     except (OSError, ValueError) as error:
         what = f"cannot read the recording ({first_line(error)})"
-        raise AudioError(what, where=where, cure="Check the path.", kind="missing_audio") from None
+        raise AudioError(what, where=where, hint="Check the path.", kind="missing_audio") from None
     with file:
         yield file
 
@@ -366,14 +366,14 @@ def _decoding_errors(where: str) -> Iterator[None]:
         raise AudioError(
             f"the recording is damaged ({reason})",
             where=where,
-            cure="Restore or replace the file.",
+            hint="Restore or replace the file.",
             kind="damaged_audio",
         ) from None
 
 
 def _cut_off(found: str, where: str) -> AudioError:
     return AudioError(
-        f"the recording is cut off ({found})", where=where, cure="Copy or record it again.", kind="damaged_audio"
+        f"the recording is cut off ({found})", where=where, hint="Copy or record it again.", kind="damaged_audio"
     )
 
 
@@ -381,7 +381,7 @@ def _too_long(seconds: float, limit: float, where: str) -> AudioError:
     return AudioError(
         f"the recording is longer than {limit / 60:,.4g} minutes (at least {seconds / 60:,.1f})",
         where=where,
-        cure="Cut it into shorter pieces; `eden transcribe` takes any length.",
+        hint="Cut it into shorter pieces; `eden transcribe` takes any length.",
         kind="audio_too_long",
     )
 
@@ -390,6 +390,6 @@ def _too_many_bytes(size: int, limit: float, where: str) -> AudioError:
     return AudioError(
         f"the recording has {size:,} bytes, the limit is {limit:,.0f}",
         where=where,
-        cure="Save it smaller, as ogg or mp3; `eden transcribe` takes any size.",
+        hint="Save it smaller, as ogg or mp3; `eden transcribe` takes any size.",
         kind="audio_too_long",
     )

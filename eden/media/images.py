@@ -139,7 +139,7 @@ def _opened(
         raise ImageError(
             f"the image is damaged ({first_line(error)})",
             where=where,
-            cure="Restore or replace the file.",
+            hint="Restore or replace the file.",
             kind="damaged_image",
         ) from None
 
@@ -153,8 +153,8 @@ def _format_of(start: bytes, where: str) -> str:
         try:
             import pillow_heif
         except ImportError:
-            cure = "pip install pillow-heif, or save it as JPEG."
-            raise ImageError("reading HEIC needs pillow-heif", where=where, cure=cure, kind="not_an_image") from None
+            hint = "pip install pillow-heif, or save it as JPEG."
+            raise ImageError("reading HEIC needs pillow-heif", where=where, hint=hint, kind="not_an_image") from None
         pillow_heif.register_heif_opener(thumbnails=False)
     return kind
 
@@ -221,12 +221,12 @@ def _reading(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        cure = check_the_path(error.filename)
-        raise ImageError("no such image file", where=where, cure=cure, kind="missing_image") from None
+        hint = check_the_path(error.filename)
+        raise ImageError("no such image file", where=where, hint=hint, kind="missing_image") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or first_line(error)
         raise ImageError(
-            f"cannot read the image ({why})", where=where, cure="Check the path.", kind="missing_image"
+            f"cannot read the image ({why})", where=where, hint="Check the path.", kind="missing_image"
         ) from None
 
 
@@ -260,15 +260,15 @@ def _middle(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _not_an_image(where: str) -> ImageError:
-    cure = f"Use one of {', '.join(FORMATS)}."
-    return ImageError("not an image Eden can read", where=where, cure=cure, kind="not_an_image")
+    hint = f"Use one of {', '.join(FORMATS)}."
+    return ImageError("not an image Eden can read", where=where, hint=hint, kind="not_an_image")
 
 
 def _too_many_pixels(found: str, limit: int, where: str) -> ImageError:
     return ImageError(
         f"the image has {found} pixels, the limit is {limit:,}",
         where=where,
-        cure="Scale it down; the model looks at a few hundred pixels a side.",
+        hint="Scale it down; the model looks at a few hundred pixels a side.",
         kind="image_too_large",
     )
 
@@ -277,7 +277,7 @@ def _too_many_bytes(size: int, limit: int, where: str) -> ImageError:
     return ImageError(
         f"the image file has {size:,} bytes, the limit is {limit:,}",
         where=where,
-        cure="Save it smaller.",
+        hint="Save it smaller.",
         kind="image_too_large",
     )
 
@@ -286,6 +286,6 @@ def _too_intricate(what: str, where: str) -> ImageError:
     return ImageError(
         f"the image would take too long to read ({what})",
         where=where,
-        cure="Save it anew, without metadata.",
+        hint="Save it anew, without metadata.",
         kind="image_too_intricate",
     )

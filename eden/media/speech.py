@@ -166,7 +166,7 @@ class Transcriber:
             if not is_last and windows and windows[-1][1] > cut - SAMPLE_RATE:
                 cut = windows.pop()[0]  # the last words may go on in the next block
             if windows:
-                found, language = self._hear(waveform[:cut], windows, language, start, on_progress)
+                found, language = self._transcribe_windows(waveform[:cut], windows, language, start, on_progress)
                 segments += found
             rest, start = waveform[cut:], start + cut / SAMPLE_RATE
             if on_progress is not None:
@@ -194,7 +194,7 @@ class Transcriber:
                 windows.append((span["start"], span["end"]))
         return windows
 
-    def _hear(
+    def _transcribe_windows(
         self,
         waveform: Waveform,
         windows: list[tuple[int, int]],
@@ -249,7 +249,7 @@ class Transcriber:
             raise CheckpointError(
                 f"the Whisper cannot be loaded ({first_line(error)})",
                 where=str(folder),
-                cure="Copy or download it again.",
+                hint="Copy or download it again.",
             ) from error
         self._check_language(self.language, model)
         return model
@@ -260,7 +260,7 @@ class Transcriber:
             raise InputError(
                 f"it does not hear the language {language!r}",
                 where=self.name,
-                cure=f"It knows {known}.",
+                hint=f"It knows {known}.",
                 kind="unsupported_language",
             )
 
@@ -285,14 +285,14 @@ def find_whisper(name: str) -> Path:
             raise CheckpointError(
                 f"no such folder, and no such Whisper on the hub ({first_line(error)})",
                 where=name,
-                cure="Give a size (tiny, base, small, ...), a hub id or a folder, and check the network.",
+                hint="Give a size (tiny, base, small, ...), a hub id or a folder, and check the network.",
             ) from error
     if (folder / "model.bin").exists():
         return folder
     weights = sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
     if not weights or not (folder / "config.json").exists():
         raise CheckpointError(
-            "the folder holds no Whisper", where=str(folder), cure="Give one in CTranslate2's or Hugging Face's format."
+            "the folder holds no Whisper", where=str(folder), hint="Give one in CTranslate2's or Hugging Face's format."
         )
     return _converted(folder, weights)
 
@@ -332,7 +332,7 @@ def convert_whisper(folder: Path, target: Path, *, quantization: str) -> None:
             raise CheckpointError(
                 f"no Whisper that can be converted ({first_line(error)})",
                 where=str(folder),
-                cure="Give a complete Whisper checkpoint: weights, tokenizer and preprocessor_config.json.",
+                hint="Give a complete Whisper checkpoint: weights, tokenizer and preprocessor_config.json.",
             ) from error
 
 

@@ -91,12 +91,12 @@ class _Engine:
             import espeakng_loader
         except ImportError as error:
             raise RunError(
-                "speaking needs espeak-ng", cure="Install it: pip install 'eden-multimodal[spoken]'."
+                "speaking needs espeak-ng", hint="Install it: pip install 'eden-multimodal[spoken]'."
             ) from error
         self._library: Any = ctypes.CDLL(espeakng_loader.get_library_path())
         self._rate = self._library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
         if self._rate <= 0:
-            raise RunError("espeak-ng does not start", cure="Install espeakng-loader anew.")
+            raise RunError("espeak-ng does not start", hint="Install espeakng-loader anew.")
         self._samples: list[np.ndarray[Any, np.dtype[np.int16]]] = []
         self._callback = _CALLBACK(self._receive)  # kept: the library holds only its address
         self._library.espeak_SetSynthCallback(self._callback)
@@ -107,7 +107,7 @@ class _Engine:
         with self._lock:
             self._samples = []
             if self._library.espeak_SetVoiceByName(name.encode()) != 0:
-                raise RunError(f"espeak-ng has no voice {name!r}", cure="Choose an accent and a speaker it has.")
+                raise RunError(f"espeak-ng has no voice {name!r}", hint="Choose an accent and a speaker it has.")
             self._library.espeak_SetParameter(_RATE, voice.speed, 0)
             self._library.espeak_SetParameter(_PITCH, voice.pitch, 0)
             encoded = text.encode()

@@ -60,8 +60,8 @@ def packed_sdpa_forward(
     for of_sample in samples:
         length, window = of_sample[0].shape[2], None
         if sliding_window is not None and length > sliding_window:
-            places = torch.arange(length, device=query.device)
-            window = (places <= places[:, None]) & (places > places[:, None] - sliding_window)
+            positions = torch.arange(length, device=query.device)
+            window = (positions <= positions[:, None]) & (positions > positions[:, None] - sliding_window)
         outputs.append(sdpa_attention_forward(module, *of_sample, window, **kwargs)[0])
     return torch.cat(outputs, dim=1), None
 

@@ -42,7 +42,7 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
     size = round(float(match[1]) * UNITS[match[2] or ""]) if match else 0
     if not size:
-        raise InputError(f"no size: {text!r}", where="--budget", cure="Write it as 8GiB or 500MB.")
+        raise InputError(f"no size: {text!r}", where="--budget", hint="Write it as 8GiB or 500MB.")
     return size
 
 

@@ -88,7 +88,7 @@ class Plan:
                 "supervised_tokens": work.supervised,
                 "rows": work.rows,
                 "padding": round(work.padding, 4),
-                "longest_batch": work.longest_places,
+                "longest_batch": work.longest_positions,
                 "images": work.images,
             },
             "steps": work.schedule.steps,
@@ -210,14 +210,14 @@ def _refusal(budget: int, memory: Memory, made: Sequence[Change]) -> InputError:
     return InputError(
         f"nothing fits {written_size(budget)}: the run needs {needed}",
         where="--budget",
-        cure=f"Give at least {math.ceil(least / 2**20):,}MiB, or name a smaller model.",
+        hint=f"Give at least {math.ceil(least / 2**20):,}MiB, or name a smaller model.",
     )
 
 
 def _step_seconds(measured: Measured, workload: Workload, arguments: TrainingArguments) -> float:
-    """Of a step of usual length: the longest batch's time, by its share of places."""
+    """Of a step of usual length: the longest batch's time, by its share of positions."""
     batches = math.ceil(workload.rows / int(arguments.train_batch_size))
-    return measured.seconds * (workload.places / batches) / workload.longest_places
+    return measured.seconds * (workload.positions / batches) / workload.longest_positions
 
 
 def _disk(recipe: Recipe, shapes: Shapes, workload: Workload, arguments: TrainingArguments) -> dict[str, int]:

@@ -44,7 +44,7 @@ class Measured:
     Attributes:
         what: `model` or `layer`.
         device: where.
-        tokens: places of the batch.
+        tokens: positions of the batch.
         seconds: an optimizer step of the longest batches; of a layer, one way forth and back, times the layers.
         peak: of the model: bytes of all tensors at most. Memory that an allocator keeps is not in it.
         held: of the model: bytes of its tensors once it is loaded.
@@ -101,7 +101,7 @@ def measure_model(recipe: Recipe, workload: Workload, steps: int, console: Conso
     return Measured(
         "model",
         checkpoint.core.device.type,
-        workload.longest_places,
+        workload.longest_positions,
         statistics.median(clock.seconds[WARM_UP:]),
         peak,
         held,
@@ -111,8 +111,8 @@ def measure_model(recipe: Recipe, workload: Workload, steps: int, console: Conso
 def measure_layer(recipe: Recipe, shapes: Shapes, workload: Workload, steps: int) -> Measured:
     """Runs one decoder layer of the model's shape with random weights, forth and back, and counts it for all of them.
 
-    The layer is measured with one row as long as the longest sample, or `LAYER_TOKENS`, and counted for the places of
-    the batch; the head adds its share of the products.
+    The layer is measured with one row as long as the longest sample, or `LAYER_TOKENS`, and counted for the
+    positions of the batch; the head adds its share of the products.
     """
     text, options = copy.deepcopy(shapes.config.text_config), LoadOptions()
     layers, vocabulary = text.num_hidden_layers, text.vocab_size
@@ -139,12 +139,12 @@ def measure_layer(recipe: Recipe, shapes: Shapes, workload: Workload, steps: int
         run().float().mean().backward()
         _wait()
         times.append(time.monotonic() - started)
-    places = workload.longest_places
+    positions = workload.longest_positions
     passes = 3 if checkpoints(recipe) else 2  # gradients of frozen weights are not made
     answered = workload.supervised / workload.tokens
     head = 2 * text.hidden_size * vocabulary * answered / (passes * shapes.layer_weights)
     accumulation = int(recipe.training.get("gradient_accumulation_steps", 1))
-    seconds = min(times) * places / tokens * (layers + head) * accumulation
+    seconds = min(times) * positions / tokens * (layers + head) * accumulation
     formula = layer_activations(recipe, shapes, [tokens], flat=True, gpu=device == "cuda")
     formula += lora_copies(recipe, shapes) // layers + 4 * text.hidden_size * tokens  # and the norm behind it
     return Measured("layer", device, tokens, seconds, kept=kept, kept_estimate=formula)
@@ -249,7 +249,7 @@ class _Clock(TrainerCallback):
             self.state = sum(t.numel() * t.element_size() for t in states if isinstance(t, torch.Tensor))
             activities = [torch.profiler.ProfilerActivity.CPU]
             self.profile = torch.profiler.profile(activities=activities, profile_memory=True)
-            with _unheard():
+            with _without_stderr():
                 self.profile.start()
         _wait()
         self.started = time.monotonic()
@@ -258,7 +258,7 @@ class _Clock(TrainerCallback):
         _wait()
         self.seconds.append(time.monotonic() - self.started)
         if self.profile is not None:
-            with _unheard():
+            with _without_stderr():
                 self.profile.stop()
             events = [event for event in self.profile.profiler.kineto_results.events() if event.name() == "[memory]"]
             changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
@@ -266,7 +266,7 @@ class _Clock(TrainerCallback):
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
+def _without_stderr() -> Iterator[None]:
     """What torch's profiler reports of its start and end, from below Python, is for nobody."""
     was, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -1,6 +1,6 @@
 """Bytes of a training step by part, by formula.
 
-Written with n places of a batch (padding included), D, V as everywhere, F the inner width of the MLP, H heads.
+Written with n positions of a batch (padding included), D, V as everywhere, F the inner width of the MLP, H heads.
 Half-precision numbers (autocast) take 2 bytes, fp32 takes 4. What autograd keeps of one Phi-3 decoder layer:
 
     two RMSNorms           8 D n + 8 n          their inputs in fp32, and one over the root mean square
@@ -72,12 +72,12 @@ def estimate(recipe: Recipe, shapes: Shapes, workload: Workload, arguments: Trai
         gpu: count what CUDA itself takes, and dropout's mask as a GPU keeps it.
     """
     text: Any = shapes.config.text_config
-    n, width, layers = workload.longest_places, text.hidden_size, text.num_hidden_layers
+    n, width, layers = workload.longest_positions, text.hidden_size, text.num_hidden_layers
     residual = 4 if recipe.model.dtype == "float32" else 2
     layer = layer_activations(recipe, shapes, workload.longest, flat=workload.flat, gpu=gpu)
     again = layer if checkpoints(recipe) else 0
     kept = layers * width * n * residual if checkpoints(recipe) else layers * layer
-    answers = max(1, round(n * workload.supervised / workload.tokens))  # supervised places of the batch
+    answers = max(1, round(n * workload.supervised / workload.tokens))  # supervised positions of the batch
     logits = 6 * min(PIECE, answers) * text.vocab_size + 2 * answers * width * 2
     # The gradients that pass through a layer, and the largest weight out of its 4 bits.
     half = _half(recipe)

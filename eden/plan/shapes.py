@@ -130,7 +130,7 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
     text = _backbone(str(section.language), section.language_revision)
     vision = vision if isinstance(vision, CLIPVisionConfig) else vision.vision_config
     if not isinstance(text, Phi3Config):
-        raise CheckpointError("a Phi-3 model is needed", where=str(section.language), cure="Change model.language.")
+        raise CheckpointError("a Phi-3 model is needed", where=str(section.language), hint="Change model.language.")
     return MultimodalPhiConfig(
         vision_config=vision,
         text_config=text,

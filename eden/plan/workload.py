@@ -47,7 +47,7 @@ class Workload:
         images: distinct images.
         rows: samples of each row; one a row if nothing is packed.
         tokens: of an epoch, without padding.
-        places: of an epoch, padding included.
+        positions: of an epoch, padding included.
         longest: lengths of the samples in the batch that takes most.
         schedule: steps and epochs.
         skipped: samples that the run would leave out.
@@ -60,7 +60,7 @@ class Workload:
     images: int
     rows: int
     tokens: int
-    places: int
+    positions: int
     longest: list[int]
     schedule: Schedule
     skipped: int
@@ -68,12 +68,12 @@ class Workload:
 
     @property
     def padding(self) -> float:
-        """Share of the places that hold no token."""
-        return 1 - self.tokens / self.places
+        """Share of the positions that hold no token."""
+        return 1 - self.tokens / self.positions
 
     @property
-    def longest_places(self) -> int:
-        """Places of the batch that takes most."""
+    def longest_positions(self) -> int:
+        """Positions of the batch that takes most."""
         return sum(self.longest) if self.flat else len(self.longest) * max(self.longest)
 
 
@@ -126,8 +126,8 @@ def workload_of(recipe: Recipe, lengths: Lengths, arguments: TrainingArguments) 
     if not fits.any() or (not fits.all() and data.on_error == "fail"):
         most, skip = int(lengths.tokens.max()), ", or set data.on_error=skip" if fits.any() else ""
         what = "the longest sample has" if fits.any() else "every sample is too long: the longest has"
-        cure = f"Raise {name}{skip}."
-        raise DataError(f"{what} {most:,} tokens, {name} is {limit:,}", where=lengths.longest, cure=cure)
+        hint = f"Raise {name}{skip}."
+        raise DataError(f"{what} {most:,} tokens, {name} is {limit:,}", where=lengths.longest, hint=hint)
     sizes = np.asarray(lengths.tokens[fits], dtype=np.int64)
     rows = None if data.row_length is None else pack(sizes, data.row_length, data.split_seed)
     flat = takes_flat_rows(recipe.model.attn_implementation)
@@ -137,11 +137,11 @@ def workload_of(recipe: Recipe, lengths: Lengths, arguments: TrainingArguments) 
     order = np.random.default_rng(int(arguments.seed)).permutation(number)
     if arguments.train_sampling_strategy == "group_by_length":
         order = np.argsort(-takes, kind="stable")
-    places = int(sizes.sum())
+    positions = int(sizes.sum())
     if not flat:
         starts = np.arange(0, number, batch)
         in_batch = np.add.reduceat(members[order], starts)
-        places = int((np.maximum.reduceat(longest[order], starts) * in_batch).sum())
+        positions = int((np.maximum.reduceat(longest[order], starts) * in_batch).sum())
     worst = np.argsort(-takes, kind="stable")[:batch].tolist()
     return Workload(
         lengths.source,
@@ -150,7 +150,7 @@ def workload_of(recipe: Recipe, lengths: Lengths, arguments: TrainingArguments) 
         lengths.images,
         number,
         int(sizes.sum()),
-        places,
+        positions,
         [int(sizes[sample]) for row in worst for sample in ([row] if rows is None else rows[row])],
         Schedule.of(arguments, number),
         int((~fits).sum()),

@@ -20,8 +20,8 @@ from pydantic_core import PydanticCustomError
 from ..core.files import write_file
 from ..core.numeric_format import Machine, numeric_format
 from ..errors import RecipeError
-from .training_arguments import OWNED, STRICT, argument_fault, argument_names, impossible_values, trial
-from .yaml import Dumper, Loader, Places, parse
+from .training_arguments import RESERVED, STRICT, argument_fault, argument_names, dry_run, invalid_values
+from .yaml import Dumper, Loader, Locations, parse
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -126,12 +126,12 @@ class Recipe(_Section):
     data: DataSection
     training: dict[str, Any]
 
-    _places: Places = PrivateAttr(default_factory=Places)
+    _locations: Locations = PrivateAttr(default_factory=Locations)
 
     @model_validator(mode="after")
     def _is_possible(self) -> Recipe:
-        for key, what, cure in _impossible(self):
-            raise PydanticCustomError("impossible", "{what}. {cure}", {"key": key, "what": what, "cure": cure})
+        for key, what, hint in _invalid(self):
+            raise PydanticCustomError("invalid", "{what}. {hint}", {"key": key, "what": what, "hint": hint})
         return self
 
     def on_this_machine(self) -> Recipe:
@@ -142,8 +142,8 @@ class Recipe(_Section):
         """
         machine = Machine.here()
         if machine.device == "cpu" and self.training.get("fp16") is True:
-            cure = "Write training.bf16: true, which is bf16 where the machine has it and fp32 elsewhere."
-            raise self._places.refusal("training.fp16", "a CPU does not compute in fp16", cure)
+            hint = "Write training.bf16: true, which is bf16 where the machine has it and fp32 elsewhere."
+            raise self._locations.error("training.fp16", "a CPU does not compute in fp16", hint)
         here = numeric_format(machine)
         if self.model.force_format or here.name == "bfloat16":
             return self
@@ -169,13 +169,13 @@ class Recipe(_Section):
         from transformers import TrainingArguments
 
         training = {**self.on_this_machine().training, **overrides}
-        for key, what, cure in _impossible(self.model_copy(update={"training": training})):
-            raise self._places.refusal(key, what, cure)
+        for key, what, hint in _invalid(self.model_copy(update={"training": training})):
+            raise self._locations.error(key, what, hint)
         hints, fields = get_type_hints(TrainingArguments), TrainingArguments.__dataclass_fields__
         hints["fsdp"] = bool | None  # as its documentation says; the annotation still is that of an older way
         for name, value in training.items():
             if fault := argument_fault(value, hints[name], fields[name].metadata.get("choices")):
-                raise self._places.refusal(f"training.{name}", f"transformers refuses training.{name}", fault)
+                raise self._locations.error(f"training.{name}", f"transformers refuses training.{name}", fault)
         training.setdefault("use_cpu", not torch.cuda.is_available())
         # Trainer would show a loss that is NaN as one that is not; fp16 alone has steps that overflow and are skipped.
         training.setdefault("logging_nan_inf_filter", bool(training.get("fp16")))
@@ -183,17 +183,19 @@ class Recipe(_Section):
             arguments = TrainingArguments(**(training | FIXED))
         except (ValueError, TypeError) as error:
             named = next((name for name in training if re.search(rf"\b{name}\b", str(error))), "")
-            raise self._places.refusal(f"training.{named}", "transformers refuses it", str(error)) from error
-        if failed := trial(arguments):
+            raise self._locations.error(f"training.{named}", "transformers refuses it", str(error)) from error
+        if failed := dry_run(arguments):
             key, why = failed
-            raise self._places.refusal(key, f"transformers refuses {key}", why)
+            raise self._locations.error(key, f"transformers refuses {key}", why)
         return arguments
 
     def to_yaml(self) -> str:
         """The recipe with its defaults filled in; `load_recipe` reads it back as an equal recipe."""
-        sections, idle = self.model_dump(), _idle(self)
+        sections, ineffective = self.model_dump(), _ineffective(self)
         for section in ("model", "data"):
-            for name in [name for name, value in sections[section].items() if value is None or (section, name) in idle]:
+            for name in [
+                name for name, value in sections[section].items() if value is None or (section, name) in ineffective
+            ]:
                 del sections[section][name]
         return yaml.dump(sections, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
 
@@ -231,23 +233,23 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         what = "no such recipe" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        cure = f"Give a YAML file, or the name of a shipped recipe: {', '.join(shipped_recipes())}."
-        raise RecipeError(what, where=str(source), cure=cure) from error
-    places = Places({(): str(file)})
-    tree = parse(text, str(file), places)
+        hint = f"Give a YAML file, or the name of a shipped recipe: {', '.join(shipped_recipes())}."
+        raise RecipeError(what, where=str(source), hint=hint) from error
+    locations = Locations({(): str(file)})
+    tree = parse(text, str(file), locations)
     if not isinstance(tree, dict):
-        raise places.refusal((), "not a recipe", f"A recipe has the sections {', '.join(Recipe.model_fields)}.")
+        raise locations.error((), "not a recipe", f"A recipe has the sections {', '.join(Recipe.model_fields)}.")
     for override in overrides:
-        _override(tree, places, override)
+        _override(tree, locations, override)
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise _refusal(error, places) from None
-    recipe._places = places
+        raise _refusal(error, locations) from None
+    recipe._locations = locations
     return recipe
 
 
-def _idle(recipe: Recipe) -> dict[tuple[str, str], str]:
+def _ineffective(recipe: Recipe) -> dict[tuple[str, str], str]:
     """Keys without a meaning beside the others, and why: refused when set, left out when written."""
     reasons: dict[tuple[str, str], str] = {}
     if recipe.model.base is not None:
@@ -267,32 +269,34 @@ def _idle(recipe: Recipe) -> dict[tuple[str, str], str]:
     return reasons
 
 
-def _impossible(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    """Every mix that cannot be, as the key to look at, what is wrong, and the cure."""
+def _invalid(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """Every mix that cannot be, as the key to look at, what is wrong, and the hint."""
     model, data, training = recipe.model, recipe.data, recipe.training
     dumped = recipe.model_dump(exclude_unset=True)
-    idle = [(f"{at}.{name}", why) for (at, name), why in _idle(recipe).items() if dumped[at].get(name) is not None]
-    backbones = [key for key, _ in idle if key in ("model.vision", "model.language")]
+    ineffective = [
+        (f"{at}.{name}", why) for (at, name), why in _ineffective(recipe).items() if dumped[at].get(name) is not None
+    ]
+    backbones = [key for key, _ in ineffective if key in ("model.vision", "model.language")]
     if backbones:
-        cure = f"Remove either; as overrides: {' '.join(f'{key}=null' for key, _ in idle)}, or model.base=null."
-        yield "model.base", f"model.base excludes {' and '.join(backbones)}: it is a complete model", cure
+        hint = f"Remove either; as overrides: {' '.join(f'{key}=null' for key, _ in ineffective)}, or model.base=null."
+        yield "model.base", f"model.base excludes {' and '.join(backbones)}: it is a complete model", hint
     if not model.base and not (model.vision and model.language):
         yield "model", "nothing to start from", "Give model.base, or both model.vision and model.language."
-    yield from _impossible_sources(data)
-    for key, why in idle:
+    yield from _invalid_sources(data)
+    for key, why in ineffective:
         yield key, f"{key} says nothing here: {why}", f"Remove it; as an override: {key}=null."
     if recipe.quantization is not None and not recipe.quantization.load_in_4bit:
         yield "quantization.load_in_4bit", "a quantization section without 4 bits", "Write quantization: null."
     if data.row_length is not None and training.get("train_sampling_strategy") == "group_by_length":
-        cure = "Remove either; a batch then holds per_device_train_batch_size rows."
-        yield "data.row_length", "packed rows are of one length, and train_sampling_strategy would group them", cure
+        hint = "Remove either; a batch then holds per_device_train_batch_size rows."
+        yield "data.row_length", "packed rows are of one length, and train_sampling_strategy would group them", hint
     names = argument_names()
     for name in training:
         if name not in names:
             yield f"training.{name}", f"unknown key training.{name}", _did_you_mean(name, names)
-        if reason := OWNED.get("push_to_hub" if name.startswith("hub_") else name, ""):
+        if reason := RESERVED.get("push_to_hub" if name.startswith("hub_") else name, ""):
             yield f"training.{name}", f"training.{name} cannot be set: {reason}", "Remove it."
-    yield from impossible_values(training)
+    yield from invalid_values(training)
     if not training.get("output_dir"):
         yield "training.output_dir", "training.output_dir is missing", "Name the folder to train into."
     for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
@@ -304,36 +308,36 @@ def _impossible(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     if "eval_steps" in training and "eval_strategy" not in training:
         yield "training.eval_steps", "training.eval_steps alone never evaluates", "Add training.eval_strategy: steps."
     if training.get("eval_strategy", "no") != "no" and not data.eval_path and not data.eval_fraction:
-        cure = "Give data.eval_path, a data.eval_fraction above 0, or training.eval_strategy=no."
-        yield "training.eval_strategy", "training.eval_strategy needs held-out samples, and there are none", cure
+        hint = "Give data.eval_path, a data.eval_fraction above 0, or training.eval_strategy=no."
+        yield "training.eval_strategy", "training.eval_strategy needs held-out samples, and there are none", hint
 
 
-def _impossible_sources(data: DataSection) -> Iterator[tuple[str, str, str]]:
+def _invalid_sources(data: DataSection) -> Iterator[tuple[str, str, str]]:
     if data.path is None and data.sources is None:
         yield "data.path", "data.path is missing", "Add data.path."
     if data.path is not None and data.sources is not None:
-        cure = "Remove either; as an override: data.path=null or data.sources=null."
-        yield "data.sources", "data.sources excludes data.path: it names all data sets", cure
+        hint = "Remove either; as an override: data.path=null or data.sources=null."
+        yield "data.sources", "data.sources excludes data.path: it names all data sets", hint
     named: dict[str, str] = {}
     for source in data.sources or []:
         path = source.path if "://" in source.path else os.path.realpath(source.path)
         if path in named:
             too = "" if source.path == named[path] else f", also as {source.path}"
-            cure = "Name it once, with a greater weight."
-            yield "data.sources", f"data.sources names {named[path]} twice{too}", cure
+            hint = "Name it once, with a greater weight."
+            yield "data.sources", f"data.sources names {named[path]} twice{too}", hint
         named[path] = source.path
 
 
-def _override(tree: dict[str, Any], places: Places, text: str) -> None:
+def _override(tree: dict[str, Any], locations: Locations, text: str) -> None:
     name, equals, written = text.partition("=")
     key = tuple(name.strip().split("."))
     where = f"override {text}"
     if not equals or not all(key):
-        raise RecipeError("not an override", where=text, cure="Write section.key=value, as training.max_steps=100.")
-    for place in [place for place in places if place[: len(key)] == key]:
-        del places[place]  # whatever stood there is replaced whole
+        raise RecipeError("not an override", where=text, hint="Write section.key=value, as training.max_steps=100.")
+    for location in [location for location in locations if location[: len(key)] == key]:
+        del locations[location]  # whatever stood there is replaced whole
     for length in range(1, len(key) + 1):
-        places.setdefault(key[:length], where)
+        locations.setdefault(key[:length], where)
     branch: Any = tree
     for depth, part in enumerate(key[:-1], 1):
         if branch.get(part) is None:
@@ -341,34 +345,34 @@ def _override(tree: dict[str, Any], places: Places, text: str) -> None:
         branch = branch[part]
         if not isinstance(branch, dict):
             outer = ".".join(key[:depth])
-            raise places.refusal(key, f"{outer} is no section", f"Write {outer}=value.")
+            raise locations.error(key, f"{outer} is no section", f"Write {outer}=value.")
     written = written.strip()
     is_plain = written[:1] not in {"[", "{", '"', "'"}  # then it is one scalar to its end: a path may hold ` #`
-    value = Loader("").plain(written) if is_plain else parse(written, where, Places())
+    value = Loader("").plain(written) if is_plain else parse(written, where, Locations())
     if value is None and key[-1] in branch:
         del branch[key[-1]]
     else:
         branch[key[-1]] = value
 
 
-def _refusal(error: ValidationError, places: Places) -> RecipeError:
+def _refusal(error: ValidationError, locations: Locations) -> RecipeError:
     """The first fault in one line; a misspelt key comes before the missing one it explains."""
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     kind, key, value, message = fault["type"], fault["loc"], fault["input"], fault["msg"]
     name = ".".join(map(str, key))
-    if kind == "impossible":
-        return places.refusal(fault["ctx"]["key"], fault["ctx"]["what"], fault["ctx"]["cure"])
+    if kind == "invalid":
+        return locations.error(fault["ctx"]["key"], fault["ctx"]["what"], fault["ctx"]["hint"])
     if kind == "extra_forbidden":
         sections = {"quantization": QuantizationSection, "lora": LoraSection, "data": DataSection}
         section: Any = Recipe if len(key) == 1 else sections.get(str(key[0]), ModelSection)
         if key[:2] == ("data", "sources"):
             section = SourceSection
-        return places.refusal(key, f"unknown key {name}", _did_you_mean(str(key[-1]), section.model_fields))
+        return locations.error(key, f"unknown key {name}", _did_you_mean(str(key[-1]), section.model_fields))
     if kind == "missing":
-        return places.refusal(key, f"{name} is missing", f"Add {name}.")
-    cures = {"string_type": f'Write it in quotes: "{value}".', "bool_type": "Write true or false."}
-    cure = cures.get(kind, f"Change {name}.")
-    return places.refusal(key, f"{name} is {value!r:.60}: {message[:1].lower()}{message[1:]}", cure)
+        return locations.error(key, f"{name} is missing", f"Add {name}.")
+    hints = {"string_type": f'Write it in quotes: "{value}".', "bool_type": "Write true or false."}
+    hint = hints.get(kind, f"Change {name}.")
+    return locations.error(key, f"{name} is {value!r:.60}: {message[:1].lower()}{message[1:]}", hint)
 
 
 def _did_you_mean(name: str, names: Collection[str]) -> str:

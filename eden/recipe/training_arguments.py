@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-OWNED = {
+RESERVED = {
     "remove_unused_columns": "Eden's batches hold exactly what the model takes",
     "label_names": "Eden's batches name their labels",
     "disable_tqdm": "Eden shows its own progress bar",
@@ -49,8 +49,8 @@ AT_LEAST = {
 """Numbers that are too small below this; transformers, torch or numpy end a run with them in a traceback."""
 
 
-def impossible_values(training: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Arguments that cannot be what they are, each as its key, what is wrong, and the cure."""
+def invalid_values(training: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Arguments that cannot be what they are, each as its key, what is wrong, and the hint."""
     numbers = {name: value for name, value in training.items() if isinstance(value, int | float)}
     for name, least in AT_LEAST.items():
         if numbers.get(name, least) < least:
@@ -60,8 +60,8 @@ def impossible_values(training: Mapping[str, Any]) -> Iterator[tuple[str, str, s
             yield f"training.{name}", f"training.{name} is {numbers[name]}", "Write a number from 0 to below 1."
     steps, epochs = numbers.get("max_steps", -1), numbers.get("num_train_epochs", 1)
     if steps <= 0 and steps != -1:  # -1 is transformers' own word for none
-        cure = "Write 1 or more; leave it out to train for training.num_train_epochs."
-        yield "training.max_steps", f"training.max_steps is {steps}", cure
+        hint = "Write 1 or more; leave it out to train for training.num_train_epochs."
+        yield "training.max_steps", f"training.max_steps is {steps}", hint
     if steps == -1 and epochs <= 0:
         yield "training.num_train_epochs", f"training.num_train_epochs is {epochs}", "Write a number above 0."
     metric = training.get("metric_for_best_model")
@@ -70,7 +70,7 @@ def impossible_values(training: Mapping[str, Any]) -> Iterator[tuple[str, str, s
         yield "training.metric_for_best_model", what, "Write loss."
 
 
-def trial(arguments: TrainingArguments) -> tuple[str, str] | None:
+def dry_run(arguments: TrainingArguments) -> tuple[str, str] | None:
     """Makes the optimizer and its schedule for a single weight: the key they cannot be made from, and why.
 
     Trainer makes them only before its first step, when the model has been loaded and the data read.

@@ -1,4 +1,4 @@
-"""YAML read by the 1.2 rules, with the place of every key, so that a refusal can name its line.
+"""YAML read by the 1.2 rules, with the location of every key, so that a refusal can name its line.
 
 PyYAML's own rules take `no` for false and `1e-4` for text.
 """
@@ -12,45 +12,49 @@ import yaml
 
 from ..errors import RecipeError
 
-Key = tuple[str | int, ...]  # a place in a file: ("training", "max_steps")
+Key = tuple[str | int, ...]  # a location in a file: ("training", "max_steps")
 
 
-class Places(dict[Key, str]):
+class Locations(dict[Key, str]):
     """Where each key was written. It is no part of what a recipe says, so any two are equal."""
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Places)
+        return isinstance(other, Locations)
 
-    def refusal(self, key: str | Key, what: str, cure: str) -> RecipeError:
+    def error(self, key: str | Key, what: str, hint: str) -> RecipeError:
         """An error at `key`, or at the nearest section around it."""
         key = tuple(key.split(".")) if isinstance(key, str) else key
         around = (key[:length] for length in range(len(key), -1, -1))
-        return RecipeError(what, where=next((self[place] for place in around if place in self), None), cure=cure)
+        return RecipeError(
+            what, where=next((self[location] for location in around if location in self), None), hint=hint
+        )
 
 
-def parse(text: str, name: str, places: Places) -> Any:
-    """The value of a YAML text; notes the place of each key."""
+def parse(text: str, name: str, locations: Locations) -> Any:
+    """The value of a YAML text; notes the location of each key."""
     try:
         loader = Loader(text)
         node = loader.get_single_node()
-        _note_places(node, name, (), places)
+        _note_locations(node, name, (), locations)
         return None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
         where = f"{name} line {mark.line + 1}" if mark else name
-        raise RecipeError(f"not valid YAML ({problem})", where=where, cure="Check indentation and quotes.") from error
+        raise RecipeError(f"not valid YAML ({problem})", where=where, hint="Check indentation and quotes.") from error
 
 
-def _note_places(node: yaml.Node | None, name: str, key: Key, places: Places) -> None:
+def _note_locations(node: yaml.Node | None, name: str, key: Key, locations: Locations) -> None:
     """Refuses equal keys on the way, of which YAML would let the last one win."""
     entries: list[tuple[yaml.Node, yaml.Node]] = node.value if isinstance(node, yaml.MappingNode) else []
     for label, item in entries:
         part = str(label.value)
-        place = f"{name} line {label.start_mark.line + 1}"
-        if (*key, part) in places:
-            raise RecipeError(f"{part!r} is given twice", where=place, cure=f"Keep one; see {places[*key, part]}.")
-        places[*key, part] = place
-        _note_places(item, name, (*key, part), places)
+        location = f"{name} line {label.start_mark.line + 1}"
+        if (*key, part) in locations:
+            raise RecipeError(
+                f"{part!r} is given twice", where=location, hint=f"Keep one; see {locations[*key, part]}."
+            )
+        locations[*key, part] = location
+        _note_locations(item, name, (*key, part), locations)
 
 
 class Loader(yaml.SafeLoader):

@@ -1,6 +1,6 @@
 """OpenAI's API over HTTP.
 
-    Guard (key, host, size) -> route -> Service -> Engine
+    RequestMiddleware (key, host, size) -> route -> Service -> Engine
 
 Source: https://platform.openai.com/docs/api-reference
 """
@@ -23,7 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 from .. import __version__
 from ..errors import EdenError
 from .completions import AnswerStream, ClientGone, start_answers, whole_answer
-from .middleware import Guard, error_response
+from .middleware import RequestMiddleware, error_response
 from .responses import ChatCompletion, ErrorResponse, Health, Model, ModelList, VerboseTranscription
 from .schema import ChatRequest, RequestError, check_model, to_request_error
 from .service import Service
@@ -64,7 +64,7 @@ def create_app(service: Service) -> FastAPI:
         for route in app.routes
         if isinstance(route, APIRoute) and "{" not in route.path
     }
-    app.add_middleware(Guard, service=service, methods=methods)
+    app.add_middleware(RequestMiddleware, service=service, methods=methods)
     if service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -1,6 +1,6 @@
 """`POST /v1/chat/completions`: from a body to answers, whole or as a stream of events.
 
-    body -> ChatRequest -> messages -> Service: hear, open images, submit -> Generations -> completion | chunks
+    body -> ChatRequest -> messages -> Service: transcribe, open images, submit -> Generations -> completion | chunks
 
 Whoever hangs up is noticed while waiting and while streaming; the answers end at their next token.
 """
@@ -56,7 +56,7 @@ async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, lis
     try:
         messages = await service.in_thread(to_messages, request, limits, fetch)
         if any(message.audio for message in messages):
-            messages = await service.in_thread(service.hear, messages, hearing=True)
+            messages = await service.in_thread(service.transcribe_messages, messages, speech=True)
 
         def submit() -> list[Generation]:
             # In one go: decoded images are large, and so are held by as many requests as there are threads, at most.
@@ -159,9 +159,9 @@ async def _events(service: Service, generations: Sequence[Generation], include_u
     async def read(index: int, generation: Generation) -> None:
         try:
             queue.put_nowait(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
-            async for piece in generation:
-                delta = Delta(content=piece.text)
-                queue.put_nowait(ChunkChoice(index=index, delta=delta, logprobs=logprobs(tokenizer, piece.tokens)))
+            async for text_delta in generation:
+                delta = Delta(content=text_delta.text)
+                queue.put_nowait(ChunkChoice(index=index, delta=delta, logprobs=logprobs(tokenizer, text_delta.tokens)))
             queue.put_nowait(ChunkChoice(index=index, delta=Delta(), finish_reason=_finish_reason(generation)))
         except Exception as error:  # whatever it is, who reads must hear of it
             queue.put_nowait(error)
@@ -199,7 +199,7 @@ def end(service: Service, generations: Sequence[Generation]) -> None:
 
 
 async def _collect(generation: Generation) -> list[Any]:
-    return [token async for piece in generation for token in piece.tokens]
+    return [token async for text_delta in generation for token in text_delta.tokens]
 
 
 def _finish_reason(generation: Generation) -> Any:

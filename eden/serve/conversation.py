@@ -40,7 +40,7 @@ class Turn:
     Attributes:
         text: what was typed.
         files: what was uploaded, pictures and recordings.
-        heard: what was said in each recording.
+        transcripts: what was said in each recording.
         message: the question as the model reads it, speech as words; None until it is heard.
         answer: all of it so far.
         ended: why the answer ended, a `FinishReason`; None while it is written.
@@ -51,7 +51,7 @@ class Turn:
 
     text: str = ""
     files: tuple[str, ...] = ()
-    heard: list[str] = field(default_factory=list)
+    transcripts: list[str] = field(default_factory=list)
     message: Message | None = None
     answer: str = ""
     ended: str | None = None
@@ -133,7 +133,7 @@ class Conversation:
             with service.admitted():
                 earlier = [other for other in self.turns[:-1] if other.counts]
                 _check_limits(service, [*earlier, turn])
-                yield from _hear(service, turn)
+                yield from _transcribe(service, turn)
                 messages = [message for other in earlier for message in _spoken(other)]
                 assert turn.message is not None
                 if not turn.stopped:
@@ -176,9 +176,9 @@ class Answers:
             if turn.stopped:  # before there was anything to cancel
                 generation.cancel()
             text, shown = "", 0.0
-            for piece in generation:
-                text += piece.text
-                if piece.text and time.monotonic() - shown >= FRAME_SECONDS:
+            for delta in generation:
+                text += delta.text
+                if delta.text and time.monotonic() - shown >= FRAME_SECONDS:
                     yield text, None
                     shown = time.monotonic()
             yield text.strip(), generation.finish_reason
@@ -198,18 +198,18 @@ def in_a_sentence(error: EdenError) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
-def _hear(service: Service, turn: Turn) -> Iterator[Turn]:
+def _transcribe(service: Service, turn: Turn) -> Iterator[Turn]:
     """Makes the turn's `message`; what is heard in each recording is shown before the next."""
     recordings = [Path(file).read_bytes() for file in turn.recordings]
     for recording in recordings:
         if not turn.stopped:
-            turn.heard.append(service.transcribe(recording).text)
+            turn.transcripts.append(service.transcribe(recording).text)
             yield turn
-    if turn.stopped and len(turn.heard) < len(recordings):
+    if turn.stopped and len(turn.transcripts) < len(recordings):
         turn.message = Message.user("")
         return
     # The service remembers what was heard in the same bytes.
-    (turn.message,) = service.hear([Message.user(turn.text, turn.pictures, recordings)])
+    (turn.message,) = service.transcribe_messages([Message.user(turn.text, turn.pictures, recordings)])
 
 
 def _spoken(turn: Turn) -> list[Message]:
@@ -228,7 +228,7 @@ def _check_limits(service: Service, turns: Sequence[Turn]) -> None:
     if not all(file.exists() for file in files):
         raise ImageError(
             f"a file of this conversation is gone: uploads are kept for {UPLOADS_KEPT // 60} minutes",
-            cure="Start over, and send it again.",
+            hint="Start over, and send it again.",
         )
     for kind, count, limit in (
         ("pictures", sum(len(turn.pictures) for turn in turns), limits.images),
@@ -236,10 +236,10 @@ def _check_limits(service: Service, turns: Sequence[Turn]) -> None:
         ("messages", 2 * len(turns) - 1, limits.messages),
     ):
         if count > limit:
-            raise MessageError(f"the conversation has {count} {kind}, the limit is {limit}", cure="Start over.")
+            raise MessageError(f"the conversation has {count} {kind}, the limit is {limit}", hint="Start over.")
     size = sum(file.stat().st_size for file in files)
     if size > limits.body_bytes:
         raise MessageError(
             f"the conversation's files have {size:,} bytes, the limit is {limits.body_bytes:,}",
-            cure="Start over, or send smaller files.",
+            hint="Start over, or send smaller files.",
         )

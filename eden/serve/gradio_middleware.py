@@ -38,7 +38,7 @@ POLICY = (
 it. Source: https://developer.mozilla.org/docs/Web/HTTP/Reference/Headers/Content-Security-Policy."""
 
 
-class Gate:
+class GradioMiddleware:
     """Pure ASGI middleware around Gradio's app.
 
     Args:

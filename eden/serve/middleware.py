@@ -28,7 +28,7 @@ log = logging.getLogger("eden.serve")
 OPEN_PATHS = frozenset({"/health"})
 
 
-class Guard:
+class RequestMiddleware:
     """Checks host name, key, method and size; numbers, counts and logs requests; turns errors into OpenAI's shape.
 
     Args:

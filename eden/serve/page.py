@@ -22,7 +22,7 @@ from ..core.location import EDEN_TINY
 from ..core.private_api import check_uploads, set_threads
 from ..errors import InputError
 from .conversation import AUDIO_SUFFIXES, UPLOADS_KEPT, Answers, Conversation, Turn, is_recording
-from .gradio_middleware import Gate
+from .gradio_middleware import GradioMiddleware
 from .service import DEFAULT_NEW_TOKENS, Service
 
 HERE = Path(__file__).parent
@@ -80,7 +80,7 @@ def _options(service: Service) -> dict[str, Any]:
     limits = service.settings.limits
     return {
         "max_file_size": max(limits.image_bytes, limits.audio_bytes),
-        "app_kwargs": {"middleware": [Middleware(Gate, limits=limits)]},
+        "app_kwargs": {"middleware": [Middleware(GradioMiddleware, limits=limits)]},
         "ssr_mode": False,
         "enable_monitoring": False,
         "run_history": False,
@@ -212,7 +212,7 @@ def _sampling(temperature: float, top_p: float, longest: int, seed: str | None) 
     try:
         number = int(seed) if seed and seed.strip() else None
     except ValueError:
-        raise InputError("the seed is not a whole number", cure="Change it, or leave it empty.") from None
+        raise InputError("the seed is not a whole number", hint="Change it, or leave it empty.") from None
     return {"temperature": temperature, "top_p": top_p, "max_new_tokens": longest, "seed": number}
 
 
@@ -242,7 +242,7 @@ def _turn(turn: Turn) -> Iterator[gr.ChatMessage]:
         {"path": file, "alt_text": "Recording" if is_recording(file) else "Picture"} for file in turn.files
     ]
     yield gr.ChatMessage([*files, *([_as_html(turn.text)] if turn.text else [])], role="user")
-    for words in turn.heard:
+    for words in turn.transcripts:
         yield gr.ChatMessage(_as_html(words or "(nothing)"), metadata={"title": HEARD})
     if turn.answer:
         yield gr.ChatMessage(_as_html(turn.answer))

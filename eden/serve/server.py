@@ -31,7 +31,7 @@ def check_exposure(host: str, settings: Settings, *, is_open: bool) -> None:
     if not is_loopback(host) and settings.api_key is None and not is_open:
         raise InputError(
             f"{host} is reachable by other machines, and there is no API key",
-            cure="Set EDEN_API_KEY, or give --open if everybody may use the model.",
+            hint="Set EDEN_API_KEY, or give --open if everybody may use the model.",
         )
 
 
@@ -57,7 +57,7 @@ def open_socket(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot listen on {host}:{port} ({why})", cure="Give another --port, or 0 for any free one."
+            f"cannot listen on {host}:{port} ({why})", hint="Give another --port, or 0 for any free one."
         ) from None
     return bound
 

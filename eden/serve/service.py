@@ -1,6 +1,6 @@
 """What API and page share: one model, one engine, the limits, and who may come in.
 
-    messages -> hear (speech as words) -> open_images (decoded within the limits) -> submit -> Generation, in the engine
+    messages -> transcribe_messages -> open_images (decoded within the limits) -> submit -> Generation, in the engine
 
 Every step blocks and may be called by any thread. The API calls them from threads of its own, so that its loop stays
 free; speech has one thread, or a few recordings would keep everybody else's questions waiting.
@@ -26,7 +26,7 @@ from ..inference.request import Generation, Request
 from ..inference.sampling import Sampling
 from ..media.images import open_image
 from ..media.speech import Transcript
-from ..messages import AudioSource, Image, Message, Part, check_conversation, hear
+from ..messages import AudioSource, Image, Message, Part, check_conversation, transcribe_message
 from .metrics import Metrics
 from .settings import Settings
 
@@ -41,7 +41,7 @@ class Service:
     """A model that answers many people at once, within limits.
 
     Args:
-        assistant: the model and its ears.
+        assistant: the model and its speech model.
         settings: the limits, and how many are answered at once.
     """
 
@@ -56,11 +56,11 @@ class Service:
         self._capacity = self.settings.max_running + self.settings.max_waiting
         self._inside = 0
         self._lock = threading.Lock()
-        self._hearing = threading.Lock()  # one recording at a time: answers are written on the same cores
+        self._transcribing = threading.Lock()  # one recording at a time: answers are written on the same cores
         self._encoding = threading.Lock()  # a tokenizer is not made for several threads
         self._transcripts: OrderedDict[tuple[bytes, str | None], Transcript] = OrderedDict()
-        self._hands = ThreadPoolExecutor(4, thread_name_prefix="eden-prepare")
-        self._ears = ThreadPoolExecutor(1, thread_name_prefix="eden-hear")
+        self._executor = ThreadPoolExecutor(4, thread_name_prefix="eden-prepare")
+        self._speech_executor = ThreadPoolExecutor(1, thread_name_prefix="eden-speech")
         vocabulary = assistant.processor.tokenizer.get_vocab()
         self._longest_token = max(map(len, vocabulary))
 
@@ -73,7 +73,7 @@ class Service:
         """
         with self._lock:
             if self._inside >= self._capacity:
-                raise OverloadError(f"{self._inside} requests are being answered", cure="Ask again in a moment.")
+                raise OverloadError(f"{self._inside} requests are being answered", hint="Ask again in a moment.")
             self._inside += 1
         try:
             yield
@@ -81,9 +81,11 @@ class Service:
             with self._lock:
                 self._inside -= 1
 
-    async def in_thread(self, work: Callable[..., Result], *args: Any, hearing: bool = False) -> Result:
+    async def in_thread(self, work: Callable[..., Result], *args: Any, speech: bool = False) -> Result:
         """Runs blocking work beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._ears if hearing else self._hands, work, *args)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._speech_executor if speech else self._executor, work, *args
+        )
 
     def transcribe(self, source: AudioSource, language: str | None = None) -> Transcript:
         """What is said in a recording; one that comes again, as in each turn of a chat, is not heard again.
@@ -98,7 +100,7 @@ class Service:
             if key is not None and key in self._transcripts:
                 self._transcripts.move_to_end(key)
                 return self._transcripts[key]
-        with self._hearing:
+        with self._transcribing:
             transcript = self.assistant.transcriber.transcribe(
                 source, language=language, max_bytes=limits.audio_bytes, max_seconds=limits.audio_seconds
             )
@@ -109,13 +111,13 @@ class Service:
                 self._transcripts.popitem(last=False)
         return transcript
 
-    def hear(self, messages: Sequence[Message]) -> list[Message]:
+    def transcribe_messages(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with speech as text.
 
         Raises:
             AudioError: a recording cannot be read, or it is the question and nothing is said in it.
         """
-        return [hear(message, lambda source: self.transcribe(source).text) for message in messages]
+        return [transcribe_message(message, lambda source: self.transcribe(source).text) for message in messages]
 
     def open_images(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with images decoded, within the limits.
@@ -138,7 +140,7 @@ class Service:
                         raise ImageError(
                             f"the images up to this one have {pixels:,} pixels, the limit is {limits.all_pixels:,}",
                             where=where,
-                            cure="Scale them down; the model looks at a few hundred pixels a side.",
+                            hint="Scale them down; the model looks at a few hundred pixels a side.",
                             kind="image_too_large",
                         )
                     parts[place] = Image(image)
@@ -153,7 +155,7 @@ class Service:
         Args:
             messages: the conversation; the last word is the user's.
             max_new_tokens: the longest answer; None is `DEFAULT_NEW_TOKENS`, or the room there is.
-            n: answers to the same question; with a seed each draws with the next one.
+            n: answers to the same question; with a seed each is sampled with the next one.
             sampling: the other fields of `Sampling`.
 
         Returns:
@@ -171,7 +173,7 @@ class Service:
             raise ContextError(
                 f"this model's maximum context length is {context:,} tokens; the conversation has {characters:,} "
                 "characters",
-                cure="Shorten it.",
+                hint="Shorten it.",
             )
         with self._encoding:
             example = self.assistant.encode(messages)
@@ -195,8 +197,8 @@ class Service:
     def close(self) -> None:
         """Finishes the running answers and takes no more."""
         self.engine.close()
-        self._hands.shutdown(wait=False, cancel_futures=True)
-        self._ears.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._speech_executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _public_name(name: str) -> str:

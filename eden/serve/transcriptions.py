@@ -55,7 +55,7 @@ async def transcribe(service: Service, http: Request) -> Response:
             code="invalid_form",
         ) from None
     try:
-        transcript = await service.in_thread(service.transcribe, source, language, hearing=True)
+        transcript = await service.in_thread(service.transcribe, source, language, speech=True)
     except EdenError as error:
         raise to_request_error(error, param="language" if error.kind == "unsupported_language" else "file") from error
     return _answer(transcript, response_format)

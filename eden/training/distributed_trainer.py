@@ -32,7 +32,7 @@ class ParallelTrainer(Trainer):
             args.ddp_find_unused_parameters = False  # `_prepare_inputs` sees to it that every one is used
         super().__init__(model=model, args=args, **kwargs)
         self.core = model.get_base_model()
-        if distributed.several():
+        if distributed.is_distributed():
             self.add_callback(_Apart())
 
     @property
@@ -73,7 +73,7 @@ class ParallelTrainer(Trainer):
         this one's share of its gradient.
         """
         inputs = super()._prepare_inputs(inputs)
-        if distributed.several() and inputs.get("pixel_values") is None and inputs.get("image_features") is None:
+        if distributed.is_distributed() and inputs.get("pixel_values") is None and inputs.get("image_features") is None:
             config = self.core.config
             shape = (0, config.num_image_tokens, config.image_feature_size)  # [I=0,N,Dv]
             inputs["image_features"] = torch.zeros(shape, device=inputs["input_ids"].device)

@@ -101,7 +101,7 @@ def begin(
             f"there are {run['samples']:,} samples of {run['tokens']:,} tokens to train on, and the run began with "
             f"{begun['samples']:,} of {begun['tokens']:,}",
             where=str(folder / RUN),
-            cure="Bring the data back as it was, or begin another run in another training.output_dir.",
+            hint="Bring the data back as it was, or begin another run in another training.output_dir.",
         )
     if distributed.is_main():
         recipe.save(folder / RECIPE)
@@ -131,10 +131,10 @@ def _find_start(recipe: Recipe, arguments: TrainingArguments, resume: bool, cons
         last = whole[-1] if whole else None
         start = _last_point(recipe, arguments, last)
     elif whole or (folder / ARTIFACT[0]).exists():
-        cure = "Add --resume to go on with it, or choose another training.output_dir."
+        hint = "Add --resume to go on with it, or choose another training.output_dir."
         if not whole:
-            cure = "Choose another training.output_dir, or delete the folder."
-        raise RecipeError("the folder already holds a run", where=str(folder), cure=cure)
+            hint = "Choose another training.output_dir, or delete the folder."
+        raise RecipeError("the folder already holds a run", where=str(folder), hint=hint)
     else:
         start = Start(None)
     for path in sorted(set(found) - set(whole)):
@@ -153,7 +153,7 @@ def _last_point(recipe: Recipe, arguments: TrainingArguments, last: Path | None)
         raise RecipeError(
             f"the checkpoint was written {'with' if sharded else 'without'} FSDP",
             where=str(last),
-            cure=f"Resume it {'with' if sharded else 'without'} FSDP.",
+            hint=f"Resume it {'with' if sharded else 'without'} FSDP.",
         )
     complete = all((folder / name).exists() for name in ARTIFACT)
     begun = load_recipe(folder / RECIPE) if (folder / RECIPE).exists() else None
@@ -165,10 +165,10 @@ def _last_point(recipe: Recipe, arguments: TrainingArguments, last: Path | None)
         )
         if complete and same_length:
             return Start(None, finished=True)
-        cure = "Run without --resume."
+        hint = "Run without --resume."
         if (folder / ARTIFACT[0]).exists():  # of a run that kept no checkpoints
-            cure = "Choose another training.output_dir, or delete the folder, and run without --resume."
-        raise RecipeError("there is no checkpoint to resume from", where=str(folder), cure=cure)
+            hint = "Choose another training.output_dir, or delete the folder, and run without --resume."
+        raise RecipeError("there is no checkpoint to resume from", where=str(folder), hint=hint)
     state, steps = _state(last), arguments.max_steps
     at_its_end = state["global_step"] >= steps if steps > 0 else state["epoch"] >= arguments.num_train_epochs
     return Start(last, finished=at_its_end and complete)
@@ -180,7 +180,7 @@ def _refuse_another_run(begun: Recipe, recipe: Recipe, arguments: TrainingArgume
         raise RecipeError(
             f"{key} is {_written(now)}, and the run began with {_written(then)}",
             where=str(folder / RECIPE),
-            cure=f"Set {key}={_written(then)} to go on with it, or begin another run in another training.output_dir.",
+            hint=f"Set {key}={_written(then)} to go on with it, or begin another run in another training.output_dir.",
         )
     rows = rows_a_step(arguments)
     before = _facts(folder).get("rows_a_step", rows)
@@ -188,7 +188,7 @@ def _refuse_another_run(begun: Recipe, recipe: Recipe, arguments: TrainingArgume
         raise RecipeError(
             f"a step reads {rows} rows, and the run began with {before}",
             where=str(folder / RUN),
-            cure="Choose training.per_device_train_batch_size and training.gradient_accumulation_steps so that they "
+            hint="Choose training.per_device_train_batch_size and training.gradient_accumulation_steps so that they "
             f"and the processes make {before}.",
         )
 

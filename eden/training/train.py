@@ -287,7 +287,7 @@ def _facts(
         "minutes, all in all": round(seconds / 60, 1),
         "device": str(checkpoint.core.device),
     }
-    if distributed.several():
+    if distributed.is_distributed():
         facts["processes"] = distributed.count()
     if losses:
         facts["evaluation loss"] = round(float(losses[-1]), 4)

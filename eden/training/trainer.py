@@ -103,13 +103,13 @@ class EdenTrainer(ParallelTrainer):
             try:
                 self.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
             except KeyboardInterrupt:
-                raise Interrupted("training stopped at once", where=folder, cure=HOW_TO_GO_ON) from None
+                raise Interrupted("training stopped at once", where=folder, hint=HOW_TO_GO_ON) from None
         distributed.wait()  # for the last checkpoint
         if self.state.global_step < self.state.max_steps:
             raise Interrupted(
                 f"training stopped at step {self.state.global_step} of {self.state.max_steps}, checkpoint written",
                 where=folder,
-                cure=HOW_TO_GO_ON,
+                hint=HOW_TO_GO_ON,
             )
         return list(self.state.log_history)
 
@@ -122,7 +122,7 @@ class EdenTrainer(ParallelTrainer):
         batches, tokens = super().get_batch_samples(*args, **kwargs)
         if tokens is None:
             return batches, None
-        self.idle_steps = 0 if distributed.any_says(bool(tokens > 0)) else self.idle_steps + 1
+        self.idle_steps = 0 if distributed.any_rank(bool(tokens > 0)) else self.idle_steps + 1
         if self.idle_steps >= self.idle_limit:
             raise _unusable(f"nothing to learn from in {self.idle_steps} steps", self.train_dataset)
         return batches, tokens.clamp(min=1)
@@ -159,7 +159,7 @@ class EdenTrainer(ParallelTrainer):
                 raise StorageError(
                     f"the checkpoint cannot be written ({'the disk is full' if full else error})",
                     where=str(folder),
-                    cure=f"Free some space. {HOW_TO_GO_ON}",
+                    hint=f"Free some space. {HOW_TO_GO_ON}",
                 ) from error
             raise
 
@@ -196,9 +196,9 @@ def _unusable(what: str, dataset: Any) -> RunError:
     dataset = dataset.dataset if isinstance(dataset, PackedDataset) else dataset
     first = dataset.first_damaged(distributed.summed(dataset.damage.int()))
     if first is None:  # it can be opened again
-        return RunError(what, cure="Run `eden check --decode` on the data.")
-    cure = "`eden check --decode` lists every damaged image."
-    return RunError(f"{what}: every image is damaged, the first: {first.what}", where=first.where, cure=cure)
+        return RunError(what, hint="Run `eden check --decode` on the data.")
+    hint = "`eden check --decode` lists every damaged image."
+    return RunError(f"{what}: every image is damaged, the first: {first.what}", where=first.where, hint=hint)
 
 
 class _Log(TrainerCallback):
@@ -213,7 +213,7 @@ class _Log(TrainerCallback):
                 raise RunError(
                     f"the {words} became {state.log_history[-1][key]} at step {state.global_step}",
                     where=str(args.output_dir),
-                    cure="Begin again with a lower training.learning_rate.",
+                    hint="Begin again with a lower training.learning_rate.",
                 )
 
 
@@ -258,7 +258,7 @@ class _Progress(TrainerCallback):
     ) -> TrainerControl:
         self.bar.update(self.task, completed=state.global_step, total=state.max_steps)
         # Ctrl-C may reach one process after a step and another before it; they stop after the same.
-        if distributed.any_says(self.interrupted) and state.global_step < state.max_steps:
+        if distributed.any_rank(self.interrupted) and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
         return control
 

@@ -1,4 +1,4 @@
-"""Marks as the official scorers give them: their rules on their cases, worked out by hand or by the scorer itself."""
+"""Scores as the official scorers give them: their rules on their cases, worked out by hand or by the scorer itself."""
 
 import random
 import re
@@ -63,8 +63,8 @@ def test_vqa_counts_a_third_for_each_annotator_who_agrees_leaving_one_out() -> N
     """The published values of min(1, matches / 3) averaged over the ten subsets of nine: 0, 0.3, 0.6, 0.9, 1."""
     for matches, expected in enumerate((0.0, 0.3, 0.6, 0.9, 1.0, 1.0)):
         answers = ["red"] * matches + [f"other {number}" for number in range(10 - matches)]
-        mark = scoring.vqa(scoring.vqa_references(answers), "Red.")
-        assert mark["score"] == pytest.approx(expected)
+        score = scoring.vqa(scoring.vqa_references(answers), "Red.")
+        assert score["score"] == pytest.approx(expected)
 
 
 def test_vqa_references_lose_their_punctuation_only_where_people_disagree() -> None:
@@ -87,8 +87,8 @@ def test_pope_reads_an_answer_as_its_scorer_does() -> None:
 def test_pope_measures_are_those_of_the_confusion_counts() -> None:
     """3 hits, 1 false alarm, 2 right rejections, 2 misses, by hand."""
     asked = [("yes", "Yes")] * 3 + [("no", "Yes")] + [("no", "No")] * 2 + [("yes", "No")] * 2
-    marks = [scoring.pope(*item) for item in asked]
-    found = {name: value(measure, marks) for name, measure in scoring.POPE_MEASURES.items()}
+    scores = [scoring.pope(*item) for item in asked]
+    found = {name: value(measure, scores) for name, measure in scoring.POPE_MEASURES.items()}
     assert found == pytest.approx(
         {"accuracy": 5 / 8, "precision": 3 / 4, "recall": 3 / 5, "f1": 2 / 3, "yes_ratio": 4 / 8}
     )
@@ -180,7 +180,7 @@ def test_cider_is_that_of_pycocoevalcap() -> None:
         dict(enumerate(plain)), {index: [" ".join(tokenize(answer))] for index, answer in enumerate(said)}
     )
     mine = cider(people, said)
-    assert [mark["cider"] for mark in mine] == pytest.approx(list(each))
+    assert [score["cider"] for score in mine] == pytest.approx(list(each))
     assert value(Measure(("cider",)), mine) == pytest.approx(theirs) and theirs > 0.5
 
 
@@ -189,13 +189,14 @@ ACCURACY = {"accuracy": Measure(("right",))}
 
 def test_intervals_are_those_of_drawing_questions_again_and_again() -> None:
     rng = np.random.default_rng(7)
-    marks = [scoring.pope(*rng.choice(["yes", "no"], 2)) for _ in range(150)]
+    scores = [scoring.pope(*rng.choice(["yes", "no"], 2)) for _ in range(150)]
     drawn = [
-        value(scoring.POPE_MEASURES["f1"], [marks[index] for index in rng.integers(150, size=150)]) for _ in range(1500)
+        value(scoring.POPE_MEASURES["f1"], [scores[index] for index in rng.integers(150, size=150)])
+        for _ in range(1500)
     ]
-    found = intervals(scoring.POPE_MEASURES, marks)
+    found = intervals(scoring.POPE_MEASURES, scores)
     assert found["f1"] == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])), abs=0.015)
-    assert found == intervals(scoring.POPE_MEASURES, marks), "the same every time"
+    assert found == intervals(scoring.POPE_MEASURES, scores), "the same every time"
     thousand = [{"right": float(index < 800)} for index in range(1000)]
     assert intervals(ACCURACY, thousand)["accuracy"] == pytest.approx((0.775, 0.825), abs=0.003)  # 1.96 sigma
 
