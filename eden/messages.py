@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,10 +47,11 @@ Part: TypeAlias = Text | Image | Audio
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: who speaks, and the parts in the order they are said."""
+    """One turn: who speaks, the parts in the order they are said, and whether an assistant's is a training target."""
 
     role: Role
     content: tuple[Part, ...]
+    learnt: bool = True
 
     @classmethod
     def user(cls, text: str, images: Iterable[MediaSource] = (), audio: Iterable[AudioSource] = ()) -> Message:
@@ -128,10 +130,17 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
 
 
 def _is_empty(message: Message) -> bool:
-    for part in message.content:  # noqa: SIM110 - a loop, for data sets have a million turns
-        if not isinstance(part, Text) or (part.text and not part.text.isspace()):
-            return False
-    return True
+    return all(isinstance(part, Text) and not any(map(_is_visible, part.text)) for part in message.content)
+
+
+def _is_visible(character: str) -> bool:
+    """False for white space, characters without a width, marks without a letter, and letters that are blank."""
+    if character.isascii():
+        return character > " "
+    return unicodedata.category(character) not in _INVISIBLE and character not in "\u2800\u115f\u1160\u3164\uffa0"
+
+
+_INVISIBLE = {"Cc", "Cf", "Cs", "Mn", "Me", "Zl", "Zp", "Zs"}
 
 
 def transcribe_message(message: Message, transcribe: Callable[[AudioSource], str]) -> Message:
@@ -189,5 +198,5 @@ def to_chat(
                 raise MessageError(
                     "a recording was not turned into text", hint="Call eden.messages.transcribe_message first."
                 )
-        chat.append({"role": message.role, "content": content})
+        chat.append({"role": message.role, "content": content} | ({} if message.learnt else {"weight": 0}))
     return chat

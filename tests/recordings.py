@@ -14,11 +14,19 @@ CONTAINERS = {
     "ogg": ("ogg", "libopus"),
     "m4a": ("ipod", "aac"),
     "webm": ("webm", "libopus"),
+    "aac": ("adts", "aac"),
+    "aiff": ("aiff", "pcm_s16be"),
+    "caf": ("caf", "pcm_s16le"),
 }
 
 
-def encode(waveform: Waveform, kind: str, *, rate: int = 48_000, layout: str = "mono") -> bytes:
-    """A waveform in one of `CONTAINERS`, at any sample rate and channel layout."""
+def encode(
+    waveform: Waveform, kind: str, *, rate: int = 48_000, layout: str = "mono", pauses: dict[float, float] | None = None
+) -> bytes:
+    """A waveform in one of `CONTAINERS`, at any sample rate and channel layout.
+
+    With `pauses`, what comes after a time in seconds is written as recorded so much later: the recorder was paused.
+    """
     container_format, codec = CONTAINERS[kind]
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container_format) as container:
@@ -28,10 +36,20 @@ def encode(waveform: Waveform, kind: str, *, rate: int = 48_000, layout: str = "
         )
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[None]), format="flt", layout="mono")
         frame.sample_rate = SAMPLE_RATE
+        written = 0
+
+        def paused(packet: av.Packet) -> av.Packet:
+            if pauses is None:
+                return packet
+            at = float(packet.pts * packet.time_base)
+            shift = sum(length for start, length in (pauses or {}).items() if at >= start - 0.05)
+            packet.pts = packet.dts = packet.pts + round(shift / packet.time_base)
+            return packet
+
         for part in (*resampler.resample(frame), *resampler.resample(None)):
-            part.pts = None
-            container.mux(stream.encode(part))
-        container.mux(stream.encode(None))
+            part.pts, written = written if pauses else None, written + part.samples
+            container.mux(map(paused, stream.encode(part)))
+        container.mux(map(paused, stream.encode(None)))
     return buffer.getvalue()
 
 

@@ -1,9 +1,11 @@
 """Decoding: what is a recording becomes samples, what is none becomes one line, and no header is believed."""
 
+import io
 import struct
 import tracemalloc
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from recordings import CONTAINERS, encode, tone, video_without_sound
@@ -87,6 +89,52 @@ def test_a_file_that_was_cut_off_is_refused(kind: str, share: float) -> None:
     data = encode(HUM, kind)
     with pytest.raises(AudioError, match=r"cut off|damaged|no sound"):
         open_audio(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("kind", ["webm", "ogg", "m4a"])
+@pytest.mark.parametrize("pauses", [{1.0: 4.0}, {0.0: 5.0}, {0.0: 3.0, 0.5: 2.0, 1.5: 6.0}])
+def test_a_recorder_that_was_paused(kind: str, pauses: dict[float, float]) -> None:
+    """The sound stands where the recording's own times have it, with silence between."""
+    waveform = open_audio(encode(HUM, kind, pauses=pauses))
+    assert len(waveform) / SAMPLE_RATE == pytest.approx(3 + sum(pauses.values()), abs=0.1)
+    loud = np.abs(waveform).reshape(-1)[: len(waveform) // 1600 * 1600].reshape(-1, 1600).max(axis=1) > 0.1
+    starts = np.flatnonzero(np.diff(loud.astype(int), prepend=0) == 1) / 10
+    begun = [] if 0.0 in pauses else [0.0]
+    expected = begun + [at + sum(length for start, length in pauses.items() if start <= at) for at in pauses]
+    assert starts == pytest.approx(expected, abs=0.15)
+
+
+def test_a_clock_that_was_set_is_no_pause() -> None:
+    assert len(open_audio(encode(HUM, "ogg", pauses={1.0: 0.3}))) == pytest.approx(3 * SAMPLE_RATE, abs=1600)
+
+
+@pytest.mark.parametrize("kind", ["wav", "aiff"])
+def test_what_stands_behind_the_sound_may_be_cut_off(kind: str) -> None:
+    data = encode(HUM, kind, rate=16_000)
+    name, order = (b"LIST", "<I") if kind == "wav" else (b"ANNO", ">I")
+    assert len(open_audio(data + name + struct.pack(order, 1000) + b"INFO")) == len(HUM)
+    assert len(open_audio(data + name)) == len(HUM)
+
+
+@pytest.mark.parametrize(("layout", "inverted"), [("stereo", [1]), ("quad", [1, 2])])
+def test_channels_that_cancel_one_another_are_heard(layout: str, inverted: list[int]) -> None:
+    channels = np.tile(HUM, (4 if layout == "quad" else 2, 1))
+    channels[inverted] *= -1
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels), format="fltp", layout=layout)
+    frame.sample_rate = SAMPLE_RATE
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="wav") as container:
+        stream = container.add_stream("pcm_f32le", rate=SAMPLE_RATE, layout=layout)
+        for part in av.AudioResampler(format="flt", layout=layout, rate=SAMPLE_RATE).resample(frame):
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    assert np.abs(open_audio(buffer.getvalue())) == pytest.approx(np.abs(HUM), abs=1e-3)
+
+
+def test_an_id3_tag_hides_no_format() -> None:
+    tag = b"ID3\4\0\0" + bytes([0, 0, 1, 0]) + bytes(128)
+    assert len(open_audio(tag + encode(HUM, "aac"))) == pytest.approx(len(HUM), abs=4000)
+    assert len(open_audio(tag + encode(HUM, "mp3"))) == pytest.approx(len(HUM), abs=4000)
 
 
 def test_damage_in_the_middle_is_noticed() -> None:

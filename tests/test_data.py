@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,15 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty.png").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe.png")
-    PIL.Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    (tmp_path / "bomb.png").write_bytes(bomb())
     return tmp_path
+
+
+@cache
+def bomb() -> bytes:
+    data = io.BytesIO()
+    PIL.Image.new("1", (20_000, 20_000)).save(data, "PNG")
+    return data.getvalue()
 
 
 def llava(*turns: str, image: Any = None, **more: Any) -> dict[str, Any]:
@@ -155,6 +163,7 @@ def test_an_image_of_another_folder_is_never_taken(tmp_path: Path, given: int) -
     assert [fault.message for fault in report.faults] == [f"{tmp_path / name}: no such image file" for name in names]
 
 
+NOT_LEARNT = {"role": "assistant", "content": "a", "weight": 0}
 FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("missing_image", llava("<image>q", "a", image="gone.png")),
     ("damaged_image", llava("<image>q", "a", image="cut.png")),
@@ -165,6 +174,20 @@ FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("empty_answer", llava("q", " \n")),
     ("empty_message", llava("", "a")),
     ("control_token", llava("q", "a<|end|>b")),
+    ("control_token", llava("q", "<s>12</s> 9 <unk> x")),
+    ("control_token", llava("q", "a</s>")),
+    ("control_token", llava("a <unk>", "b")),
+    ("control_token", llava("q", "a<|placeholder1|>b")),
+    ("empty_answer", llava("q", "\u200b")),
+    ("empty_answer", llava("q", "\ufeff \u2060\u00ad\n")),
+    ("empty_answer", llava("q", "\u3164")),
+    ("empty_message", llava("\u200d", "a")),
+    ("empty_answer", {"id": "7", "messages": [{"role": "user", "content": "q"}, NOT_LEARNT]}),
+    ("bad_record", {"id": "7", "messages": [{"role": "user", "content": "q"}, NOT_LEARNT | {"weight": 0.5}]}),
+    ("bad_record", llava("<image>q", "a", image="a" * 300_000)),
+    ("damaged_image", llava("<image>q", "a", image="data:image/png;base64,?")),
+    ("bad_record", {"id": "7", "instruction": "q", "output": ["a"]}),
+    ("bad_record", {"id": "7", "query": "q", "response": "a", "history": ["q", "a"]}),
     ("unknown_role", {"id": "7", "conversations": [{"from": "narrator", "value": "q"}]}),
     ("unknown_role", {"id": "7", "conversations": [{"from": {}, "value": "q"}]}),
     ("bad_text", llava("q", "a\ud800")),
@@ -195,7 +218,7 @@ def test_every_fault_is_named_counted_and_skippable(folder: Path, kind: str, rec
     (fault,) = report.faults
     assert (fault.kind, fault.sample_id) == (kind, "7")
     assert fault.where == f"{path} record 2 (id 7)"
-    assert fault.message and fault.hint
+    assert fault.message and fault.hint and len(fault.message) < 400
     assert (report.samples, report.faulty, [sample.id for sample in samples]) == (2, 1, ["good"])
 
     with pytest.raises(DataError, match=r"record 2 \(id 7\)") as caught:
@@ -221,6 +244,45 @@ def test_more_images_than_placeholders_is_a_fault_too(folder: Path) -> None:
     (error,) = read_samples(write(folder, llava("q", "a", image="red.png")))
     assert isinstance(error, RecordError)
     assert error.what == "the text has 0 <image> and the record 1 image"
+
+
+@pytest.mark.parametrize("text", ["👍", "7", "…", "é", "\u200bno", "日本"])
+def test_an_answer_that_can_be_seen_is_one(tmp_path: Path, text: str) -> None:
+    assert check(write(tmp_path, llava("q", text)))[0].ok
+
+
+@pytest.mark.parametrize("look", ["listed", "opened", "decoded"])
+@pytest.mark.parametrize(
+    ("there", "named"),
+    [
+        ("pics/a.jpg", "pics\\a.jpg"),
+        ("a.jpg", "A.JPG"),
+        ("Pics/a.jpg", "pics/A.jpg"),
+        ("caf\u00e9.jpg", "cafe\u0301.jpg"),
+        ("cafe\u0301.jpg", "caf\u00e9.jpg"),
+        ("a.gif", "a.jpg"),
+        ("a.jpeg", "a.jpg"),
+        ("a b.jpg", "a%20b.jpg"),
+        ("a.jpg", "pics/a.jpg"),
+    ],
+)
+def test_a_name_that_is_nearly_there_is_a_hint(tmp_path: Path, there: str, named: str, look: Any) -> None:
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    make_image("red").save(tmp_path / there)
+    report, _ = check(write(tmp_path, llava("<image>q", "a", image=named)), look=look)
+    (fault,) = report.faults
+    assert (fault.kind, fault.hint) == ("missing_image", f"Did you mean {tmp_path / there}?")
+
+
+def test_a_data_url_is_an_image_wherever_a_name_is(tmp_path: Path) -> None:
+    data = io.BytesIO()
+    PIL.Image.effect_noise((500, 500), 90).save(data, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    path = write(tmp_path, llava("<image>q", "a", image=url), llava("<image>q", "b", image=[url]))
+    assert len(url) > 300_000
+    report, found = check(path, look="decoded")
+    assert report.ok and [sample.messages[0].images[0].source for sample in found] == [data.getvalue()] * 2
+    assert list(found.images().values()) == [data.getvalue()], "what a run's features are made of"
 
 
 def test_an_empty_image_file_is_a_fault(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What is kept of a data set: read once, encoded once, whole or not there; and what is drawn from several of them."""
 
+import base64
 import json
 import pickle
 import signal
@@ -23,6 +24,7 @@ from eden.data.prepare import read_data
 from eden.data.store import Samples, open_store
 from eden.data.tokens import TokenTable
 from eden.data.validate import check, load_samples
+from eden.media.audio import to_wav
 from eden.messages import to_chat
 from eden.model.processing import MultimodalPhiProcessor
 from eden.recipe import Recipe, load_recipe
@@ -257,6 +259,69 @@ def test_a_run_survives_damaged_images_and_lists_them(tmp_path: Path, backbones:
     assert all("cut.png: " in line for line in result.skipped)
     assert len(result.skipped) == 4, "each is listed, whether in training or held out"
     assert "cut.png" in result.report.read_text()
+
+
+def shared(folder: Path, pictures: int, of_each: int) -> Path:
+    """Records of which some show the same picture, under names that differ in writing."""
+    make_image("red").save(folder / "whole.png")
+    records = []
+    for index in range(pictures * of_each):
+        name = f"{index % pictures}.png"
+        (folder / name).write_bytes((folder / "whole.png").read_bytes())
+        name = name if index < pictures else f"./{name}"
+        records.append({"image": name, "query": "q", "response": f"{index}"})
+    (folder / "shared.json").write_text(json.dumps(records))
+    return folder / "shared.json"
+
+
+def shown(samples: Samples) -> set[str]:
+    return {str(Path(str(image.source))) for sample in samples for m in sample.messages for image in m.images}
+
+
+def test_a_picture_is_in_training_or_held_out(tmp_path: Path) -> None:
+    path = shared(tmp_path, 200, 2)
+    by_media = recipe(tmp_path, f"data.path={path}", "data.eval_fraction=0.1")
+    trained, held_out, _ = read_data(by_media, Console(quiet=True))
+    assert (len(trained), len(held_out)) == (360, 40)
+    assert not shown(trained) & shown(held_out)
+    by_sample = recipe(tmp_path, f"data.path={path}", "data.eval_fraction=0.1", "data.split_by=sample")
+    trained, held_out, _ = read_data(by_sample, Console(quiet=True))
+    assert len(held_out) == 40 and shown(trained) & shown(held_out)
+
+
+def test_records_that_share_nothing_are_held_out_as_before(tmp_path: Path) -> None:
+    path = shared(tmp_path, 40, 1)
+    found = []
+    for by in ("media", "sample"):
+        _, held_out, _ = read_data(recipe(tmp_path, f"data.path={path}", f"data.split_by={by}"), Console(quiet=True))
+        found.append([sample.id for sample in held_out])
+    assert found[0] == found[1] and len(found[0]) == 1
+
+
+def test_samples_are_one_group_over_pictures_and_recordings_that_others_have(tmp_path: Path) -> None:
+    """The picture in the record itself is the same as another's; two of a chain share nothing, and are on one side."""
+    make_image("red").save(tmp_path / "a.png")
+    url = "data:image/png;base64," + base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+    (tmp_path / "7.wav").write_bytes(to_wav(np.zeros(16_000, dtype=np.float32)))
+    chain: list[dict[str, object]] = [
+        {"image": url},
+        {"image": [url, "a.png"]},
+        {"image": "a.png", "audio": "7.wav"},
+        {"audio": "7.wav"},
+    ]
+    alone: list[dict[str, object]] = [{} for _ in range(4)]
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps([record | {"query": "q", "response": "a"} for record in chain + alone]))
+    for seed in range(4):
+        settings = recipe(
+            tmp_path, f"data.path={path}", "data.eval_fraction=0.5", f"data.split_seed={seed}", "model.speech=eden-tiny"
+        )
+        trained, held_out, _ = read_data(settings, Console(quiet=True))
+        sides = [{sample.id for sample in side} & {"1", "2", "3", "4"} for side in (trained, held_out)]
+        assert sorted(map(len, sides)) == [0, 4] and len(held_out) == 4
+    path.write_text(json.dumps([record | {"query": "q", "response": "a"} for record in chain]))
+    with pytest.raises(RecipeError, match=r"data\.split_by=sample"):
+        read_data(recipe(tmp_path, f"data.path={path}", "model.speech=eden-tiny"), Console(quiet=True))
 
 
 def test_sources_are_mixed_by_weight(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from eden.data.formats import RecordError, Sample, read_samples
 from eden.data.json_stream import JsonStream
 from eden.data.records import CAPTION_REQUESTS
 from eden.data.validate import check
+from eden.messages import to_chat
 
 
 def samples(path: Path, images: Path | None = None) -> list[Sample]:
@@ -65,6 +66,85 @@ def test_coco_captions_are_asked_for(tmp_path: Path, images_first: bool, folder_
     assert samples(path) == found, "the requests are always the same"
     report, good = check(path)
     assert report.ok and len(good) == 3
+
+
+LAYOUTS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
+    (
+        "conversations (role, content)",
+        {"conversations": [{"role": "user", "content": "<image>\nq"}, {"role": "assistant", "content": "a"}]},
+        [("user", "q"), ("assistant", "a")],
+    ),
+    (
+        "messages (from, value)",
+        {"messages": [{"from": "Human", "value": "<image>q"}, {"from": "chatgpt", "value": "a"}]},
+        [("user", "q"), ("assistant", "a")],
+    ),
+    (
+        "conversations (from, value)",
+        {"conversations": [{"from": "Human", "value": "<image>\nq"}, {"from": "GPT", "value": "a"}], "system": "s"},
+        [("system", "s"), ("user", "q"), ("assistant", "a")],
+    ),
+    ("question, answer", {"question": "q", "answer": "a"}, [("user", "q"), ("assistant", "a")]),
+    ("question, answer", {"question": "what <image> is", "answer": "a"}, [("user", "what  is"), ("assistant", "a")]),
+    (
+        "query, response",
+        {"query": "r", "response": "b", "history": [["q", "a"]], "system": "s"},
+        [("system", "s"), ("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")],
+    ),
+    ("instruction, output", {"instruction": "q", "input": "", "output": "a"}, [("user", "q"), ("assistant", "a")]),
+    ("instruction, output", {"instruction": "q", "input": "x", "output": "a"}, [("user", "q\nx"), ("assistant", "a")]),
+    ("prompt, completion", {"prompt": "q", "completion": "a"}, [("user", "q"), ("assistant", "a")]),
+]
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
+@pytest.mark.parametrize(("form", "record", "said"), LAYOUTS)
+def test_names_that_other_tools_have(
+    tmp_path: Path, form: str, record: dict[str, Any], said: list[tuple[str, str]], suffix: str
+) -> None:
+    """Each with a picture beside the turns, which is the first question's; the report says what was understood."""
+    make_image("red").save(tmp_path / "red.png")
+    record = {"id": "7", "image": "red.png", **record}
+    path = tmp_path / f"data.{suffix}"
+    if suffix == "parquet":
+        pa.parquet.write_table(pa.Table.from_pylist([record]), path)
+    else:
+        path.write_text(json.dumps([record] if suffix == "json" else record))
+    (sample,) = samples(path)
+    assert [(message.role, message.text) for message in sample.messages] == said
+    (asked,) = [message for message in sample.messages if message.images]
+    assert (asked.role, asked.images) == ("user", (Image(tmp_path / "red.png"),))
+    assert check(path)[0].to_dict()["formats"] == {form: 1}
+
+
+def test_a_question_needs_no_picture(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(
+        json.dumps({"instruction": "q", "output": "a"}) + "\n" + json.dumps({"query": "r", "response": "b"})
+    )
+    assert [sample.messages for sample in samples(path)] == [
+        (Message.user(question), Message.assistant(answer)) for question, answer in (("q", "a"), ("r", "b"))
+    ]
+    assert check(path)[0].formats == {"instruction, output": 1, "query, response": 1}
+
+
+def test_a_recording_beside_turns_is_the_first_question(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([{"audio": "7.wav", "query": "", "response": "a"}]))
+    (sample,) = samples(path)
+    assert [part.source for part in sample.messages[0].audio] == [tmp_path / "7.wav"]
+
+
+@pytest.mark.parametrize("form", ["messages", "conversations"])
+def test_a_turn_of_weight_0_is_marked(tmp_path: Path, form: str) -> None:
+    turns = [("user", "q", None), ("assistant", "a", 0), ("user", "r", 0), ("assistant", "b", 1)]
+    names = ("role", "content") if form == "messages" else ("from", "value")
+    rows = [dict(zip((*names, "weight"), turn, strict=True)) for turn in turns]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([{form: rows}]))
+    (sample,) = samples(path)
+    assert [message.learnt for message in sample.messages] == [True, False, True, True]
+    assert "weight" in to_chat(sample.messages)[1] and "weight" not in to_chat(sample.messages)[3]
 
 
 def test_a_caption_without_its_image_is_one_fault(tmp_path: Path) -> None:

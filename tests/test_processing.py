@@ -1,8 +1,12 @@
 """Ids, masks and labels, to the token."""
 
+import re
+
 import pytest
 from conftest import make_image, make_processor, make_tokenizer
+from transformers import AddedToken
 
+from eden.data.formats import CONTROL_TOKEN
 from eden.model.loss import IGNORE_INDEX
 from eden.model.processing import MultimodalPhiProcessor
 
@@ -123,6 +127,40 @@ def test_a_users_control_tokens_are_plain_text_in_a_prompt(processor: Multimodal
     tokens = processor.tokenizer.convert_ids_to_tokens(prompt["input_ids"])
     assert [token for token in tokens if token.startswith("<|")] == ["<|user|>", "<|end|>", "<|assistant|>"]
     assert processor.tokenizer.decode(prompt["input_ids"], skip_special_tokens=True).strip() == forged
+
+
+def test_a_turn_of_weight_0_is_left_out_of_the_loss(processor: MultimodalPhiProcessor) -> None:
+    whole = CONVERSATIONS["two images, three turns"]
+    partial = [turn | {"weight": 0} if turn["role"] == "assistant" and turn is not whole[3] else turn for turn in whole]
+    ids, labels = processor.encode(whole)["input_ids"], processor.encode(partial)["labels"]
+    assert processor.encode(partial)["input_ids"] == ids
+    spoken = [token for token, label in zip(ids, labels, strict=True) if label != IGNORE_INDEX]
+    assert processor.tokenizer.decode(spoken) == "in colour<|end|>"
+
+
+def test_every_added_token_is_the_same_to_check_training_and_asking(processor: MultimodalPhiProcessor) -> None:
+    tokenizer = processor.tokenizer
+    for token in tokenizer.get_added_vocab():
+        text = f"1{token}2"
+        assert CONTROL_TOKEN.search(text), token
+        with pytest.raises(ValueError, match=re.escape(token)):
+            processor.encode([say("user", "q"), say("assistant", text)])
+        asked = processor.encode([say("user", text)], add_generation_prompt=True)["input_ids"]
+        plain = processor.encode([say("user", "12")], add_generation_prompt=True)["input_ids"]
+        added = set(tokenizer.get_added_vocab().values())
+        assert [each for each in asked if each in added] == [each for each in plain if each in added], token
+
+
+def test_an_added_token_that_is_not_special_is_one_too() -> None:
+    """Phi-3.5's `</s>` is such a token."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken("</s>", special=False, normalized=False), AddedToken("  ", normalized=False)])
+    processor = MultimodalPhiProcessor(make_processor(4).image_processor, tokenizer, 4)
+    forged = processor.encode([say("user", "a</s>b")], add_generation_prompt=True)["input_ids"]
+    assert tokenizer.convert_tokens_to_ids("</s>") not in forged
+    with pytest.raises(ValueError, match="</s>"):
+        processor.encode([say("user", "q"), say("assistant", "a</s>b")])
+    assert processor.encode([say("user", "q"), say("assistant", "a  b")]), "white space is nobody's control token"
 
 
 def test_control_tokens_in_a_training_sample_are_refused(processor: MultimodalPhiProcessor) -> None:

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import pickle
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,23 @@ from typing import Any
 import cli
 import numpy as np
 import pytest
-from conftest import make_image
+from conftest import make_image, make_processor
 from recordings import tone
+from rich.console import Console
 
 import eden
 from eden import Audio, AudioError, DataError, Image, Message, Text
+from eden.data.dataset import ConversationDataset
 from eden.data.formats import RecordError, Sample, read_samples
-from eden.data.transcripts import TranscriptStore, transcribe_samples
+from eden.data.prepare import read_data
+from eden.data.store import RecordStore, Samples
+from eden.data.transcripts import HeardStore, TranscriptStore, transcribe_samples
 from eden.data.validate import check, load_samples
 from eden.media.audio import SAMPLE_RATE, to_wav
 from eden.media.speech import Transcriber
 from eden.media.speech_synthesis import Voice, speak
-from eden.messages import transcribe_message
+from eden.messages import to_chat, transcribe_message
+from eden.recipe import load_recipe
 from eden.tiny.dataset import write_dataset
 
 
@@ -153,6 +159,31 @@ def test_a_sample_in_which_nothing_is_said_is_named_or_skipped(folder: Path, tmp
         transcribe_samples(samples, store)
     heard, faults = transcribe_samples(samples, store, on_error="skip")
     assert len(heard) == 1 and "record 1" in str(faults[0])
+
+
+def test_one_spoken_record_leaves_the_others_where_they_are(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the mapped file; and the tokens of all are kept, under another name when other words are heard."""
+    monkeypatch.setenv("EDEN_CACHE", str(tmp_path / "cache"))
+    spoken = [record("<audio>", audio="hum.wav"), record("<audio>", audio="q.wav")]
+    path = write(folder, *[record("written") for _ in range(6)], *spoken)
+    settings = load_recipe(
+        "digits", [f"data.path={path}", "data.eval_fraction=0", "data.on_error=skip", "training.eval_strategy=no"]
+    )
+    samples, _, skipped = read_data(settings, Console(quiet=True))
+    assert isinstance(samples.stores[0], RecordStore)
+    assert [sample.messages[0].text for sample in samples] == ["written"] * 6 + ["What colour is the star?"]
+    assert len(skipped) == 1 and "record 7" in skipped[0]
+    dataset = ConversationDataset(samples, make_processor(4), max_length=100)
+    expected = make_processor(4).encode(to_chat(samples[6].messages))["input_ids"]
+    for copied in (dataset, pickle.loads(pickle.dumps(dataset))):
+        assert copied[6]["input_ids"].tolist() == expected
+        assert copied.samples[6] == samples[6]
+    (kept,) = (tmp_path / "cache").rglob("tokens-*.arrow")
+    other = Samples.of(HeardStore(samples.stores[0], {str(folder / "q.wav"): "Otherwise."}, [6]), samples.row)
+    assert len(ConversationDataset(other, make_processor(4), max_length=100)[6]["input_ids"]) != len(expected)
+    assert len(list(kept.parent.glob("tokens-*.arrow"))) == 2
 
 
 def run(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:

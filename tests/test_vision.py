@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from conftest import make_image
 
 from eden import ImageError
+from eden.checkpoint.checkpoint import load_processor
 from eden.media.images import MAX_PIXELS, open_image, sniff_image
 
 
@@ -22,12 +24,15 @@ def encode(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "HEIF"])
 def test_every_format_by_content(kind: str, tmp_path: Path) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()  # to write it; the extra "heic" brings it
     data = encode(make_image("red"), kind)
     path = tmp_path / "picture.txt"  # the name does not matter
     path.write_bytes(data)
     for source in (data, path, str(path)):
+        sniff_image(source)
         image = open_image(source)
         assert image.mode == "RGB" and image.size == (40, 40)
         assert np.abs(np.asarray(image).astype(int) - [255, 0, 0]).max() <= 4
@@ -55,6 +60,69 @@ def test_sixteen_bit_grey_keeps_its_shades() -> None:
     grey = PIL.Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16))
     image = open_image(encode(grey, "PNG"))
     assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+
+
+def test_heic_without_its_package_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # what Python knows of a package that cannot be imported
+    for look in (open_image, sniff_image):
+        with pytest.raises(ImageError, match=r"HEIC needs pillow-heif\. pip install pillow-heif"):
+            look(struct.pack(">I", 24) + b"ftypmif1" + bytes(4) + b"mif1heic")
+
+
+def png(bits: int, color: int, row: bytes, clear: bytes) -> bytes:
+    """A PNG of one row of three pixels with a transparent colour."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 1, bits, color, 0, 0, 0)) + chunk(b"tRNS", clear)
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "right"),
+    [
+        (png(1, 0, b"\x40", b"\0\1"), [0, 255, 0]),
+        (png(2, 0, b"\x1c", b"\0\3"), [0, 85, 255]),  # shades 0, 1 and 3 of 3, and 3 is clear
+        (png(2, 0, b"\x1c", b"\0\1"), [0, 255, 255]),
+        (png(4, 0, b"\x17\x00", b"\0\7"), [17, 255, 0]),
+        (png(8, 0, b"\x00\x10\x20", b"\0\x10"), [0, 255, 32]),
+        (png(16, 0, b"\x00\x00\x10\x00\x20\x00", b"\x20\x00"), [0, 16, 255]),
+        (png(16, 0, b"\x00\x00\x00\x01\x20\x00", b"\x00\x01"), [0, 255, 32]),
+        (png(16, 0, b"\x00\x00\x10\x00\x20\x00", b"\xff\xff"), [0, 16, 32]),
+        (png(16, 2, b"\0" * 6 + b"\x10\0" * 3 + b"\x20\0" * 3, b"\x10\0" * 3), [0, 255, 32]),
+    ],
+)
+def test_a_transparent_colour_is_white_and_no_other_is(data: bytes, right: list[int]) -> None:
+    image = open_image(data)
+    assert [image.getpixel((x, 0)) for x in range(3)] == [(shade,) * 3 for shade in right]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP", "AVIF"])
+@pytest.mark.parametrize("turned", [1, 6])
+@pytest.mark.parametrize("size", [(601, 30), (30, 600)])
+def test_of_a_thin_picture_the_middle_is_kept(size: tuple[int, int], turned: int, kind: str) -> None:
+    """The model sees the square in the middle, the same as of the whole."""
+    width, height = size
+    shades = np.add.outer(np.linspace(0, 127, height), np.linspace(0, 127, width)).astype(np.uint8)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = turned
+    image = open_image(encode(PIL.Image.fromarray(shades).convert("RGB"), kind, exif=exif))
+    whole = PIL.Image.fromarray(shades if turned == 1 else np.rot90(shades, -1)).convert("RGB")
+    if kind == "BMP":  # it holds no EXIF
+        whole = PIL.Image.fromarray(shades).convert("RGB")
+    assert max(image.size) in (120, 121) and min(image.size) == 30
+    assert (image.width > image.height) == (whole.width > whole.height)
+    processor = load_processor("eden-tiny").image_processor
+    seen, wanted = (processor([each], return_tensors="pt")["pixel_values"] for each in (image, whole))
+    assert (seen - wanted).abs().max() < 0.1
+    assert open_image(whole).size == image.size
+
+
+@pytest.mark.parametrize("size", [(100_000, 12), (12, 100_000), (3_000_000, 1), (1, 3_000_000)])
+def test_a_thin_picture_costs_no_more_than_it_has_pixels(size: tuple[int, int]) -> None:
+    image = open_image(encode(PIL.Image.new("L", size), "PNG"))
+    assert max(image.size) == 4 * min(image.size) and min(image.size) == min(size)
 
 
 def bomb() -> bytes:

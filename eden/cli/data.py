@@ -61,10 +61,10 @@ def _print_report(report: Report) -> None:
     if report.unnamed:
         print(f"... and {report.unnamed:,} more faults (--faults {len(report.faults) + report.unnamed} names them all)")
     print(f"{report.samples:,} samples, {report.faulty:,} faulty" + ("" if report.faulty else ": all good"))
-    groups = {"": report.counts, "kind, ": report.kinds, "fault, ": report.faults_by_kind}
+    groups = {"": report.counts, "format, ": report.formats, "kind, ": report.kinds, "fault, ": report.faults_by_kind}
     for group, counts in groups.items():
         for name, count in counts.items():
-            print(f"  {group}{name.replace('_', ' ')}: {count:,}")
+            print(f"  {group}{name if group == 'format, ' else name.replace('_', ' ')}: {count:,}")
 
 
 def xray(

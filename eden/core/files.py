@@ -7,9 +7,12 @@ import hashlib
 import os
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote
 
 from ..errors import StorageError
 
@@ -25,6 +28,37 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal; read in pieces, however large it is."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_the_path(path: str | Path) -> str:
+    """The hint of a path that leads nowhere: a file that is there under nearly that name.
+
+    It may differ by case, Unicode form, slashes, ending, or by folders that are not there.
+    """
+    *folders, name = Path(unquote(str(path)).replace("\\", "/")).parts or (".",)
+    place = Path()
+    for folder in folders:
+        if (place / folder).is_dir():
+            place /= folder
+        elif (found := _names(place).get(_plain(folder))) and (place / found).is_dir():
+            place /= found
+    names = _names(place)
+    found = names.get(_plain(name)) or names.get(_plain(Path(name).stem))
+    return f"Did you mean {place / found}?" if found and (place / found).is_file() else "Check the path."
+
+
+@lru_cache(maxsize=64)
+def _names(folder: Path) -> dict[str, str]:
+    """The names in a folder, by how they are spelt in the main and by that without their ending."""
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208
+    except OSError:
+        return {}
+    return {_plain(Path(name).stem): name for name in names} | {_plain(name): name for name in names}
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def write_file(path: str | Path, data: str | bytes) -> Path:

@@ -104,6 +104,7 @@ def xray_page(samples: Sequence[tuple[str, Sequence[Token], Sequence[PIL.Image.I
 def data_page(report: Mapping[str, Any]) -> str:
     """A checked data set (`eden.data.validate.Report.to_dict`)."""
     facts = {"records": report["samples"], "faulty": report["faulty"], **report["counts"]}
+    facts |= {f"as {names}": number for names, number in report["formats"].items()}
     blocks = [_facts(facts)]
     if readable := sum(report["kinds"].values()):
         shares = [(f"{kind}: {number:,}", number / readable) for kind, number in report["kinds"].items()]

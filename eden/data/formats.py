@@ -6,8 +6,10 @@
     {"file_name": "7.png", "question": "What is it?", "answer": "A cat."}
     {"file_name": "7.png", "text": "A cat on a mat."}
 
-A question may be spoken: `"audio": "7.wav"` with `<audio>` in the text, or a part `{"type": "input_audio", ...}`.
-`messages` may come with `images`, too: they stand where the text says `<image>`, else before the first question.
+`ROLES` and `records.PAIRS` list the names that are known; `from`/`value` and `role`/`content` may stand in either list,
+and `image` for `file_name`. A question may be spoken: `"audio": "7.wav"`, or a part `{"type": "input_audio", ...}`.
+Files beside turns stand where the text says `<image>` or `<audio>`, else before the first question. A turn of the
+assistant with `"weight": 0` is not learnt.
 """
 
 from __future__ import annotations
@@ -23,16 +25,22 @@ from typing import Any
 from ..errors import DataError
 from ..messages import Audio, Image, Message, Part, Role, Text
 from .folders import Folder
-from .records import DataFile, Record, RecordError, caption_request, open_data
+from .records import PAIRS, TURNS, DataFile, Record, RecordError, caption_request, open_data
 
 __all__ = ["Media", "RecordError", "Sample", "parse", "read_samples"]
 
 PLACEHOLDERS: dict[str, type[Image] | type[Audio]] = {"<image>": Image, "<audio>": Audio}
 """LLaVA's, and Eden's of the same kind; the record names the files under `image` and `audio`."""
-LLAVA_ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-LLAVA_ROLES["system"] = "system"
-OPENAI_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
-CONTROL_TOKEN = re.compile(r"<\|(?:endoftext|user|assistant|system|end|image)\|>")
+ROLES: dict[str, Role] = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "assistant", "bot", "model"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+"""Who speaks, in lower case."""
+CONTROL_TOKEN = re.compile(r"<\|[^\s<>|]{1,40}\|>|</?s>|<unk>")
+"""Tokens of their own that tokenizers of the Phi family have: the check has no model whose tokenizer it could ask."""
+LONGEST_NAME = 4096
+"""Bytes of a path, on most systems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +118,7 @@ def to_sample(data: DataFile, record: Record, media: Media) -> Sample | RecordEr
     own_id = id_of(record)
     where = data.where(record.number, own_id)
     try:
-        return Sample(own_id or str(record.number), parse(record, media), where)
+        return Sample(own_id or str(record.number), parse(record, media)[1], where)
     except RecordError as error:
         return RecordError(error.kind, error.what, hint=str(error.hint), where=where, sample_id=own_id)
 
@@ -124,22 +132,25 @@ def id_of(record: Record) -> str | None:
     return own_id if own_id.isascii() else own_id.encode("utf-8", "replace").decode()  # half a character prints nowhere
 
 
-def parse(record: Record, media: Media) -> tuple[Message, ...]:
-    """The turns of a record.
+def parse(record: Record, media: Media) -> tuple[str, tuple[Message, ...]]:
+    """The format of a record, in the names it was known by, and its turns.
 
     Raises:
         RecordError: what is wrong with it, without its place.
     """
-    messages = _messages(record, media)
+    form, messages = _read(record, media)
     text = "\n".join([part.text for message in messages for part in message.content if isinstance(part, Text)])
-    if "<|" in text and (found := CONTROL_TOKEN.search(text)):
+    if "<" in text and (found := CONTROL_TOKEN.search(text)):
         raise RecordError(
             "control_token",
             f"the text contains the control token {found.group()}",
             hint="Remove it; the chat template writes the control tokens.",
         )
     _check_characters(text, "the text")
-    return messages
+    answers = [message for message in messages if message.role == "assistant"]
+    if answers and not any(message.learnt for message in answers):
+        raise RecordError("empty_answer", "every answer has the weight 0", hint="Give one a 1, or drop the record.")
+    return form, messages
 
 
 def _check_characters(text: str, noun: str) -> None:
@@ -151,23 +162,30 @@ def _check_characters(text: str, noun: str) -> None:
         )
 
 
-def _messages(record: Record, media: Media) -> tuple[Message, ...]:
+def _read(record: Record, media: Media) -> tuple[str, tuple[Message, ...]]:
     value = record.value
     if not isinstance(value, dict):
         raise RecordError("bad_record", "the record is not an object", hint="Write one JSON object a record.")
-    if isinstance(value.get("conversations"), list):
-        return _from_llava(value, _sources(record, media))
-    if isinstance(value.get("messages"), list):
-        return _from_openai(value["messages"], value, _sources(record, media), media)
-    if isinstance(value.get("texts"), list):
-        return _from_openai(_from_pairs(value["texts"]), value, _sources(record, media), media)
-    if "file_name" in value:
-        return _from_metadata(record, media)
-    raise RecordError(
-        "bad_record",
-        "the record has neither `conversations` nor `messages`",
-        hint="Use LLaVA's format or OpenAI's messages.",
-    )
+    key = next((key for key in TURNS if isinstance(value.get(key), list)), None)
+    pair = next((keys for keys in PAIRS if set(keys) <= value.keys()), None)
+    is_llava = False
+    if key == "texts":
+        form, turns = "texts (user, assistant)", _from_pairs(value[key])
+    elif key is not None:
+        is_llava = any(isinstance(turn, dict) and not {"from", "value"}.isdisjoint(turn) for turn in value[key])
+        form = f"{key} (from, value)" if is_llava else f"{key} (role, content)"
+        turns = _from_llava(value[key]) if is_llava else value[key]
+    elif pair is not None:
+        form, turns = ", ".join(pair), _from_pair(value, *pair)
+    elif any(name in value for name in ("file_name", "image", "images")):
+        form, turns = "text", _from_caption(record)
+    else:
+        hint = "Use LLaVA's format or OpenAI's messages."
+        raise RecordError("bad_record", "the record has neither `conversations` nor `messages`", hint=hint)
+    system = value.get("system")
+    if isinstance(system, str) and system.strip() and not (turns and _speaker(turns[0]) == "system"):
+        turns = [{"role": "system", "content": system}, *turns]
+    return form, _from_turns(turns, value, _sources(record, media), media, is_llava)
 
 
 _Sources = dict[str, list[Image | Audio]]
@@ -176,16 +194,22 @@ _Sources = dict[str, list[Image | Audio]]
 def _sources(record: Record, media: Media) -> _Sources:
     """The images and recordings a record names outside its turns, by placeholder, in order."""
     value = record.value
-    images = _images(value["image"] if value.get("image") is not None else value.get("images"), record, media)
-    audio = [Audio(media.recording(_local(name, "audio"))) for name in _names(value.get("audio"), "audio")]
-    return {"<image>": [*images], "<audio>": [*audio]}
-
-
-def _images(given: Any, record: Record, media: Media) -> list[Image]:
-    return [
-        Image(media.image(_local(name, "image")) if isinstance(name, str) else _embedded(name, record))
+    given = next((value[key] for key in ("image", "images", "file_name") if value.get(key) is not None), None)
+    if "file_name" in value and not given:
+        raise RecordError("bad_record", "the record names no image", hint="Write its `file_name`.")
+    images = [
+        _image(name, media) if isinstance(name, str) else Image(_embedded(name, record))
         for name in _names(given, "image")
     ]
+    return {"<image>": [*images], "<audio>": [_recording(name, media) for name in _names(value.get("audio"), "audio")]}
+
+
+def _image(source: str, media: Media) -> Image:
+    return Image(_data(source, "image") or media.image(_local(source, "image")))
+
+
+def _recording(source: str, media: Media) -> Audio:
+    return Audio(_data(source, "audio") or media.recording(_local(source, "audio")))
 
 
 def _names(given: Any, key: str) -> list[Any]:
@@ -204,12 +228,11 @@ def _embedded(name: dict[str, Any], record: Record) -> bytes:
     return record.embedded[index]
 
 
-def _from_llava(value: Mapping[str, Any], sources: _Sources) -> tuple[Message, ...]:
-    turns = value["conversations"]
+def _from_llava(turns: list[Any]) -> list[dict[str, Any]]:
+    """LLaVA's turns in OpenAI's names."""
     if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
         raise RecordError("bad_record", "a turn lacks its text in `value`", hint="Write {from, value} turns.")
-    _check_placeholders([turn["value"] for turn in turns], sources)
-    return tuple(Message(_role(LLAVA_ROLES, turn.get("from")), _with_media(turn["value"], sources)) for turn in turns)
+    return [turn | {"role": turn.get("from"), "content": turn["value"]} for turn in turns]
 
 
 def _check_placeholders(texts: list[str], sources: _Sources) -> None:
@@ -251,34 +274,45 @@ def _tidy(parts: list[Part]) -> tuple[Part, ...]:
     return tuple(tidied)
 
 
-def _from_openai(turns: list[Any], value: Mapping[str, Any], sources: _Sources, media: Media) -> tuple[Message, ...]:
+def _from_turns(
+    turns: list[Any], value: Mapping[str, Any], sources: _Sources, media: Media, is_llava: bool
+) -> tuple[Message, ...]:
+    """Turns with the files that stand beside them: at their placeholders, else, but not in LLaVA's, before all."""
     for turn in turns:
         if not isinstance(turn, dict):
             raise RecordError("bad_record", "a turn is not an object", hint="Write {role, content} turns.")
         if not isinstance(turn.get("content"), str | list):
             raise RecordError("bad_record", "a turn lacks its content", hint="Write a string or a list of parts.")
-    if value.get("images") is None and value.get("image") is None:
-        # Without files beside the turns, `<image>` in a text is a word like any other.
-        return tuple(Message(_role(OPENAI_ROLES, turn.get("role")), _content(turn, media)) for turn in turns)
-    return _with_images(turns, sources, media)
-
-
-def _with_images(turns: list[dict[str, Any]], sources: _Sources, media: Media) -> tuple[Message, ...]:
-    """Turns whose images stand beside them: at `<image>` or at image parts without a source, else before all."""
     written = [_placeholders(turn["content"]) for turn in turns]
-    first = next((index for index, turn in enumerate(turns) if turn.get("role") == "user"), 0)
-    if turns and not any("<image>" in part for parts in written for part in parts if isinstance(part, str)):
-        written[first] = ["<image>"] * len(sources["<image>"]) + written[first]
-    _check_placeholders(
-        [part for parts in written for part in parts if isinstance(part, str)], sources | {"<audio>": []}
-    )
+    # Without files beside the turns, `<image>` in a text is a word like any other, if it is not LLaVA's.
+    beside = is_llava or any(value.get(key) is not None for key in ("image", "images", "file_name", "audio"))
+    if beside:
+        texts = [part for parts in written for part in parts if isinstance(part, str)]
+        first = next((index for index, turn in enumerate(turns) if _speaker(turn) == "user"), 0)
+        for placeholder, found in sources.items():
+            if turns and not is_llava and not any(placeholder in text for text in texts):
+                written[first] = [placeholder] * len(found) + written[first]
+        _check_placeholders([part for parts in written for part in parts if isinstance(part, str)], sources)
+    else:
+        written = [turn["content"] if isinstance(turn["content"], list) else [turn["content"]] for turn in turns]
     messages = []
     for turn, parts in zip(turns, written, strict=True):
         content: list[Part] = []
         for part in parts:
-            content += _with_media(part, sources) if isinstance(part, str) else [_part(part, media)]
-        messages.append(Message(_role(OPENAI_ROLES, turn.get("role")), _tidy(content)))
+            if not isinstance(part, str):
+                content.append(_part(part, media))
+            else:
+                content += _with_media(part, sources) if beside else [Text(part)]
+        messages.append(Message(_role(turn), _tidy(content) if beside else tuple(content), _is_learnt(turn)))
     return tuple(messages)
+
+
+def _is_learnt(turn: Mapping[str, Any]) -> bool:
+    """False for OpenAI's `"weight": 0`."""
+    weight = turn.get("weight")
+    if weight not in (None, 0, 1):
+        raise RecordError("bad_record", f"a turn has the weight {weight!r:.40}", hint="Write 1, or 0 to leave it out.")
+    return weight != 0 or _speaker(turn) != "assistant"
 
 
 def _placeholders(content: str | list[Any]) -> list[Any]:
@@ -304,27 +338,38 @@ def _from_pairs(pairs: list[Any]) -> list[Any]:
     return [{"role": role, "content": pair[role]} for pair in pairs for role in ("user", "assistant")]
 
 
-def _from_metadata(record: Record, media: Media) -> tuple[Message, ...]:
-    """A row of an image folder's metadata or of Parquet, or a COCO caption."""
+def _from_pair(value: Mapping[str, Any], asked: str, answered: str) -> list[Any]:
+    """A question and its answer in one object, with Alpaca's `input` and the turns before it in `history`."""
+    question, history = value[asked], value.get("history") or []
+    if isinstance(question, str) and isinstance(more := value.get("input"), str) and more.strip():
+        question = f"{question}\n{more}"
+    if not (isinstance(history, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in history)):
+        raise RecordError("bad_record", "`history` holds no pairs", hint="Write [[question, answer], ...].")
+    if not isinstance(question, str) or not isinstance(value[answered], str):
+        raise _no_pair()
+    pairs = [*history, (question, value[answered])]
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(_BOTH, pair, strict=True)]
+
+
+_BOTH = ("user", "assistant")
+
+
+def _from_caption(record: Record) -> list[Any]:
+    """A row of an image folder's metadata, or a COCO caption."""
     value = record.value
-    name, question, answer = value["file_name"], value.get("question"), value.get("answer")
-    if not (images := _images(name or None, record, media)):
-        raise RecordError("bad_record", "the record names no image", hint="Write its `file_name`.")
-    if question is None and answer is None:
-        answer = value.get("text")
-        question = caption_request(f"{name} {id_of(record) or record.number}")
-    if not isinstance(question, str) or not isinstance(answer, str):
-        raise RecordError(
-            "bad_record",
-            "the record has neither `question` and `answer` nor `text`",
-            hint="Write a question with its answer, or a caption as `text`.",
-        )
-    return Message("user", (*images, Text(question))), Message("assistant", (Text(answer),))
+    if not isinstance(value.get("text"), str) or not {"question", "answer"}.isdisjoint(value):
+        raise _no_pair()
+    shown = value.get("file_name") or value.get("image") or value.get("images")
+    question = caption_request(f"{shown} {id_of(record) or record.number}")
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": value["text"]}]
 
 
-def _content(turn: dict[str, Any], media: Media) -> tuple[Part, ...]:
-    content = turn["content"]
-    return (Text(content),) if isinstance(content, str) else tuple(_part(part, media) for part in content)
+def _no_pair() -> RecordError:
+    return RecordError(
+        "bad_record",
+        "the record has neither `question` and `answer` nor `text`",
+        hint="Write a question with its answer, or a caption as `text`.",
+    )
 
 
 def _part(part: Any, media: Media) -> Part:
@@ -333,19 +378,13 @@ def _part(part: Any, media: Media) -> Part:
         return Text(part["text"])
     if kind in ("image", "image_url"):
         # OpenAI's {"image_url": {"url": ...}}, and transformers' {"image": ...}, {"url": ...} and {"path": ...}.
-        source = _source(part, ("image_url", "image", "url", "path"))
-        if source.startswith("data:"):
-            return Image(_decoded(source.partition(";base64,")[2], "image"))
-        return Image(media.image(_local(source, "image")))
+        return _image(_source(part, ("image_url", "image", "url", "path")), media)
     if kind in ("audio", "input_audio"):
         # OpenAI's {"input_audio": {"data": ..., "format": ...}}, and transformers' {"audio": ...} and so on.
         given = part.get("input_audio")
         if isinstance(given, dict) and isinstance(given.get("data"), str):
             return Audio(_decoded(given["data"], "audio"))
-        source = _source(part, ("input_audio", "audio", "url", "path"))
-        if source.startswith("data:"):
-            return Audio(_decoded(source.partition(";base64,")[2], "audio"))
-        return Audio(media.recording(_local(source, "audio")))
+        return _recording(_source(part, ("input_audio", "audio", "url", "path")), media)
     raise RecordError(
         "bad_record", f"a part of type {kind!r} is not known", hint="Use text, image_url and input_audio parts."
     )
@@ -359,6 +398,11 @@ def _source(part: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     if not isinstance(source, str) or not source:
         raise RecordError("bad_record", f"a part of type {part['type']} names no file", hint="Write its path.")
     return source
+
+
+def _data(source: str, kind: str) -> bytes | None:
+    """What a data URL holds; None of anything else."""
+    return _decoded(source.partition(";base64,")[2], kind) if source[:5].lower() == "data:" else None
 
 
 def _decoded(payload: str, kind: str) -> bytes:
@@ -375,12 +419,22 @@ def _local(source: str, kind: str) -> str:
     """The name of a file, if it can be one of this machine."""
     if source.startswith(("http://", "https://")):
         noun = "image" if kind == "image" else "recording"
-        raise RecordError(f"remote_{kind}", f"the {noun} {source} is remote", hint="Download it and write its path.")
+        hint = "Download it and write its path."
+        raise RecordError(f"remote_{kind}", f"the {noun} {source:.200} is remote", hint=hint)
+    if len(source) > LONGEST_NAME:
+        what = f"the name of a file has {len(source):,} characters: {source:.40}..."
+        raise RecordError("bad_record", what, hint=f"Write a path, or the file itself as data:{kind}/TYPE;base64,...")
     _check_characters(source, "the name of a file")
     return source
 
 
-def _role(roles: Mapping[str, Role], name: Any) -> Role:
-    if not isinstance(name, str) or name not in roles:
-        raise RecordError("unknown_role", f"unknown speaker {name!r}", hint=f"Use one of {', '.join(roles)}.")
-    return roles[name]
+def _speaker(turn: Any) -> Role | None:
+    name = turn.get("role") if isinstance(turn, dict) else None
+    return ROLES.get(name.lower()) if isinstance(name, str) else None
+
+
+def _role(turn: Mapping[str, Any]) -> Role:
+    if (role := _speaker(turn)) is None:
+        name = turn.get("role")
+        raise RecordError("unknown_role", f"unknown speaker {name!r:.60}", hint=f"Use one of {', '.join(ROLES)}.")
+    return role

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from ..core.files import check_the_path
 from ..core.processes import processes
 from ..errors import AudioError, ImageError
 from ..media.audio import audio_seconds
@@ -101,7 +102,7 @@ def _image_errors(
 
 
 def _missing(path: Path) -> Error:
-    return "missing_image", "no such image file", str(path), "Check the path."
+    return "missing_image", "no such image file", str(path), check_the_path(path)
 
 
 def _audio_errors(store: RecordStore, names: Sequence[str], on_progress: Progress | None) -> dict[str, Error]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,6 @@ from urllib.parse import parse_qsl
 from ..errors import DataError, first_line
 
 HUB = "hf://datasets/"
-COLUMNS = ("id", "conversations", "messages", "texts", "file_name", "question", "answer", "text", "audio")
-"""Columns that `eden.data.formats` reads, beside `image` and `images`; others are left where they are."""
-TURNS = {"conversations", "messages", "texts"}
-"""A row without any says of its images what the metadata of an image folder do: question and answer, or a caption."""
 ROWS_AT_ONCE = 256
 """Images may be in them."""
 _SETTINGS = {"name", "split", "data_dir"}
@@ -22,8 +18,12 @@ _SETTINGS = {"name", "split", "data_dir"}
 Row = tuple[dict[str, Any], tuple[bytes, ...]]
 
 
-def open_parquet(path: str) -> tuple[Path, Callable[[], Iterator[Row]], str]:
+def open_parquet(path: str, columns: Sequence[str]) -> tuple[Path, Callable[[], Iterator[Row]], str]:
     """A file, a folder of files, or `hf://datasets/owner/name[@revision][?name=...&split=...]`.
+
+    Args:
+        path: of it.
+        columns: to read beside `image` and `images`; others are left where they are.
 
     Returns:
         The folder that image names are relative to; what streams the rows, each as a record with the images that are
@@ -34,13 +34,13 @@ def open_parquet(path: str) -> tuple[Path, Callable[[], Iterator[Row]], str]:
     """
     if path.startswith(HUB):
         source, identity = _on_hub(path)
-        return Path(), partial(_stream, path, source, []), identity
+        return Path(), partial(_stream, path, source, [], columns), identity
     place = Path(path)
     files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
     sizes = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     folder = place if place.is_dir() else place.parent
     source = {"path": "parquet", "data_files": [*map(str, files)], "split": "train", "batch_size": ROWS_AT_ONCE}
-    return folder, partial(_stream, path, source, files), repr(sizes)
+    return folder, partial(_stream, path, source, files, columns), repr(sizes)
 
 
 def _on_hub(path: str) -> tuple[dict[str, Any], str]:
@@ -60,14 +60,14 @@ def _on_hub(path: str) -> tuple[dict[str, Any], str]:
     return {"path": name, "revision": commit, **settings}, f"{name} {commit} {sorted(settings.items())}"
 
 
-def _stream(where: str, source: dict[str, Any], files: list[Path]) -> Iterator[Row]:
+def _stream(where: str, source: dict[str, Any], files: list[Path], columns: Sequence[str]) -> Iterator[Row]:
     import datasets
 
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would log the error that it raises
     try:
         rows = datasets.load_dataset(**source, streaming=True).decode(False)
         for row in rows:
-            yield _record(row)
+            yield _record(row, columns)
     except Exception as error:  # of pyarrow, datasets, the network: all say that it cannot be read
         raise _odd_one(files) or _unreadable(where, error) from error
 
@@ -90,15 +90,13 @@ def _odd_one(files: list[Path]) -> DataError | None:
     return None
 
 
-def _record(row: dict[str, Any]) -> Row:
+def _record(row: dict[str, Any], columns: Sequence[str]) -> Row:
     """A row as a record; images in it become `{"embedded": k}`."""
-    record = {name: row[name] for name in COLUMNS if row.get(name) is not None}
+    record = {name: row[name] for name in columns if row.get(name) is not None}
     embedded: list[bytes] = []
     for column in ("image", "images"):
         if (images := row.get(column)) is not None:
             record[column] = [_image(image, embedded) for image in (images if isinstance(images, list) else [images])]
-    if not TURNS & record.keys() and (shown := record.get("image") or record.get("images")):
-        record.setdefault("file_name", shown)
     return record, tuple(embedded)
 
 

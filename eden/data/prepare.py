@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from ..checkpoint import speech_model_of_run
 from ..core.console import progress
-from ..errors import RecipeError
+from ..errors import DataError, RecipeError
 from ..media.speech import Transcriber
-from ..recipe import Recipe, SourceSection
-from .store import RecordStore, SampleList, Samples
-from .transcripts import TranscriptStore, transcribe_samples
+from ..recipe import DataSection, Recipe, SourceSection
+from .store import RecordStore, Samples
+from .transcripts import HeardStore, TranscriptStore, heard_words, in_words
 from .validate import load_samples
 
 
@@ -54,28 +55,53 @@ def read_data(recipe: Recipe, console: Console) -> tuple[Samples, Samples, list[
     if section.eval_path is not None:
         held_out = read(SourceSection(path=section.eval_path, images=section.images, audio=section.audio))
     else:
-        samples, held_out = _split(samples, section.eval_fraction, section.split_seed)
+        samples, held_out = _split(samples, section)
     if section.sources is not None:
         samples = _mix(samples, section.sources, section.split_seed)
     return samples, held_out, skipped
 
 
-def _split(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
-    """The samples without those held out, and these."""
+def _split(samples: Samples, section: DataSection) -> tuple[Samples, Samples]:
+    """The samples without those held out, and these; samples of a group are on the same side."""
     order = list(range(len(samples)))
-    random.Random(seed).shuffle(order)
-    number = round(len(samples) * fraction)
-    if fraction > 0:
-        number = max(1, number)
-    if number >= len(samples):
+    random.Random(section.split_seed).shuffle(order)
+    groups = _groups(samples) if section.split_by == "media" else np.arange(len(samples))
+    sizes = np.bincount(groups)
+    left = max(1, round(len(samples) * section.eval_fraction)) if section.eval_fraction > 0 else 0
+    if left and not (sizes[groups] <= left).any():  # no group is small enough: the smallest
+        left = int(sizes[groups].min())
+    if left >= len(samples):
+        by = " with the pictures and recordings they share" if section.split_by == "media" else ""
         raise RecipeError(
-            f"{len(samples)} samples leave none to train on when {number} are held out",
+            f"{len(samples)} samples leave none to train on when {left} are held out{by}",
             where="data.eval_fraction",
-            hint="Give more samples, or data.eval_path.",
+            hint="Give more samples, or data.eval_path" + (", or set data.split_by=sample." if by else "."),
         )
-    chosen = np.zeros(len(samples), dtype=bool)
-    chosen[order[:number]] = True
-    return samples.take(np.flatnonzero(~chosen)), samples.take(np.flatnonzero(chosen))
+    chosen = np.zeros(len(sizes), dtype=bool)
+    for group in groups[order]:
+        if not chosen[group] and sizes[group] <= left:
+            chosen[group] = True
+            left -= sizes[group]
+    return samples.take(np.flatnonzero(~chosen[groups])), samples.take(np.flatnonzero(chosen[groups]))
+
+
+def _groups(samples: Samples) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Of each sample a number that it shares with those of the same pictures or recordings, and with theirs."""
+    groups = np.arange(len(samples))
+    first: dict[str, int] = {}
+
+    def group(index: int) -> int:
+        while groups[index] != index:
+            groups[index] = index = groups[groups[index]]
+        return index
+
+    for source, store in enumerate(samples.stores):
+        assert isinstance(store, RecordStore)
+        found = np.flatnonzero(samples.source == source)
+        for index, names in zip(found.tolist(), store.media_names(samples.row[found]), strict=True):
+            for name in names:
+                groups[group(index)] = group(first.setdefault(name, index))
+    return np.array([group(index) for index in range(len(samples))], dtype=np.int64)
 
 
 def _mix(samples: Samples, sources: Sequence[SourceSection], seed: int) -> Samples:
@@ -107,13 +133,21 @@ def _in_words(samples: Samples, recipe: Recipe, skipped: list[str], console: Con
     if not store.numbers("recordings")[samples.row].any():
         return samples
     transcripts = TranscriptStore(Transcriber(speech_model_of_run(recipe.model), workers=os.cpu_count() or 1))
+    spoken = samples.row[store.numbers("recordings")[samples.row] > 0].tolist()
     with progress(console) as bar:
         task = bar.add_task("transcribing", total=None)
-        transcribed, faults = transcribe_samples(
-            samples,
+        heard = heard_words(
+            map(store.sample, spoken),
             transcripts,
-            on_error=recipe.data.on_error,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    skipped.extend(str(fault) for fault in faults)
-    return Samples.of(SampleList(transcribed))
+    unheard = []
+    for row in spoken:
+        try:
+            in_words(store.sample(row), heard)
+        except DataError as fault:
+            if recipe.data.on_error == "fail":
+                raise
+            skipped.append(str(fault))
+            unheard.append(row)
+    return Samples.of(HeardStore(store, heard, unheard), samples.row[~np.isin(samples.row, unheard)])

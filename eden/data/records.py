@@ -28,6 +28,13 @@ CAPTION_REQUESTS = (
     "Sum up the picture in a sentence.",
 )
 """What a picture with a caption and no question of its own is asked."""
+TURNS = ("conversations", "messages", "texts")
+"""Keys of a list of turns."""
+PAIRS = (("question", "answer"), ("query", "response"), ("instruction", "output"), ("prompt", "completion"))
+"""Keys of a question and its answer in one record."""
+COLUMNS = ("id", *TURNS, *(key for pair in PAIRS for key in pair))
+COLUMNS += ("system", "history", "input", "file_name", "text", "audio")
+"""Keys that `eden.data.formats` reads, beside `image` and `images`."""
 METADATA = ("metadata.jsonl", "metadata.csv")
 """Either makes a folder of images a data set."""
 _DELIMITERS = ",;\t"
@@ -286,7 +293,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _parquet(path: str) -> DataFile:
-    folder, read, identity = open_parquet(path)
+    folder, read, identity = open_parquet(path, COLUMNS)
     return DataFile(path, "row", folder, partial(_rows, read), identity)
 
 

@@ -7,7 +7,9 @@ data file -> records.arrow in Eden's cache, one row a record: what it says, what
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ from .records import DataFile, Record, RecordError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = "2"
+FORMAT = "3"
 """Part of every identity: change it when records are read or counted differently."""
 BATCH, BATCH_BYTES = 4096, 16 * 2**20
 """Rows written at once, and what they may hold: a row may have images in it."""
@@ -56,6 +58,9 @@ class RecordStore:
         DataError: the file is empty or not valid.
         StorageError: the cache is not writable.
     """
+
+    variant = ""
+    """Part of the names of what is made of the samples: another where these are not what the records say."""
 
     def __init__(self, data: DataFile, media: Media, on_progress: Progress | None = None):
         self.data, self.media = data, media
@@ -106,15 +111,27 @@ class RecordStore:
 
         names = self.table["image_names"].take(rows)
         yield from map(self.media.image, compute.list_flatten(names).unique().to_pylist())
-        for row in rows[compute.list_value_length(self.table["embedded"].take(rows)).to_numpy() > 0].tolist():
-            yield from (part.source for part in media_of(self.sample(row)) if isinstance(part.source, bytes))
+        for row in rows[compute.list_value_length(self.table["inline"].take(rows)).to_numpy() > 0].tolist():
+            yield from (
+                part.source
+                for part in media_of(self.sample(row))
+                if isinstance(part, Image) and isinstance(part.source, bytes)
+            )
+
+    def media_names(self, rows: Indices) -> Iterator[list[str]]:
+        """The pictures and recordings of each row: where they are, or the SHA-256 of those in the record itself."""
+        columns = [self.table[name].take(rows).to_pylist() for name in ("image_names", "audio_names", "inline")]
+        images = {name: os.path.normpath(self.media.image(name)) for name in itertools.chain(*columns[0])}
+        for shown, heard, inline in zip(*columns, strict=True):
+            recordings = [os.path.normpath(self.media.recording(name)) for name in heard]
+            yield [*(images[name] for name in shown), *recordings, *inline]
 
     def sample(self, row: int) -> Sample:
         """A record that is not faulty, as a sample."""
         text, number = self.table["record"][row].as_py(), self.table["number"][row].as_py()
         record = Record(number, json.loads(text), text, tuple(self.table["embedded"][row].as_py()))
         own_id = id_of(record)
-        return Sample(own_id or str(number), parse(record, self.media), self.data.where(number, own_id))
+        return Sample(own_id or str(number), parse(record, self.media)[1], self.data.where(number, own_id))
 
 
 class SampleList:
@@ -278,13 +295,15 @@ def _schema() -> pa.Schema:
             "recordings": pa.int32(),
             "kind": pa.int8(),
             "digest": pa.int64(),  # of images and text
+            "format": pa.string(),
+            "inline": pa.list_(pa.string()),  # SHA-256 of images and recordings in the record itself
         }
     )
 
 
 _RECORD, _EMBEDDED = 2, 3
 """Where a row holds the text of its record, and the images in it."""
-_NO_FAULT, _NO_COUNTS = (None, None, None), (0, 0, 0, (), (), 0, 0, -1, 0)
+_NO_FAULT, _NO_COUNTS = (None, None, None), (0, 0, 0, (), (), 0, 0, -1, 0, None, ())
 _NAMES_ONLY = Media()
 
 
@@ -295,19 +314,19 @@ def _row(record: Record | RecordError) -> tuple[Any, ...]:
         return number, None, None, (), record.kind, record.what, record.hint, *_NO_COUNTS
     own_id = id_of(record)
     try:
-        messages = parse(record, _NAMES_ONLY)
+        form, messages = parse(record, _NAMES_ONLY)
         check_conversation(messages, answered=True)
     except RecordError as error:
         fault = error.kind, error.what, error.hint
     except MessageError as error:
         fault = error.kind, f"{error.where}: {error.what}" if error.where else error.what, error.hint
     else:
-        return (record.number, own_id, record.text, record.embedded, *_NO_FAULT, *_counts(own_id or "", messages))
+        return (record.number, own_id, record.text, record.embedded, *_NO_FAULT, *_counts(own_id or "", messages, form))
     what = fault[1].encode("utf-8", "replace").decode()
     return record.number, own_id, None, (), fault[0], what, fault[2], *_NO_COUNTS
 
 
-def _counts(sample_id: str, messages: Sequence[Message]) -> tuple[Any, ...]:
+def _counts(sample_id: str, messages: Sequence[Message], form: str) -> tuple[Any, ...]:
     parts = [part for message in messages for part in message.content]
     texts = [part.text for part in parts if isinstance(part, Text)]
     images = [part.source for part in parts if isinstance(part, Image)]
@@ -326,6 +345,8 @@ def _counts(sample_id: str, messages: Sequence[Message]) -> tuple[Any, ...]:
         len(audio),
         kind_of(sample_id, messages),
         int.from_bytes(content.digest(), signed=True),
+        form,
+        [hashlib.sha256(source).hexdigest() for source in (*images, *audio) if isinstance(source, bytes)],
     )
 
 

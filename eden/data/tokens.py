@@ -54,7 +54,7 @@ class TokenTable:
 
         self._source: Path | pa.Buffer
         if isinstance(store, RecordStore):
-            self._source = store.folder / f"tokens-{fingerprint(processor)}.arrow"
+            self._source = store.folder / f"tokens-{fingerprint(processor)}{store.variant}.arrow"
             table = cached_table(
                 self._source, lambda beside: _write(store, processor, pa.OSFile(str(beside), "wb"), on_progress)
             )

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from ..core.files import cache_folder, sha256, storage_error
 from ..errors import AudioError, DataError
 from ..media.speech import Transcriber
 from ..messages import AudioSource, transcribe_message
+from .cache import digest
 from .formats import Sample
+from .store import RecordStore
 
 
 class TranscriptStore:
@@ -87,7 +89,7 @@ def transcribe_samples(
     on_error: Literal["fail", "skip"] = "fail",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Sample], list[DataError]]:
-    """The samples with each recording as text (`eden.messages.transcribe_message`), and the errors of those left out.
+    """The samples in words (`in_words`), and the errors of those left out.
 
     Args:
         samples: checked samples.
@@ -98,9 +100,25 @@ def transcribe_samples(
     Raises:
         DataError: a recording cannot be read or nothing is said in it; the message names the sample.
     """
-    spoken = {_name(part.source): part.source for sample in samples for m in sample.messages for part in m.audio}
+    words = heard_words(samples, store, on_progress)
+    transcribed: list[Sample] = []
+    faults: list[DataError] = []
+    for sample in samples:
+        try:
+            transcribed.append(in_words(sample, words))
+        except DataError as fault:
+            if on_error == "fail":
+                raise
+            faults.append(fault)
+    return transcribed, faults
 
-    transcripts: dict[str, str | AudioError] = {}
+
+def heard_words(
+    samples: Iterable[Sample], store: TranscriptStore, on_progress: Callable[[int, int], None] | None = None
+) -> dict[str, str | AudioError]:
+    """What is said in the recordings of samples, by their names, or why one cannot be read; arguments as above."""
+    spoken = {_name(part.source): part.source for sample in samples for m in sample.messages for part in m.audio}
+    heard: dict[str, str | AudioError] = {}
 
     def attempt(source: AudioSource) -> str | AudioError:
         try:
@@ -108,31 +126,55 @@ def transcribe_samples(
         except AudioError as error:
             return error
 
+    with ThreadPoolExecutor(store.transcriber.workers) as pool:
+        for name, found in zip(spoken, pool.map(attempt, spoken.values()), strict=True):
+            heard[name] = found
+            if on_progress is not None:
+                on_progress(len(heard), len(spoken))
+    return heard
+
+
+def in_words(sample: Sample, heard: Mapping[str, str | AudioError]) -> Sample:
+    """The sample with each recording as text (`eden.messages.transcribe_message`).
+
+    Raises:
+        DataError: a recording cannot be read or nothing is said in it; the message names the sample.
+    """
+
     def words(source: AudioSource) -> str:
-        found = transcripts[_name(source)]
+        found = heard[_name(source)]
         if isinstance(found, AudioError):
             raise found
         return found
 
-    with ThreadPoolExecutor(store.transcriber.workers) as pool:
-        for name, found in zip(spoken, pool.map(attempt, spoken.values()), strict=True):
-            transcripts[name] = found
-            if on_progress is not None:
-                on_progress(len(transcripts), len(spoken))
-    transcribed: list[Sample] = []
-    faults: list[DataError] = []
-    for sample in samples:
-        try:
-            transcribed.append(
-                replace(sample, messages=tuple(transcribe_message(message, words) for message in sample.messages))
-            )
-        except AudioError as error:
-            what = f"{error.where}: {error.what}" if error.where else error.what
-            fault = DataError(what, where=sample.where, hint=error.hint, kind=error.kind)
-            if on_error == "fail":
-                raise fault from error
-            faults.append(fault)
-    return transcribed, faults
+    try:
+        return replace(sample, messages=tuple(transcribe_message(message, words) for message in sample.messages))
+    except AudioError as error:
+        what = f"{error.where}: {error.what}" if error.where else error.what
+        raise DataError(what, where=sample.where, hint=error.hint, kind=error.kind) from error
+
+
+class HeardStore(RecordStore):
+    """A store whose samples are in words.
+
+    Args:
+        store: the records.
+        heard: `heard_words` of them.
+        unheard: rows with a recording that cannot be had in words; they count as faulty.
+    """
+
+    def __init__(self, store: RecordStore, heard: Mapping[str, str | AudioError], unheard: Sequence[int]):
+        vars(self).update(vars(store))
+        self._heard, self._unheard = heard, list(unheard)
+        self.variant = digest(json.dumps(sorted((name, str(words)) for name, words in heard.items())))
+
+    def faulty(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        faulty = super().faulty()
+        faulty[self._unheard] = True
+        return faulty
+
+    def sample(self, row: int) -> Sample:
+        return in_words(super().sample(row), self._heard)
 
 
 def _name(source: AudioSource) -> str:

@@ -54,7 +54,7 @@ class Report:
         faulty: records with at least one fault.
         faults: the first of them, in file order.
         faults_by_kind: all of them, counted.
-        counts, kinds, histograms, repeated: of `describe`.
+        counts, formats, kinds, histograms, repeated: of `describe`.
     """
 
     path: str
@@ -63,6 +63,7 @@ class Report:
     faults: list[Fault] = field(default_factory=list)
     faults_by_kind: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    formats: dict[str, int] = field(default_factory=dict)
     kinds: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, list[dict[str, int]]] = field(default_factory=dict)
     repeated: list[dict[str, str]] = field(default_factory=list)
@@ -172,8 +173,9 @@ def describe(store: RecordStore) -> dict[str, Any]:
     """Of the records that can be read, whatever their images are like.
 
     Returns:
-        `counts`, `kinds` (samples by kind), `histograms` of `turns` and of `characters` a sample, and
-        `repeated`: samples with the images and the text of an earlier one, each with the place of both.
+        `counts`, `formats` (samples by the names their parts were known by), `kinds` (samples by kind), `histograms`
+        of `turns` and of `characters` a sample, and `repeated`: samples with the images and the text of an earlier one,
+        each with the place of both.
     """
     good = np.flatnonzero(~store.faulty())
     column = {
@@ -194,6 +196,9 @@ def describe(store: RecordStore) -> dict[str, Any]:
             "samples_with_several_images": int((column["images"] > 1).sum()),
             "repeated_ids": len(ids) - len(ids.unique()),
             "repeated_samples": len(repeats),
+        },
+        "formats": {
+            pair["values"]: pair["counts"] for pair in store.table["format"].drop_null().value_counts().to_pylist()
         },
         "kinds": {name: int(number) for name, number in zip(KINDS, kinds, strict=True)},
         "histograms": {name: histogram(column[name]) for name in ("turns", "characters")},

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypeAlias
 import av
 import numpy as np
 
+from ..core.files import check_the_path
 from ..errors import AudioError, first_line
 from ..messages import AudioSource
 
@@ -29,19 +30,29 @@ SAMPLE_RATE = 16_000
 MAX_BYTES = 25 * 2**20
 MAX_SECONDS = 600.0
 UNLIMITED = float("inf")
+PAUSES = frozenset({"ogg", "m4a", "webm"})
+"""Containers whose packets have times of their own."""
 
-DEMUXERS = {"wav": "wav", "flac": "flac", "mp3": "mp3", "ogg": "ogg", "m4a": "mp4", "webm": "webm"}
+DEMUXERS = {
+    "wav": "wav", "flac": "flac", "mp3": "mp3", "ogg": "ogg", "m4a": "mp4", "webm": "webm", "aac": "aac",
+    "aiff": "aiff", "caf": "caf",
+}  # fmt: skip
 """Containers that are opened, by content and not by file name, and ffmpeg's names of them; all others stay closed."""
 FORMATS = tuple(DEMUXERS)
 CODECS = (
-    "pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le", "pcm_s16be", "pcm_mulaw", "pcm_alaw",
-    "adpcm_ms", "adpcm_ima_wav", "flac", "mp3", "mp3float", "opus", "libopus", "vorbis", "aac", "alac",
+    "pcm_u8", "pcm_s8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le", "pcm_s16be", "pcm_s24be",
+    "pcm_s32be", "pcm_f32be", "pcm_f64be", "pcm_mulaw", "pcm_alaw", "adpcm_ms", "adpcm_ima_wav", "adpcm_ima_qt",
+    "flac", "mp3", "mp3float", "opus", "libopus", "vorbis", "aac", "alac",
 )  # fmt: skip
 """The decoders that may run; no video is ever decoded, not even to look what it is."""
 SAMPLE_RATES = range(1_000, 384_001)
 MAX_CHANNELS = 16
 LONGEST_GAP = 0.5
 """Seconds that may be missing of what a header announces; encoders round and pad."""
+LONGEST_PAUSE = 3600.0
+"""Seconds that a recorder may have been paused between packets, or before the first; more is a clock that was set."""
+CANCELLED = 0.05
+"""Share of the sound of channels that is lost where their mix is silent, as of stereo with one channel inverted."""
 STREAMED = 0x7FFFF000
 """Sizes from here on are what programs write that do not know yet how long a recording will be."""
 
@@ -79,14 +90,15 @@ def read_audio(
             if announced > max_seconds:
                 raise _too_long(announced, max_seconds, where)
             limit, samples = max_seconds * SAMPLE_RATE, 0
-            for piece in _resampled(_frames(container, stream)):
+            lost: list[float] = []
+            for piece in _resampled(_frames(container, stream, lost), kind in PAUSES):
                 samples += len(piece)
                 if samples > limit:
                     raise _too_long(samples / SAMPLE_RATE, max_seconds, where)
                 yield piece
     if samples == 0:
         raise AudioError("the recording holds no sound", where=where, hint="Record it again.", kind="empty_audio")
-    seconds = samples / SAMPLE_RATE
+    seconds = samples / SAMPLE_RATE - sum(lost)
     if announced - seconds > max(LONGEST_GAP, announced / 20):
         raise _cut_off(f"{announced:.1f} s announced, {seconds:.1f} s found", where)
 
@@ -136,12 +148,22 @@ def _known_format(file: BinaryIO, where: str) -> str:
         raise AudioError("the recording is empty (0 bytes)", where=where, hint="Record it again.", kind="empty_audio")
     if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
         return "wav"
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return "aiff"
     if head[4:8] == b"ftyp":
         return "m4a"
-    for magic, kind in ((b"fLaC", "flac"), (b"OggS", "ogg"), (b"\x1a\x45\xdf\xa3", "webm"), (b"ID3", "mp3")):
+    for magic, kind in ((b"fLaC", "flac"), (b"OggS", "ogg"), (b"\x1a\x45\xdf\xa3", "webm"), (b"caff", "caf")):
         if head.startswith(magic):
             return kind
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2:  # a frame header of MPEG audio, layer III
+    start = head
+    if head.startswith(b"ID3") and len(head) > 9:  # a tag before either; seven bits a byte say how long it is
+        file.seek(10 + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10]))))
+        start = file.read(2)
+        file.seek(0)
+    sync = int.from_bytes(start[:2])
+    if sync & 0xFFF6 == 0xFFF0:  # a frame header of ADTS
+        return "aac"
+    if sync & 0xFFE6 == 0xFFE2 or head.startswith(b"ID3"):  # of MPEG audio, layer III
         return "mp3"
     raise AudioError(
         "not a recording Eden can read", where=where, hint=f"Use one of {', '.join(FORMATS)}.", kind="not_audio"
@@ -181,6 +203,8 @@ def _checked_stream(container: Any, where: str) -> Any:
 
 def _announced_seconds(container: Any, stream: Any, file: BinaryIO) -> float:
     """The duration the file's header announces, 0 where none is or it is a guess."""
+    if container.format.name == "aac":  # ffmpeg guesses from the bit rate of the first frames
+        return 0.0
     if container.format.name == "mp3":
         place = file.tell()
         file.seek(0)
@@ -193,27 +217,58 @@ def _announced_seconds(container: Any, stream: Any, file: BinaryIO) -> float:
     return container.duration / av.time_base if container.duration else 0.0
 
 
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames; what cannot be decoded is passed over, and missed when the length is compared."""
+def _frames(container: Any, stream: Any, lost: list[float]) -> Iterator[Any]:
+    """Decoded frames; what cannot be decoded is passed over, and its seconds are listed as lost."""
     for packet in container.demux(stream):
         try:
             yield from packet.decode()
         except av.InvalidDataError:
-            continue
+            lost.append(float((packet.duration or 0) * packet.time_base))
 
 
-def _resampled(frames: Iterable[Any]) -> Iterator[Waveform]:
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+def _resampled(frames: Iterable[Any], pauses: bool = False) -> Iterator[Waveform]:
+    """Frames at 16 kHz and as one channel; with `pauses`, silence where their times say that nothing was recorded."""
+    resampler = mixer = None
+    done = 0
 
     def pieces(frame: Any) -> Iterator[Waveform]:
         for part in resampler.resample(frame):
-            samples = part.to_ndarray()[0]
+            mixed = part
+            if len(part.layout.channels) > 1:
+                (mixed,) = mixer.resample(part)
+            samples = _heard(mixed.to_ndarray()[0], part.to_ndarray())
             yield np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0).clip(-1, 1).astype(np.float32, copy=False)
 
     for frame in frames:
-        frame.pts = None  # times may jump in what browsers record; the samples follow one another all the same
-        yield from pieces(frame)
-    yield from pieces(None)
+        pause = frame.time - done / SAMPLE_RATE if pauses and frame.time is not None else 0.0
+        frame.pts = None  # small jumps are a recorder's rounding: the samples follow one another all the same
+        if resampler is None:
+            resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=SAMPLE_RATE)
+            mixer = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+        if LONGEST_GAP < pause <= LONGEST_PAUSE:
+            for piece in _silence(pause):
+                done += len(piece)
+                yield piece
+        for piece in pieces(frame):
+            done += len(piece)
+            yield piece
+    if resampler is not None:
+        yield from pieces(None)
+
+
+def _silence(seconds: float) -> Iterator[Waveform]:
+    for start in range(0, round(seconds * SAMPLE_RATE), SAMPLE_RATE):
+        yield np.zeros(min(SAMPLE_RATE, round(seconds * SAMPLE_RATE) - start), dtype=np.float32)
+
+
+def _heard(mixed: Waveform, channels: Waveform) -> Waveform:
+    """The mix [S] of channels [C, S], or the loudest of them where they cancel one another."""
+    if len(channels) == 1:
+        return mixed
+    power = np.square(channels).mean(axis=1)
+    cancelled = np.square(mixed).mean() < CANCELLED * power.sum() / len(channels) ** 2
+    loudest: Waveform = channels[int(power.argmax())]
+    return loudest if cancelled else mixed
 
 
 def _check_complete(file: BinaryIO, kind: str, where: str) -> None:
@@ -221,16 +276,22 @@ def _check_complete(file: BinaryIO, kind: str, where: str) -> None:
     end_of_block = _END_OF_BLOCK.get(kind)
     if end_of_block is None:
         return
-    size, position = file.seek(0, io.SEEK_END), 12 if kind == "wav" else 0
+    size, position = file.seek(0, io.SEEK_END), 12 if kind in ("wav", "aiff") else 0
     while position < size:
         file.seek(position)
-        following = end_of_block(file.read(27), position, file)
+        head = file.read(27)
+        following = end_of_block(head, position, file)
         if following is None:
             break
-        if following > size + 1:  # a pad byte may be missing
+        # A pad byte may be missing, and all of what stands behind the sound.
+        if following > size + 1 and (kind == "ogg" or not _SOUND.isdisjoint((head[:4], head[4:8]))):
             raise _cut_off(f"{following - size:,} bytes are missing", where)
         position = following
     file.seek(0)
+
+
+_SOUND = {b"data", b"SSND", b"mdat", b"moov"}
+"""Names of the blocks that a recording cannot be without, of all containers."""
 
 
 def _end_of_chunk(head: bytes, position: int, file: BinaryIO) -> int | None:
@@ -239,6 +300,11 @@ def _end_of_chunk(head: bytes, position: int, file: BinaryIO) -> int | None:
         return None
     size = struct.unpack("<I", head[4:8])[0]
     return None if size == 0 or size >= STREAMED else position + 8 + size + size % 2
+
+
+def _end_of_big_chunk(head: bytes, position: int, file: BinaryIO) -> int | None:
+    """Of an IFF chunk (AIFF), which is as a RIFF chunk with its size the other way round."""
+    return _end_of_chunk(head[:4] + head[7:3:-1], position, file)
 
 
 def _end_of_page(head: bytes, position: int, file: BinaryIO) -> int | None:
@@ -263,6 +329,7 @@ def _end_of_box(head: bytes, position: int, file: BinaryIO) -> int | None:
 
 _END_OF_BLOCK: dict[str, Callable[[bytes, int, BinaryIO], int | None]] = {
     "wav": _end_of_chunk,
+    "aiff": _end_of_big_chunk,
     "ogg": _end_of_page,
     "m4a": _end_of_box,
 }
@@ -279,7 +346,7 @@ def _opened(source: str | Path | bytes, max_bytes: float, where: str) -> Iterato
     try:
         if not path.is_file():
             what = "no such recording" if not path.exists() else "not a file"
-            raise AudioError(what, where=where, hint="Check the path.", kind="missing_audio")
+            raise AudioError(what, where=where, hint=check_the_path(path), kind="missing_audio")
         if (size := path.stat().st_size) > max_bytes:
             raise _too_many_bytes(size, max_bytes, where)
         file = path.open("rb")

@@ -10,19 +10,26 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
+from ..core.files import check_the_path
 from ..errors import ImageError, first_line
 from ..messages import MediaSource
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIC")
 """Formats that are opened, by content and not by file name; everything else Pillow knows stays closed."""
 
 MAX_BYTES = 25 * 2**20
 MAX_PIXELS = 64 * 10**6
+THINNEST = 4
+"""Of a picture whose long side is more than this many times the short one, only the middle is kept. CLIP scales the
+short side to its input and looks at the square in the middle: the rest would be scaled up in vain, 100,000x12 pixels
+to 2,800,000x336."""
 MAX_EXIF_BYTES = 2**16
 """Pillow copies what an EXIF entry points at, and thousands of entries may point at the same bytes."""
 MAX_SCANS = 100
@@ -30,15 +37,23 @@ MAX_SCANS = 100
 MAX_HEADER_READS, MAX_READS = 5_000, 1_000_000
 """Pieces that Pillow may read a file in, up to its pixels and in all."""
 
-_SNIFFED = 16
-_SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM|RIFF....WEBP", re.DOTALL)
+_SNIFFED = 64
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WEBP": rb"RIFF....WEBP",
+    "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM",
+    "AVIF": rb"....ftyp.{0,48}?avi[fs]",  # both name the formats they are compatible with, four letters each
+    "HEIC": rb"....ftyp.{0,48}?(?:hei[cxms]|hev[cxms]|mif1|msf1)",
+}
 """How files of `FORMATS` begin."""
 
 
 def open_image(
     source: MediaSource, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS, where: str | None = None
 ) -> PIL.Image.Image:
-    """Decodes one image to RGB, upright (EXIF) and with transparency laid over white.
+    """Decodes one image to RGB, upright (EXIF) and with transparency laid over white; a thin one's middle (`THINNEST`).
 
     Args:
         source: a path, encoded bytes, or a PIL image (only converted).
@@ -53,7 +68,7 @@ def open_image(
         return source if _is_plain(source) else _to_rgb(source)
     with _opened(source, max_bytes, max_pixels, where) as image:
         image.load()
-        exif = len(image.info.get("exif", "")), len(image.info.get("Raw profile type exif", "")) // 2
+        exif = len(image.info.get("exif") or ""), len(image.info.get("Raw profile type exif", "")) // 2
         if max(exif) > MAX_EXIF_BYTES:
             raise _too_intricate("its EXIF data are too large", where or _name(source))
         return _to_rgb(image)
@@ -73,8 +88,7 @@ def sniff_image(source: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> No
             size, start = os.fstat(file.fileno()).st_size, file.read(_SNIFFED)
     if size > max_bytes:
         raise _too_many_bytes(size, max_bytes, where)
-    if not _SIGNATURES.match(start):
-        raise _not_an_image(where)
+    _format_of(start, where)
 
 
 def read_image_file(
@@ -102,15 +116,18 @@ def _opened(
     data = source if isinstance(source, bytes) else read_image_file(source, max_bytes=max_bytes, where=where)[0]
     if len(data) > max_bytes:
         raise _too_many_bytes(len(data), max_bytes, where)
+    kind = _format_of(data[:_SNIFFED], where)
     file = _BoundedFile(_tamed(data, where), where)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of bombs; the limit below is Eden's own
-            with PIL.Image.open(file, formats=FORMATS) as image:
+            with PIL.Image.open(file, formats=["HEIF" if kind == "HEIC" else kind]) as image:
                 file.reads_left = MAX_READS
                 width, height = image.size
                 if width * height > max_pixels:
                     raise _too_many_pixels(f"{width}x{height}", max_pixels, where)
+                if kind == "PNG":
+                    _scale_transparency(image.info, data[24])
                 yield image
     except ImageError:
         raise
@@ -125,6 +142,30 @@ def _opened(
             hint="Restore or replace the file.",
             kind="damaged_image",
         ) from None
+
+
+def _format_of(start: bytes, where: str) -> str:
+    """Which of `FORMATS` a file is, by its first bytes; for HEIC, Pillow is told of the package that reads it."""
+    kind = next((kind for kind, begin in _SIGNATURES.items() if re.match(begin, start, re.DOTALL)), None)
+    if kind is None:
+        raise _not_an_image(where)
+    if kind == "HEIC":
+        try:
+            import pillow_heif
+        except ImportError:
+            hint = "pip install pillow-heif, or save it as JPEG."
+            raise ImageError("reading HEIC needs pillow-heif", where=where, hint=hint, kind="not_an_image") from None
+        pillow_heif.register_heif_opener(thumbnails=False)
+    return kind
+
+
+def _scale_transparency(info: dict[Any, Any], bits: int) -> None:
+    """The transparent colour of a PNG in 8 bits, as Pillow has the pixels; it leaves the colour as it is written."""
+    clear = info.get("transparency")
+    if isinstance(clear, int) and bits in (2, 4):
+        info["transparency"] = clear * 255 // (2**bits - 1)
+    elif isinstance(clear, tuple) and bits == 16:
+        info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 class _BoundedFile(io.BytesIO):
@@ -179,8 +220,9 @@ def _reading(where: str) -> Iterator[None]:
     """What the operating system refuses is an ImageError."""
     try:
         yield
-    except FileNotFoundError:
-        raise ImageError("no such image file", where=where, hint="Check the path.", kind="missing_image") from None
+    except FileNotFoundError as error:
+        hint = check_the_path(error.filename)
+        raise ImageError("no such image file", where=where, hint=hint, kind="missing_image") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or first_line(error)
         raise ImageError(
@@ -191,17 +233,30 @@ def _reading(where: str) -> Iterator[None]:
 def _is_plain(image: PIL.Image.Image) -> bool:
     """Whether it is what this module makes already: RGB, upright and opaque. Another copy may be 100 MB."""
     orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
-    return image.mode == "RGB" and orientation == 1 and "transparency" not in image.info
+    return image.mode == "RGB" and orientation == 1 and "transparency" not in image.info and _middle(image) is image
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    image = PIL.ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = image.point(lambda value: value / 256).convert("L")  # convert() alone would clip 16 bits to white
+    image = PIL.ImageOps.exif_transpose(_middle(image))
+    if image.mode.startswith("I;16"):  # convert() alone would clip 16 bits to white
+        shades = np.asarray(image)
+        clear = image.info.get("transparency")
+        image = PIL.Image.fromarray((shades >> 8).astype(np.uint8))
+        if clear is not None:
+            alpha = np.where(shades == clear, 0, 255).astype(np.uint8)
+            image = PIL.Image.merge("LA", (image, PIL.Image.fromarray(alpha)))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _middle(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image, or of a thin one the middle, whose centre is the whole's."""
+    width, height = image.size
+    right = max(0, (width - THINNEST * height) // 2)
+    down = max(0, (height - THINNEST * width) // 2)
+    return image.crop((right, down, width - right, height - down)) if right or down else image
 
 
 def _not_an_image(where: str) -> ImageError:

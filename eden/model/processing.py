@@ -38,6 +38,8 @@ class MultimodalPhiProcessor(ProcessorMixin):
             )
         self.num_image_tokens = num_image_tokens
         self.image_token = IMAGE_TOKEN
+        if tokenizer is not None:  # transformers' own guess leaves out added tokens that the template does not write
+            tokenizer.chat_control_tokens = [token for token in tokenizer.get_added_vocab() if not token.isspace()]
         self.image_token_id: int = -1 if tokenizer is None else tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         if chat_template is None:
             chat_template = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
@@ -66,8 +68,9 @@ class MultimodalPhiProcessor(ProcessorMixin):
 
         Returns:
             `input_ids` list of T ids; `labels` list of T, the id where an assistant says it (its closing `<|end|>`
-            included) and -100 elsewhere; `pixel_values` float32 [I,3,H,W] if the image parts carry their images
-            (a part without one still takes its N tokens: ids and labels can be had before any pixel is decoded).
+            included) and -100 elsewhere, as in an assistant's turn with `"weight": 0`; `pixel_values` float32 [I,3,H,W]
+            if the image parts carry their images (a part without one still takes its N tokens: ids and labels can be
+            had before any pixel is decoded).
 
         Raises:
             ValueError: a training conversation (no generation prompt) contains control tokens in its text.
@@ -93,6 +96,11 @@ class MultimodalPhiProcessor(ProcessorMixin):
             token_id if spoken and token_id != header else IGNORE_INDEX
             for token_id, spoken in zip(ids, mask, strict=True)
         ]
+        starts = [place for place, token_id in enumerate(ids) if token_id == header]
+        answers = [turn for turn in conversation if turn["role"] == "assistant"]
+        for turn, start, end in zip(answers, starts, [*starts[1:], len(ids)], strict=False):  # a prompt has one more
+            if turn.get("weight") == 0:
+                labels[start:end] = [IGNORE_INDEX] * (end - start)
         example: dict[str, Any] = {"input_ids": ids, "labels": labels}
         if images := [part["image"] for part in _parts(conversation) if part.get("image") is not None]:
             example["pixel_values"] = self.image_processor(images, return_tensors="pt")["pixel_values"]
@@ -100,8 +108,8 @@ class MultimodalPhiProcessor(ProcessorMixin):
 
     def find_control_token(self, conversation: list[dict[str, Any]]) -> str | None:
         """The first control token (`<|end|>`, `<|image|>`, ...) written in the turns' text, or None."""
-        control_tokens = [token for token in self.tokenizer.get_added_vocab() if token.startswith("<|")]
-        texts = [part["text"] for part in _parts(conversation) if part["type"] == "text" and "<|" in part["text"]]
+        control_tokens = self.tokenizer.chat_control_tokens
+        texts = [part["text"] for part in _parts(conversation) if part["type"] == "text"]
         return next((token for text in texts for token in control_tokens if token in text), None)
 
 

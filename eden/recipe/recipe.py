@@ -92,6 +92,9 @@ class DataSection(_Section):
     eval_path: str | None = Field(None, description="a file of held-out samples")
     eval_fraction: float = Field(0.02, ge=0, lt=1, description="share of the samples held out without an eval_path")
     split_seed: int = Field(0, description="chooses which samples are held out without an eval_path")
+    split_by: Literal["media", "sample"] = Field(
+        "media", description="samples of the same picture or recording are held out together, or each by itself"
+    )
     max_length: int = Field(4096, gt=0, description="tokens of the longest sample allowed; nothing is cut off")
     features: Literal["live", "cached", "auto"] = Field(
         "live", description="images go through the tower in each step, or once into a cache, or whichever is faster"
@@ -258,7 +261,7 @@ def _ineffective(recipe: Recipe) -> dict[tuple[str, str], str]:
         if recipe.model.vision_feature == "pooled":
             reasons["model", "vision_feature_layer"] = "it needs model.vision_feature: patches"
     if recipe.data.eval_path is not None:
-        reasons["data", "eval_fraction"] = "data.eval_path is all that is held out"
+        reasons["data", "eval_fraction"] = reasons["data", "split_by"] = "data.eval_path is all that is held out"
         if recipe.data.sources is None:
             reasons["data", "split_seed"] = "data.eval_path is all that is held out"
     elif recipe.data.sources is not None:
