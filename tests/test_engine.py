@@ -374,13 +374,18 @@ def test_cancelled_or_late_in_the_queue_is_never_begun(checkpoint: Checkpoint) -
 
 
 def test_a_deadline_ends_an_answer_with_what_it_has(checkpoint: Checkpoint) -> None:
-    asked = example(checkpoint, "hello")
-    with Engine(checkpoint) as engine:
-        generation = engine.submit(Request.of(asked, Sampling(max_new_tokens=4000), deadline=0.3)).wait()
+    asked, gate = example(checkpoint, "hello"), Gate()
+
+    def pass_an_hour(step: int) -> None:
+        if step == 5:
+            generation.submitted_at -= 3600
+
+    with Engine(checkpoint) as engine, at_each_step(checkpoint, lambda step: gate(step) or pass_an_hour(step)):
+        generation = engine.submit(Request.of(asked, Sampling(max_new_tokens=4000), deadline=3600))
+        gate.opened.set()
+        generation.wait()
     assert generation.finish_reason == "deadline"
-    assert generation.completion_tokens < 4000
-    beginning = plain(checkpoint, asked, Sampling(max_new_tokens=20))
-    assert generation.token_ids[:20] == beginning[: generation.completion_tokens]
+    assert generation.token_ids == plain(checkpoint, asked, Sampling(max_new_tokens=6))
 
 
 def test_a_full_queue_refuses_or_waits(checkpoint: Checkpoint) -> None:
