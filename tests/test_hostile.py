@@ -477,14 +477,14 @@ def test_many_at_once_leave_nothing_behind(server: Running) -> None:
 
     def ask(stream: bool) -> None:
         body = asking(image_part(), "How many objects are there?", stream=stream)
-        statuses.extend(server.post(body).status_code for _ in range(5))
+        statuses.extend(server.post(body).status_code for _ in range(2))
 
     clients = [threading.Thread(target=ask, args=(bool(number % 2),)) for number in range(16)]
     for client in clients:
         client.start()
     for client in clients:
         client.join()
-    assert statuses == 80 * [200]
+    assert statuses == 32 * [200]
     # A client has its answer a moment before the server has left the request.
     until(lambda: server.service._inside == 0 and threading.active_count() <= threads + 4)
     check_alive(server)
