@@ -129,11 +129,13 @@ def exit_code(option: str, what: str, *arguments: str) -> int:
 if __name__ == "__main__":
     from eden.cli.main import _quiet_libraries
 
+    before = dict(os.environ)
     _quiet_libraries()  # some of it is looked at while the libraries are imported
     for module in MODULES:
         importlib.import_module(module)
     check_threads()
     gc.freeze()
     request, files = next_child(socket.socket(fileno=int(sys.argv[1])))
+    request["env"] = {name: os.environ[name] for name in os.environ.keys() - before} | request["env"]
     become(request, files)
     os._exit(exit_code(*request["arguments"]))

@@ -248,7 +248,7 @@ def test_the_models_closing_token_ends_an_answer() -> None:
 
 
 def test_a_stop_string_across_tokens_is_never_seen() -> None:
-    """eden-tiny's answer, stopped at what begins at every seventh of its characters, within a word and between words."""
+    """eden-tiny's answer, stopped at what begins at every seventh character, within a word and between words."""
     checkpoint = load()
     world = [{"role": "user", "content": [{"type": "image", "image": next(scenes(0, "test"))[1]}, DESCRIBE]}]
     asked = checkpoint.processor.encode(world, add_generation_prompt=True)

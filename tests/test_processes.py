@@ -1,4 +1,4 @@
-"""The processes that tests start: they are as new ones would be, stop where they are told to, and end with their test."""
+"""The processes that tests start: as new ones would be, they stop where they are told to, and end with their test."""
 
 import json
 import os
@@ -14,7 +14,9 @@ import pytest
 
 
 def test_a_process_has_its_own_arguments_folder_environment_and_input(tmp_path: Path) -> None:
-    script = "import json, os, sys; print(json.dumps([sys.argv[1:], os.getcwd(), os.environ['NAME'], sys.stdin.read()]))"
+    script = (
+        "import json, os, sys; print(json.dumps([sys.argv[1:], os.getcwd(), os.environ['NAME'], sys.stdin.read()]))"
+    )
     environment = os.environ | {"NAME": "of mine"}
     process = cli.Python("-c", script, "a", "b c", cwd=tmp_path, env=environment, stdin=subprocess.PIPE)
     result = process.finished("hello")
@@ -48,9 +50,9 @@ def test_it_stops_at_the_end_of_the_call_that_was_named() -> None:
 
 
 def test_that_it_never_makes_that_call_is_a_failure() -> None:
-    with cli.Python("-c", "print('done')", stop=("json", "dumps", 1)) as process:
-        with pytest.raises(AssertionError, match="it ended with 0 before it stopped: .*done"):
-            process.wait_until_stopped()
+    process = cli.Python("-c", "print('done')", stop=("json", "dumps", 1))
+    with process, pytest.raises(AssertionError, match=r"it ended with 0 before it stopped: .*done"):
+        process.wait_until_stopped()
 
 
 @pytest.fixture(scope="module")
