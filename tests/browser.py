@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Locator, Page, Request, expect, sync_playwright
 from servers import EXAMPLES
 
 SCREENSHOTS = Path(__file__).parent.parent / "runs" / "screenshots"
@@ -69,6 +69,11 @@ class Person:
         self.page: Page = context.new_page()
         self.requests: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
+        self.streams: set[Request] = set()
+        """Of the page's events, which Gradio closes once all of them have ended."""
+        self.page.on("request", lambda request: "/queue/data" in request.url and self.streams.add(request))
+        for end in ("requestfinished", "requestfailed"):
+            self.page.on(end, lambda request: self.streams.discard(request))
         self.url = url
         self.open()
 
@@ -111,13 +116,18 @@ class Person:
         """Until the answer has ended and the next question may be asked."""
         expect(self.stop_button).to_have_count(0, timeout=60 * SECONDS)
         expect(self.box).to_be_editable(timeout=60 * SECONDS)
-        self.page.wait_for_timeout(1000)  # Gradio sends the end of an answer twice, and draws it again
+        self.lets_it_draw()  # Gradio sends the end of an answer twice, and draws it again
+
+    def lets_it_draw(self) -> None:
+        """Until all events have ended and what they changed is on the screen."""
+        while self.streams:
+            self.page.wait_for_timeout(20)  # in which it hears of an end
+        self.page.evaluate("() => new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
 
     def photograph(self, name: str) -> Path:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         path = SCREENSHOTS / f"{name}.png"
-        self.page.wait_for_timeout(600)  # what the page itself says slides in
-        self.page.screenshot(path=path)
+        self.page.screenshot(path=path, animations="disabled")  # what the page itself says slides in
         return path
 
     def close(self) -> None:

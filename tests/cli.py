@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import lru_cache
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 PR_SET_CHILD_SUBREAPER = 36
+READ_AT_IMPORT = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_DISABLE_XET", "HF_HUB_OFFLINE")
+"""By the hub's client, and not again."""
 LASTING: set[int] = set()
 
 
@@ -28,9 +30,14 @@ def take_in_orphans() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-@cache
-def fork_server() -> socket.socket:
-    """Of this process; it ends with it."""
+@lru_cache(maxsize=3)
+def fork_server(settings: tuple[str | None, ...]) -> socket.socket:
+    """Of this process, where the hub's client was imported with these settings.
+
+    It ends with this process, or when others have been asked for since.
+    """
+    read = dict(zip(READ_AT_IMPORT, settings, strict=True))
+    environment = {name: value for name, value in (os.environ | read).items() if value is not None}
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         server = subprocess.Popen(
@@ -39,7 +46,7 @@ def fork_server() -> socket.socket:
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},  # the pools of numpy's BLAS are threads that a fork would miss
+            env=environment | {"OMP_NUM_THREADS": "1"},  # the pools of numpy's BLAS are threads that a fork would miss
             start_new_session=True,
         )
     LASTING.add(server.pid)
@@ -73,8 +80,6 @@ class Started(subprocess.Popen[str]):
 class Python(Started):
     """`python ...` as a fork of a process that has the libraries imported.
 
-    It differs from a new process in what is read from the environment when a library is imported: HF_HOME, for one.
-
     Args:
         *arguments: Python's own: `-m module ...` or `-c script ...`.
         stop: a module, a function in it, and the number of the call at whose end the process stops.
@@ -88,15 +93,12 @@ class Python(Started):
     def _execute_child(self, args: Any, *options: Any) -> None:
         cwd, env = options[4:6]
         pipes = stdin, _, _, stdout, _, stderr = options[9:15]
-        request = {
-            "arguments": args,
-            "cwd": str(cwd or Path.cwd()),
-            "env": dict(os.environ if env is None else env),
-            "stop": self._stop,
-        }
+        environment = dict(os.environ if env is None else env)
+        request = {"arguments": args, "cwd": str(cwd or Path.cwd()), "env": environment, "stop": self._stop}
         files = [inherited if file == -1 else file for inherited, file in enumerate((stdin, stdout, stderr))]
-        socket.send_fds(fork_server(), [json.dumps(request).encode()], files)
-        self.pid = int(fork_server().recv(100))
+        server = fork_server(tuple(map(environment.get, READ_AT_IMPORT)))
+        socket.send_fds(server, [json.dumps(request).encode()], files)
+        self.pid = int(server.recv(100))
         self._child_created = True
         self._close_pipe_fds(*pipes)
 

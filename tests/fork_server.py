@@ -104,7 +104,7 @@ def become(request: dict[str, Any], files: list[int]) -> None:
 
 def exit_code(option: str, what: str, *arguments: str) -> int:
     """Does as Python would, up to the clearing away of all modules, which takes a second and is nothing to see."""
-    code: object = 0
+    code = 0
     sys.argv = [option, *arguments]
     try:
         if option == "-m":
@@ -113,6 +113,9 @@ def exit_code(option: str, what: str, *arguments: str) -> int:
             exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
     except SystemExit as end:
         code = end.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1
@@ -120,17 +123,19 @@ def exit_code(option: str, what: str, *arguments: str) -> int:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    return code if isinstance(code, int) else 1
+    return code
 
 
 if __name__ == "__main__":
     from eden.cli.main import _quiet_libraries
 
+    before = dict(os.environ)
     _quiet_libraries()  # some of it is looked at while the libraries are imported
     for module in MODULES:
         importlib.import_module(module)
     check_threads()
     gc.freeze()
     request, files = next_child(socket.socket(fileno=int(sys.argv[1])))
+    request["env"] = {name: os.environ[name] for name in os.environ.keys() - before} | request["env"]
     become(request, files)
     os._exit(exit_code(*request["arguments"]))

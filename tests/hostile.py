@@ -127,9 +127,9 @@ def speech(kind: str) -> bytes:
     return encode(np.random.default_rng(0).normal(0, 0.1, 48_000).astype(np.float32), kind)
 
 
-def silence(hours: int) -> bytes:
+def silence(minutes: int) -> bytes:
     """FLAC, which takes next to no bytes for it."""
-    return encode(np.zeros(hours * 3600 * 16_000, np.float32), "flac", rate=16_000)
+    return encode(np.zeros(minutes * 60 * 16_000, np.float32), "flac", rate=16_000)
 
 
 def wav(*, channels: int = 1, rate: int = 16_000, size: int | None = None, bits: int = 16) -> bytes:
@@ -239,7 +239,7 @@ CASES: dict[str, Callable[[], Body]] = {
         f"half a {kind}": (lambda kind=kind: audio(speech(kind)[: len(speech(kind)) // 2]))
         for kind in ("flac", "mp3", "ogg", "m4a", "webm")
     },
-    "hours of silence": lambda: audio(silence(2)),
+    "twenty minutes of silence": lambda: audio(silence(20)),
     "a recording as a path": lambda: asking({"type": "input_audio", "input_audio": {"data": "/etc/passwd"}}),
     "a recording as a url": lambda: asking(
         {"type": "input_audio", "input_audio": {"data": "data:audio/wav;base64," + base64.b64encode(QUESTION).decode()}}
@@ -349,7 +349,7 @@ EXPECTED = {
     "base64 with line breaks": ("invalid_base64", "messages[0].content[0].image_url"),
     "wav of no known codec": ("not_audio", "messages"),
     "half a flac": ("damaged_audio", "messages"),
-    "hours of silence": ("audio_too_long", "messages"),
+    "twenty minutes of silence": ("audio_too_long", "messages"),
     "a play list": ("not_audio", "messages"),
     "no json": ("invalid_json", None),
     "a lone surrogate": ("invalid_json", None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import httpx
 
 import eden
 from eden.core.processes import run_in_thread
+from eden.inference.request import Generation
 from eden.serve.server import Server, build_app, open_socket
 from eden.serve.service import Service
 from eden.serve.settings import Settings
@@ -39,15 +41,45 @@ class Running:
     def post(self, body: Any, **options: Any) -> httpx.Response:
         return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=60, **options)
 
+    def wanted(self) -> list[Generation]:
+        """The answers being written that have neither been cancelled nor taken too long."""
+        rows = tuple(self.service.engine._rows)
+        return [row.generation for row in rows if row.generation.unwanted(time.monotonic()) is None]
+
     @contextmanager
-    def slow(self, seconds: float) -> Iterator[None]:
-        """Every forward of the language model takes that much longer, so that an answer can be met half written."""
-        model = self.service.assistant.checkpoint.core.model.language_model
-        handle = model.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+    def held(self, forwards: int) -> Iterator[Gate]:
+        """The language model stops before the forward behind so many, so that an answer can be met half written."""
+        gate = Gate(forwards)
+        handle = self.service.assistant.checkpoint.core.model.language_model.register_forward_pre_hook(gate)
         try:
-            yield
+            yield gate
         finally:
+            gate.open()
             handle.remove()
+
+
+class Gate:
+    """Lets so many forwards of a model pass, and more once it is told to."""
+
+    def __init__(self, forwards: int):
+        self.reached = threading.Event()
+        self._left: float = forwards
+        self._changed = threading.Condition()
+
+    def __call__(self, *_: Any) -> None:
+        with self._changed:
+            if not self._left:
+                self.reached.set()
+            assert self._changed.wait_for(lambda: self._left, 60), "nobody opened the gate"
+            self._left -= 1
+
+    def let(self, forwards: float) -> None:
+        with self._changed:
+            self._left += forwards
+            self._changed.notify_all()
+
+    def open(self) -> None:
+        self.let(math.inf)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,9 +92,12 @@ def test_a_stream_ends_with_usage_and_done(server: Running) -> None:
 
 
 def test_a_stream_comes_while_it_is_written(client: OpenAI, server: Running) -> None:
-    with server.slow(0.05):
-        times = [time.monotonic() for _ in complete(client, image_part(), "Describe the picture.", stream=True)]
-    assert times[-1] - times[2] > 1  # 30 tokens of 50 ms each
+    with server.held(6) as gate:
+        stream = iter(complete(client, image_part(), "Describe the picture.", stream=True))
+        early = [next(stream).choices[0].delta.content for _ in range(4)]
+        gate.open()
+        late = [chunk.choices[0].delta.content or "" for chunk in stream]
+    assert early == ["", "A", " large", " red"] and "".join(early + late) == DESCRIPTION
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -259,7 +261,7 @@ def test_nobody_forges_a_turn(server: Running) -> None:
 def test_too_many_are_told_to_come_again_and_the_client_does() -> None:
     with serving(Settings(max_running=1, max_waiting=1)) as server:
         body = asking(image_part(), "Describe the picture.")
-        with server.slow(0.05):
+        with server.held(3) as gate:
             threads = [threading.Thread(target=server.post, args=(body,)) for _ in range(2)]
             for thread in threads:
                 thread.start()
@@ -267,19 +269,34 @@ def test_too_many_are_told_to_come_again_and_the_client_does() -> None:
             refused = server.post(body)
             assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
             assert refused.json()["error"]["code"] == "overloaded"
-            patient = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=8)
+            statuses: list[int] = []
+            hooks = {"response": [lambda response: statuses.append(response.status_code), lambda _: gate.open()]}
+            patient = OpenAI(
+                base_url=f"{server.url}/v1", api_key="none", max_retries=8, http_client=httpx.Client(event_hooks=hooks)
+            )
             assert patient.chat.completions.create(**body).choices[0].message.content == DESCRIPTION
+            assert (statuses[0], statuses[-1]) == (503, 200)
             for thread in threads:
                 thread.join()
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_takes_too_long_is_an_error_and_no_answer(stream: bool) -> None:
-    with serving(Settings(limits=Limits(answer_seconds=0.5))) as server, server.slow(0.1):
+    with serving(Settings(limits=Limits(answer_seconds=3600))) as server, server.held(5) as gate:
+
+        def an_hour_passes() -> None:
+            assert gate.reached.wait(60)
+            for generation in server.wanted():
+                generation.submitted_at -= 3600
+            gate.open()
+
+        clock = threading.Thread(target=an_hour_passes)
+        clock.start()
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         with pytest.raises(openai.APIError, match="took too long"):
             answer = complete(client, image_part(), "Describe the picture.", stream=stream)
             assert all(chunk.choices[0].finish_reason is None for chunk in answer)
+        clock.join()
         assert server.service.engine.stats().finished == {"deadline": 1}
 
 

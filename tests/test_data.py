@@ -19,8 +19,16 @@ from eden.data.formats import RecordError, Sample, read_samples
 from eden.data.validate import check, load_samples
 
 
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    """A small file of very many pixels, which takes a second to write."""
+    file = io.BytesIO()
+    PIL.Image.new("1", (20_000, 20_000)).save(file, "PNG")
+    return file.getvalue()
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, bomb: bytes) -> Path:
     """Good and bad images of every kind."""
     make_image("red").save(tmp_path / "red.png")
     make_image("blue").save(tmp_path / "blue.jpg")
@@ -29,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty.png").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "bomb.png").write_bytes(bomb())
+    (tmp_path / "bomb.png").write_bytes(bomb)
     return tmp_path
 
 

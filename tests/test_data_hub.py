@@ -4,16 +4,18 @@ import io
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
+import cli
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from conftest import make_image
 from hub import NAMESPACE, Hub, Repository
 
+Check: TypeAlias = Callable[[str], subprocess.CompletedProcess[str]]
 SET = f"hf://datasets/{NAMESPACE}/colours"
 
 
@@ -30,40 +32,46 @@ def parquet(colours: list[str]) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture
-def hub() -> Iterator[Hub]:
+@pytest.fixture(scope="module")
+def one_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, dict[str, str]]]:
+    """It, and the environment in which it is asked."""
     with Hub() as hub:
-        files = {
-            "README.md": b"---\nlicense: mit\n---\nColours.\n",
-            "data/train-00000-of-00002.parquet": parquet(["red", "blue"]),
-            "data/train-00001-of-00002.parquet": parquet(["lime"]),
-            "data/validation-00000-of-00001.parquet": parquet(["orange"]),
-        }
-        hub.repositories[f"datasets/{NAMESPACE}/colours"] = Repository({}, files)
-        yield hub
+        yield hub, hub.environment() | {"HF_HOME": str(tmp_path_factory.mktemp("home"))}
         hub.shutdown()
 
 
-def check(path: str, hub: Hub, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | hub.environment() | {"HF_HOME": str(folder), "EDEN_CACHE": str(folder / "eden")}
-    command = [sys.executable, "-m", "eden", "check", path, "--decode", "--json"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def hub(one_hub: tuple[Hub, dict[str, str]]) -> Hub:
+    files = {
+        "README.md": b"---\nlicense: mit\n---\nColours.\n",
+        "data/train-00000-of-00002.parquet": parquet(["red", "blue"]),
+        "data/train-00001-of-00002.parquet": parquet(["lime"]),
+        "data/validation-00000-of-00001.parquet": parquet(["orange"]),
+    }
+    one_hub[0].repositories[f"datasets/{NAMESPACE}/colours"] = Repository({}, files)
+    return one_hub[0]
 
 
-def test_its_rows_are_samples(hub: Hub, tmp_path: Path) -> None:
+@pytest.fixture
+def check(one_hub: tuple[Hub, dict[str, str]], hub: Hub, tmp_path: Path) -> Check:
+    environment = os.environ | one_hub[1] | {"EDEN_CACHE": str(tmp_path)}
+    return lambda path: cli.eden("check", path, "--decode", "--json", env=environment)
+
+
+def test_its_rows_are_samples(check: Check) -> None:
     for path, number in ((SET, 3), (f"{SET}@main?split=validation", 1)):
-        result = check(path, hub, tmp_path)
+        result = check(path)
         assert result.returncode == 0, result.stderr
         report = json.loads(result.stdout)
         assert (report["samples"], report["faulty"], report["counts"]["images"]) == (number, 0, number)
 
 
-def test_a_commit_is_read_once(hub: Hub, tmp_path: Path) -> None:
+def test_a_commit_is_read_once(hub: Hub, check: Check) -> None:
     """What the rows hold is in Eden's cache then; only the commit is asked for."""
-    first = check(SET, hub, tmp_path)
+    first = check(SET)
     files = hub.repositories[f"datasets/{NAMESPACE}/colours"].files
     files.clear()
-    again = check(SET, hub, tmp_path)
+    again = check(SET)
     assert again.returncode == 0 and again.stdout == first.stdout
 
 
@@ -75,8 +83,8 @@ def test_a_commit_is_read_once(hub: Hub, tmp_path: Path) -> None:
         (f"{SET}?colour=red", "unknown setting colour. Use data_dir, name, split."),
     ],
 )
-def test_what_is_not_there_is_one_line(path: str, message: str, hub: Hub, tmp_path: Path) -> None:
-    result = check(path, hub, tmp_path)
+def test_what_is_not_there_is_one_line(path: str, message: str, check: Check) -> None:
+    result = check(path)
     assert result.returncode == 2 and not result.stdout
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith(f"error {path}: ") and message in line

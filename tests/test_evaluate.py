@@ -512,7 +512,7 @@ def test_what_was_answered_is_not_asked_again(assistant: eden.Assistant, tmp_pat
 
 
 def test_answers_are_the_same_in_batches_of_any_size(assistant: eden.Assistant, tmp_path: Path) -> None:
-    task = open_task("world", limit=15)
+    task = open_task("world", limit=4)
     for size in (1, 4, 64):
         evaluate(assistant, task, batch_size=size, predictions=Predictions(tmp_path / f"{size}", {}), console=QUIET)
     first, *others = [(tmp_path / f"{size}" / "predictions.jsonl").read_bytes() for size in (1, 4, 64)]
@@ -575,20 +575,20 @@ def test_questions_are_known_by_all_that_is_asked(benchmark_files: Path) -> None
 
 def test_two_runs_are_compared_over_the_questions_they_share(assistant: eden.Assistant, tmp_path: Path) -> None:
     out = tmp_path / "first"
-    keep(open_task("world", limit=12), assistant, out)
+    keep(open_task("world", limit=6), assistant, out)
     lines = lines_of(out)
     lines[0]["answer"] = "Nonsense."  # the earlier run got this one wrong
     (out / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    task = open_task("world", limit=10)  # of the same questions fewer
+    task = open_task("world", limit=5)  # of the same questions fewer
     against = compare(evaluate(assistant, task, console=QUIET), read_earlier(out / "result.json", task))
-    assert against["model"] == "eden-tiny" and against["shared"] == 10 * len(task.groups)
+    assert against["model"] == "eden-tiny" and against["shared"] == 5 * len(task.groups)
     accuracy = against["differences"]["accuracy"]
-    assert accuracy["shared"] == 10 and accuracy["difference"] == pytest.approx(0.1)
-    assert accuracy["interval"][0] == 0 and accuracy["interval"][1] > 0.1
-    assert against["differences"]["accuracy_blind"] == {"difference": 0, "interval": [0, 0], "shared": 10}
+    assert accuracy["shared"] == 5 and accuracy["difference"] == pytest.approx(0.2)
+    assert accuracy["interval"][0] == 0 and accuracy["interval"][1] > 0.2
+    assert against["differences"]["accuracy_blind"] == {"difference": 0, "interval": [0, 0], "shared": 5}
     lines[1]["question"] += " Really?"
     (out / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(InputError, match=r"first/result.json: it was asked other questions: it shares 9 of 10 with"):
+    with pytest.raises(InputError, match=r"first/result.json: it was asked other questions: it shares 4 of 5 with"):
         read_earlier(out, task)
 
 

@@ -20,7 +20,7 @@ import yaml
 from browser import chromium, tour
 from conftest import make_image, make_model, make_processor
 from hatchling.build import build_wheel as build_with_hatchling
-from hub import Hub
+from hub import TOKEN, Hub
 from packaging.requirements import Requirement
 from servers import until
 from test_checkpoint import adapt, answers
@@ -104,8 +104,7 @@ def run(command: list[str | Path], **more: str) -> subprocess.CompletedProcess[s
 
 
 def run_eden(metadata: Path, *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-    # In a fresh process: the hub's client reads its settings when it is imported.
-    return run([sys.executable, "-m", "eden", *arguments], PYTHONPATH=f"{metadata}:{ROOT}", **more)
+    return cli.eden(*arguments, cwd="/", env=os.environ | {"PYTHONPATH": f"{metadata}:{ROOT}"} | more)
 
 
 def test_the_wheel_holds_what_the_build_tool_puts_into_it(wheel: Path, hatch_wheel: Path) -> None:
@@ -263,13 +262,12 @@ def test_a_space_of_a_model_on_the_hub_only_names_it(metadata: Path, tmp_path: P
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("1" * 40)
     space = tmp_path / "space"
-    environment = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    result = run_eden(metadata, "export", "me/shapes", "--to", "space", space, **environment)
+    result = run_eden(metadata, "export", "me/shapes", "--to", "space", space, HF_HUB_CACHE=str(tmp_path / "cache"))
     assert result.returncode == 0, result.stderr
     assert names(space) == {"app.py", "README.md", "requirements.txt", WHEEL}
     assert 'eden.load("me/shapes")' in (space / "app.py").read_text()
     assert front(space)["suggested_hardware"] == "t4-small"
-    missing = run_eden(metadata, "export", "me/gone", "--to", "space", tmp_path / "none", **environment)
+    missing = run_eden(metadata, "export", "me/gone", "--to", "space", tmp_path / "none")
     assert missing.returncode == 2 and "no such model on the hub" in missing.stderr
     assert not (tmp_path / "none").exists()
 
@@ -345,18 +343,30 @@ def test_what_is_neither_model_nor_space_is_not_pushed(tmp_path: Path) -> None:
         plan_push(str(tmp_path), "me/x")
 
 
-@pytest.fixture
-def hub() -> Iterator[Hub]:
+@pytest.fixture(scope="module")
+def one_hub() -> Iterator[Hub]:
     with Hub() as hub:
         yield hub
         hub.shutdown()
+
+
+@pytest.fixture
+def hub(one_hub: Hub) -> Hub:
+    """Without repositories."""
+    one_hub.repositories.clear()
+    return one_hub
+
+
+def of(hub: Hub, metadata: Path, token: str = TOKEN) -> dict[str, str]:
+    """The environment in which the hub's client asks it, and finds nobody's login on this machine."""
+    return hub.environment(token) | {"HF_HOME": str(metadata)}
 
 
 def test_a_dry_run_lists_exactly_what_is_uploaded(metadata: Path, hub: Hub) -> None:
     listed = run_eden(metadata, "push", "eden-tiny", "me/shapes", "--dry-run", HF_TOKEN="")
     lines = listed.stdout.splitlines()
     assert listed.returncode == 0 and lines[-1].endswith(" bytes, to the model me/shapes"), listed.stderr
-    pushed = run_eden(metadata, "push", "eden-tiny", "me/shapes", "--json", **hub.environment())
+    pushed = run_eden(metadata, "push", "eden-tiny", "me/shapes", "--json", **of(hub, metadata))
     assert pushed.returncode == 0, pushed.stderr
     result, files = json.loads(pushed.stdout), hub.repositories["models/me/shapes"].files
     assert result["url"] == f"{hub.url}/me/shapes" and result["removed"] == []
@@ -366,7 +376,7 @@ def test_a_dry_run_lists_exactly_what_is_uploaded(metadata: Path, hub: Hub) -> N
 
 
 def test_a_model_becomes_a_space_on_the_hub(metadata: Path, hub: Hub) -> None:
-    pushed = run_eden(metadata, "push", "eden-tiny", "me/demo", "--space", "--private", **hub.environment())
+    pushed = run_eden(metadata, "push", "eden-tiny", "me/demo", "--space", "--private", **of(hub, metadata))
     assert pushed.returncode == 0, pushed.stderr
     assert pushed.stdout.strip() == f"{hub.url}/spaces/me/demo"
     made = hub.repositories["spaces/me/demo"]
@@ -377,25 +387,25 @@ def test_a_model_becomes_a_space_on_the_hub(metadata: Path, hub: Hub) -> None:
 def test_weights_of_the_earlier_model_go(metadata: Path, hub: Hub, folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "eden-tiny"}')
     (folder / "adapter_model.safetensors").write_bytes(b"0")
-    assert run_eden(metadata, "push", folder, "me/shapes", **hub.environment()).returncode == 0
+    assert run_eden(metadata, "push", folder, "me/shapes", **of(hub, metadata)).returncode == 0
     hub.repositories["models/me/shapes"].files["picture.png"] = b"somebody's own"
-    pushed = run_eden(metadata, "push", "eden-tiny", "me/shapes", **hub.environment())
+    pushed = run_eden(metadata, "push", "eden-tiny", "me/shapes", **of(hub, metadata))
     assert "removed  adapter_config.json\nremoved  adapter_model.safetensors" in pushed.stderr
     assert set(hub.repositories["models/me/shapes"].files) == {*names(EDEN_TINY_FOLDER), "picture.png"}
-    hidden = run_eden(metadata, "push", "eden-tiny", "me/shapes", "--private", **hub.environment())
+    hidden = run_eden(metadata, "push", "eden-tiny", "me/shapes", "--private", **of(hub, metadata))
     assert hidden.returncode == 1 and "the repository exists and is public" in hidden.stderr
 
 
 def test_every_refusal_is_one_line_with_a_hint(metadata: Path, hub: Hub) -> None:
     cases = [
-        ("me/x", hub.environment(""), "nobody is logged in to the hub. Run hf auth login"),
-        ("me/x", hub.environment("hf_wrong"), "Run hf auth login"),
-        ("you/x", hub.environment(), "Check that the namespace is yours"),
-        ("me/x", hub.environment() | {"HF_HUB_OFFLINE": "1"}, "Check the network"),
-        ("me/x", hub.environment() | {"HF_ENDPOINT": "http://127.0.0.1:9"}, "Check the network"),
+        ("me/x", of(hub, metadata, ""), "nobody is logged in to the hub. Run hf auth login"),
+        ("me/x", of(hub, metadata, "hf_wrong"), "Run hf auth login"),
+        ("you/x", of(hub, metadata), "Check that the namespace is yours"),
+        ("me/x", {"HF_TOKEN": TOKEN}, "Check the network"),  # told to stay offline
+        ("me/x", of(hub, metadata) | {"HF_ENDPOINT": "http://127.0.0.1:9"}, "Check the network"),
     ]
     for repo, environment, hint in cases:
-        result = run_eden(metadata, "push", "eden-tiny", repo, HF_HOME=str(metadata), **environment)
+        result = run_eden(metadata, "push", "eden-tiny", repo, **environment)
         assert (result.returncode, result.stdout) == (1, ""), hint
         assert len(result.stderr.strip().splitlines()) == 1 and hint in result.stderr, result.stderr
     assert hub.repositories == {}

@@ -24,7 +24,7 @@ from eden.serve.fetch import fetch_image, is_public
 from eden.serve.schema import RequestError
 from eden.serve.settings import Limits, Settings
 
-LIMITS = Limits(image_bytes=2 * 2**20, body_bytes=24 * 2**20, body_seconds=1.5)
+LIMITS = Limits(image_bytes=2 * 2**20, body_bytes=24 * 2**20)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,6 @@ HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: 
         (HEAD + b"Content-Length: 999999999999\r\n\r\n", b"413"),
         (HEAD + b"Content-Length: -1\r\n\r\n", b"400"),
         (HEAD + b"Content-Length: 1e3\r\n\r\n", b"400"),
-        (HEAD + b"Content-Length: 100\r\n\r\n{", b"408"),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
         (HEAD.replace(b"127.0.0.1", b"evil.example") + b"Content-Length: 2\r\n\r\n{}", b"421"),
         (HEAD.replace(b"application/json", b"text/plain") + b"Content-Length: 2\r\n\r\n{}", b"415"),
@@ -131,6 +130,12 @@ def test_hostile_bytes(server: Running, request_bytes: bytes, status: bytes) -> 
     check_alive(server)
 
 
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    with serving(Settings(limits=Limits(body_seconds=0))) as server:
+        assert raw(server, HEAD + b"Content-Length: 100\r\n\r\n{").startswith(b"HTTP/1.1 408")
+        assert httpx.get(f"{server.url}/health").status_code == 200
+
+
 def test_a_body_without_an_announced_length_is_cut_off(server: Running) -> None:
     def pieces() -> Iterator[bytes]:
         for _ in range(30):
@@ -157,18 +162,18 @@ def test_a_client_that_is_killed_frees_the_slot_within_a_step(server: Running, s
     address = urlsplit(server.url)
     engine = server.service.engine
     command = [sys.executable, "-c", SENDER, str(address.hostname), str(address.port)]
-    with server.slow(0.2), cli.Started(command, stdin=subprocess.PIPE, text=False) as client:
+    with server.held(5) as gate, cli.Started(command, stdin=subprocess.PIPE, text=False) as client:
         assert client.stdin is not None
         client.stdin.write(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
         client.stdin.close()
-        first = engine.stats().steps
-        until(lambda: server.running == 1 and engine.stats().steps > first)
+        assert gate.reached.wait(60)
         cancelled, steps = engine.stats().finished.get("cancelled", 0), engine.stats().steps
         client.kill()
-        until(lambda: server.running == 0, seconds=5)
+        until(lambda: not server.wanted())
+        gate.open()
+        until(lambda: server.running == 0)
     assert engine.stats().finished["cancelled"] == cancelled + 1
-    # The step that was being made, and the one in which the hang-up was noticed.
-    assert engine.stats().steps - steps <= 2
+    assert engine.stats().steps - steps == 1, "the step that was being made"
     until(lambda: server.service._inside == 0)
     check_alive(server)
 
@@ -405,16 +410,16 @@ def test_a_host_that_sends_byte_by_byte_is_hung_up_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes
 ) -> None:
     def answer(connection: ssl.SSLSocket) -> None:
+        """Without end, unless it is hung up on, and without a pause that httpx's own limit would meet."""
         connection.sendall(start)
         while True:
             connection.sendall(b"x")
-            time.sleep(0.05)  # the host's pace
+            time.sleep(0.05)
 
-    monkeypatch.setattr(fetching, "FETCH_SECONDS", 0.7)
-    began = time.monotonic()
+    monkeypatch.setattr(fetching, "FETCH_SECONDS", 0.2)
     with tls_host(tmp_path, answer) as client, pytest.raises(RequestError) as refused:
         fetch("https://images.example/a.png", client=client)
-    assert refused.value.code == "image_fetch_failed" and time.monotonic() - began < 5
+    assert refused.value.code == "image_fetch_failed"
 
 
 def test_a_host_of_another_alphabet() -> None:
@@ -472,14 +477,14 @@ def test_many_at_once_leave_nothing_behind(server: Running) -> None:
 
     def ask(stream: bool) -> None:
         body = asking(image_part(), "How many objects are there?", stream=stream)
-        statuses.extend(server.post(body).status_code for _ in range(5))
+        statuses.extend(server.post(body).status_code for _ in range(2))
 
     clients = [threading.Thread(target=ask, args=(bool(number % 2),)) for number in range(16)]
     for client in clients:
         client.start()
     for client in clients:
         client.join()
-    assert statuses == 80 * [200]
+    assert statuses == 32 * [200]
     # A client has its answer a moment before the server has left the request.
     until(lambda: server.service._inside == 0 and threading.active_count() <= threads + 4)
     check_alive(server)

@@ -52,17 +52,20 @@ def test_the_answer_grows_and_stop_ends_it(person: Person, server: Running) -> N
         return server.service.engine.stats().finished.get("cancelled", 0)
 
     before = cancelled()
-    with server.slow(0.15):
+    with server.held(4) as gate:
         person.ask("Describe the picture.", EXAMPLES / "scene.png")
-        expect(person.answers.last).to_have_text(re.compile("^A large"), timeout=60 * SECONDS)
+        expect(person.answers.last).to_have_text(re.compile("^A( |$)"), timeout=60 * SECONDS)
         early = person.answers.last.inner_text()
+        gate.let(8)
         expect(person.answers.last).to_have_text(re.compile(f"^{re.escape(early)}.+"), timeout=60 * SECONDS)
         person.photograph("page-desktop-writing")
         person.stop_button.click()
-        until(lambda: cancelled() == before + 1 and server.running == 0, seconds=5)
+        until(lambda: not server.wanted())
+        gate.open()
+        until(lambda: cancelled() == before + 1 and server.running == 0)
     person.waits()
     stopped = person.answers.last.inner_text()
-    assert stopped.startswith("A large") and not stopped.endswith(".")
+    assert stopped.startswith("A ") and not stopped.endswith(".")
     ask_anew(person)
 
 
@@ -71,7 +74,7 @@ def ask_anew(person: Person) -> None:
     with person.page.expect_response(re.compile("/run/predict")):  # the page is cleared at once, the box by the server
         person.page.get_by_label("Clear").first.click()
     expect(person.answers).to_have_count(0)
-    person.page.wait_for_timeout(500)  # nobody attaches a picture while the box is drawn anew
+    person.lets_it_draw()  # nobody attaches a picture while the box is drawn anew
     person.ask("How many objects are there?", EXAMPLES / "scene.png")
     person.sees("Four.")
 
@@ -79,11 +82,13 @@ def ask_anew(person: Person) -> None:
 def test_who_closes_the_page_frees_the_slot(browser: Browser, server: Running) -> None:
     before = server.service.engine.stats().finished.get("cancelled", 0)
     person = Person(browser, server.url)
-    with server.slow(0.3):
+    with server.held(4) as gate:
         person.ask("Describe the picture.", EXAMPLES / "scene.png")
-        until(lambda: server.running == 1)
+        assert gate.reached.wait(60)
         person.close()
-        until(lambda: server.running == 0, seconds=6)
+        until(lambda: not server.wanted())
+        gate.open()
+        until(lambda: server.running == 0)
     assert server.service.engine.stats().finished["cancelled"] == before + 1
 
 
@@ -120,7 +125,8 @@ def test_the_camera_adds_a_photo(person: Person) -> None:
 def test_the_microphone_records(person: Person) -> None:
     person.page.get_by_label("Record audio").click()
     person.page.get_by_label("Start recording").click()
-    person.page.wait_for_timeout(1500)  # of recorded sound: the made-up microphone beeps
+    seconds = person.page.get_by_test_id("minimal-audio-recorder").locator(".timestamp")
+    expect(seconds).to_contain_text(":01", timeout=20 * SECONDS)  # of sound: the made-up microphone beeps
     person.page.get_by_label("Stop recording").click()
     person.page.get_by_label("Attach audio").click()
     person.box.press("Enter")
@@ -226,11 +232,13 @@ def test_a_page_of_its_own_stops_what_a_lent_gpu_writes(browser: Browser, server
         person.ask("How many objects are there?", EXAMPLES / "scene.png")
         person.sees("Four.")
         person.waits()
-        with server.slow(0.15):
+        with server.held(4) as gate:
             person.ask("Describe the picture.")
-            expect(person.answers.last).to_have_text(re.compile("^A large"), timeout=60 * SECONDS)
+            expect(person.answers.last).to_have_text(re.compile("^A( |$)"), timeout=60 * SECONDS)
             person.stop_button.click()
-            until(lambda: server.running == 0, seconds=5)
+            until(lambda: not server.wanted())
+            gate.open()
+            until(lambda: server.running == 0)
         person.waits()
         ask_anew(person)
         assert len(lent) == 3

@@ -1,6 +1,5 @@
 """docs/real-run.md, command by command, on twins of the repositories that it names: from nothing to a Space."""
 
-import base64
 import json
 import os
 import re
@@ -11,11 +10,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import cli
 import openai
 import pytest
 import twins
 from hub import COMMIT, NAMESPACE, TOKEN, Hub
+from servers import audio_part, image_part, user
 from test_readme import code_blocks
 from transformers import AutoTokenizer
 
@@ -28,19 +30,6 @@ NOT_OF_THE_HUB = ("curl", "unzip", "rm", "grep", "sed")
 """Begin the commands that fetch COCO and POPE: `twins.write_coco` writes what they leave."""
 SHORTER = ["training.max_steps=3", "data.eval_fraction=0.25"]
 """Of 16 samples."""
-QUESTION = Path(__file__).parent.parent / "examples" / "question.wav"
-
-KILLED_BEHIND_A_CHECKPOINT = """
-import os, signal
-from eden.training.trainer import EdenTrainer
-from eden.cli import main
-save = EdenTrainer._save_checkpoint
-def save_and_die(*arguments):
-    save(*arguments)
-    os.kill(os.getpid(), signal.SIGKILL)
-EdenTrainer._save_checkpoint = save_and_die
-main()
-"""
 
 
 @dataclass
@@ -65,37 +54,35 @@ class Place:
         environment.pop("DISABLE_SAFETENSORS_CONVERSION", None)  # Eden has set it here, and has to set it there
         return environment
 
-    def do(self, command: list[str], *, home: str = "home", returns: int = 0) -> str:
-        if command[0] == "eden":
-            command = [sys.executable, "-m", *command]
-        result = subprocess.run(
-            command, cwd=self.folder, env=self.environment(home), capture_output=True, text=True, timeout=300
-        )
-        assert result.returncode == returns, f"{shlex.join(command)}\n{result.stderr}"
+    def eden(self, command: list[str], **options: Any) -> cli.Python:
+        return cli.Python("-m", *command, cwd=self.folder, env=self.environment(), **options)
+
+    def do(self, command: list[str], *, home: str = "home") -> str:
+        if command[0] == "eden" and home == "home":
+            result = self.eden(command).finished()
+        else:
+            result = cli.Started(command, cwd=self.folder, env=self.environment(home)).finished()
+        assert result.returncode == 0, f"{shlex.join(command)}\n{result.stderr}"
         return result.stdout
+
+    def kill_behind_a_checkpoint(self, command: list[str]) -> None:
+        with self.eden(command, stop=("eden.training.trainer", "EdenTrainer._save_checkpoint", 1)) as process:
+            process.wait_until_stopped()
+            process.kill()
 
     def serve(self, command: list[str]) -> str:
         """Starts the server, asks it one question about a picture by voice, and ends it."""
-        arguments = [sys.executable, "-m", *command, "--port", "0", "--json", "--no-page"]
-        with subprocess.Popen(
-            arguments, cwd=self.folder, env=self.environment(), stdout=subprocess.PIPE, text=True
-        ) as server:
-            try:
-                assert server.stdout is not None
-                started = json.loads(server.stdout.readline())
-                client = openai.OpenAI(base_url=f"{started['address']}/v1", api_key="none", timeout=120)
-                picture = base64.b64encode((self.folder / "train2017" / "000000033471.jpg").read_bytes()).decode()
-                spoken = base64.b64encode(QUESTION.read_bytes()).decode()
-                parts = [
-                    {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}},
-                    {"type": "input_audio", "input_audio": {"data": spoken, "format": "wav"}},
-                ]
-                answer = client.chat.completions.create(
-                    model=started["model"], messages=[{"role": "user", "content": parts}], max_tokens=5
-                )
-            finally:
-                server.send_signal(signal.SIGINT)
-                assert server.wait(60) == 0
+        command = [*command, "--port", "0", "--json", "--no-page"]
+        with self.eden(command, stderr=subprocess.DEVNULL) as server:
+            assert server.stdout is not None
+            started = json.loads(server.stdout.readline())
+            client = openai.OpenAI(base_url=f"{started['address']}/v1", api_key="none", timeout=120)
+            picture = (self.folder / "train2017" / "000000033471.jpg").read_bytes()
+            answer = client.chat.completions.create(
+                model=started["model"], messages=[user(image_part(picture), audio_part())], max_tokens=5
+            )
+            server.send_signal(signal.SIGINT)
+            assert server.wait() == 0
         assert answer.usage is not None
         return f"{answer.usage.prompt_tokens} {answer.usage.completion_tokens}"
 
@@ -129,8 +116,8 @@ def follow(place: Place, command: list[str]) -> str:
     if command[:2] == ["eden", "serve"]:
         return place.serve(command)
     if command[:2] == ["eden", "train"] and "--resume" not in command:
-        killed = [sys.executable, "-c", KILLED_BEHIND_A_CHECKPOINT, *command[1:], *SHORTER]
-        return place.do(killed, returns=-signal.SIGKILL)
+        place.kill_behind_a_checkpoint([*command, *SHORTER])
+        return ""
     if command[:2] == ["eden", "train"]:
         assert {path.name for path in place.run.glob("checkpoint-*")} == {"checkpoint-2"}
         return place.do([*command, *SHORTER, "--json"])

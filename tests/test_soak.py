@@ -22,7 +22,7 @@ from servers import QUESTION, asking, audio_part, image_part, until
 CLIENTS = 16
 BIN = Path(sys.executable).parent
 # The limits here are the usual ones, under which some are allowed; others take long to make.
-ALLOWED_OR_SLOW = ("too large", "hundred thousand", "very m", "megabyte", "bomb", "hours", "too many pixels")
+ALLOWED_OR_SLOW = ("too large", "hundred thousand", "very m", "megabyte", "bomb", "minutes", "too many pixels")
 SMALL = [name for name in CASES if not any(words in name for words in ALLOWED_OR_SLOW)]
 
 

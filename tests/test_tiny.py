@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -63,17 +65,25 @@ def test_the_build_report_tells_of_these_weights() -> None:
         assert f"{part['minutes']} minutes in {part['format']} on {part['threads']} of" in page
 
 
-def test_it_answers_as_well_as_the_report_says(assistant: eden.Assistant) -> None:
+def check_reached(world: dict[str, Any]) -> None:
+    assert all(world[group] >= least for group, least in LEAST.items()), world
+    assert all(world[group] <= most for group, most in MOST.items()), world
+    assert min(world["by_kind"]["accuracy"].values()) >= LEAST_OF_A_KIND, world
+    contexts = [world["by_kind"]["accuracy_in_conversation"][context] for context in CONTEXTS]
+    assert min(contexts) >= LEAST_IN_A_CONTEXT, world
+
+
+@pytest.mark.parametrize("limit", [120, pytest.param(None, marks=pytest.mark.soak)])
+def test_it_answers_as_well_as_the_report_says(assistant: eden.Assistant, limit: int | None) -> None:
+    """Of a part of the questions the shares are as near as chance lets them be: three standard deviations."""
     promised = json.loads((WEIGHTS / "build_report.json").read_text())["world"]
-    result = evaluate(assistant, open_task("world"), console=Console(quiet=True))
-    found = result.to_dict()
+    check_reached(promised)
+    found = evaluate(assistant, open_task("world", limit=limit), console=Console(quiet=True)).to_dict()
     for group in (*LEAST, *MOST):
-        assert found[group] == pytest.approx(promised[group], abs=0.02), found
-    assert all(found[group] >= least for group, least in LEAST.items()), found
-    assert all(found[group] <= most for group, most in MOST.items()), found
-    assert min(found["by_kind"]["accuracy"].values()) >= LEAST_OF_A_KIND, found
-    contexts = [found["by_kind"]["accuracy_in_conversation"][context] for context in CONTEXTS]
-    assert min(contexts) >= LEAST_IN_A_CONTEXT, found
+        chance = 3 * math.sqrt(promised[group] * (1 - promised[group]) / limit) if limit else 0
+        assert found[group] == pytest.approx(promised[group], abs=0.02 + chance), found
+    if limit is None:
+        check_reached(found)
 
 
 def test_a_description_streams_in_several_pieces(assistant: eden.Assistant) -> None:
