@@ -1,12 +1,12 @@
 """Data files: read exactly, checked in full, and every fault named where it stands."""
 
 import base64
+import functools
 import io
 import json
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from eden.data.formats import RecordError, Sample, read_samples
 from eden.data.validate import check, load_samples
 
 
-@pytest.fixture(scope="module")
+@functools.cache
 def bomb() -> bytes:
     """A small file of very many pixels, which takes a second to write."""
     file = io.BytesIO()
@@ -28,7 +28,7 @@ def bomb() -> bytes:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, bomb: bytes) -> Path:
+def folder(tmp_path: Path) -> Path:
     """Good and bad images of every kind."""
     make_image("red").save(tmp_path / "red.png")
     make_image("blue").save(tmp_path / "blue.jpg")
@@ -37,15 +37,8 @@ def folder(tmp_path: Path, bomb: bytes) -> Path:
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty.png").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "bomb.png").write_bytes(bomb)
+    (tmp_path / "bomb.png").write_bytes(bomb())
     return tmp_path
-
-
-@cache
-def bomb() -> bytes:
-    data = io.BytesIO()
-    PIL.Image.new("1", (20_000, 20_000)).save(data, "PNG")
-    return data.getvalue()
 
 
 def llava(*turns: str, image: Any = None, **more: Any) -> dict[str, Any]:

@@ -228,7 +228,8 @@ def _frames(container: Any, stream: Any, lost: list[float]) -> Iterator[Any]:
 
 def _resampled(frames: Iterable[Any], pauses: bool = False) -> Iterator[Waveform]:
     """Frames at 16 kHz and as one channel; with `pauses`, silence where their times say that nothing was recorded."""
-    resampler = mixer = None
+    resampler: Any = None
+    mixer: Any = None
     done = 0
 
     def pieces(frame: Any) -> Iterator[Waveform]:
