@@ -156,14 +156,8 @@ def test_save_and_load_bit_for_bit(pair: Pair, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.eval()(**inputs).logits, model(**inputs).logits)
 
 
-def test_auto_classes_and_pipeline_work_where_eden_is_not_installed(pair: Pair, tmp_path: Path) -> None:
-    """Another process, which must not import eden: the saved folder brings its own code."""
-    model, processor = pair
-    folder = tmp_path / "model"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    make_image("red").save(tmp_path / "red.png")
-    script = f"""
+FEATURES = ("pooled", "patches")
+WITHOUT_EDEN = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
@@ -172,29 +166,41 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import PIL.Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, pipeline
-folder = {str(folder)!r}
-config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-turn = [{{"role": "user", "content": [
-    {{"type": "image", "image": PIL.Image.open({str(tmp_path / "red.png")!r})}}, {{"type": "text", "text": "which"}}]}}]
-inputs = processor.apply_chat_template(turn, tokenize=True, return_dict=True, add_generation_prompt=True,
-                                       return_tensors="pt")
-ids = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=0)
-print(ids[0, inputs["input_ids"].shape[1]:].tolist())
-pipe = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
-said = pipe(text=turn, max_new_tokens=8, do_sample=False)[0]["generated_text"][-1]
-assert said["role"] == "assistant", said
+turn = [{"role": "user", "content": [
+    {"type": "image", "image": PIL.Image.open("red.png")}, {"type": "text", "text": "which"}]}]
+for folder in sys.argv[1:]:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor.apply_chat_template(turn, tokenize=True, return_dict=True, add_generation_prompt=True,
+                                           return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    print(ids[0, inputs["input_ids"].shape[1]:].tolist())
+    pipe = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
+    said = pipe(text=turn, max_new_tokens=8, do_sample=False)[0]["generated_text"][-1]
+    assert said["role"] == "assistant", said
 """
+
+
+def test_auto_classes_and_pipeline_work_where_eden_is_not_installed(tmp_path: Path) -> None:
+    """Another process, which must not import eden: the saved folders bring their own code."""
+    make_image("red").save(tmp_path / "red.png")
+    expected = ""
+    for feature in FEATURES:
+        model = make_model(feature)
+        processor = make_processor(model.config.num_image_tokens)
+        model.save_pretrained(tmp_path / feature)
+        processor.save_pretrained(tmp_path / feature)
+        expected += f"{greedy(model, prompt(processor, 'which', 'red'))[0].tolist()}\n"
     result = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", WITHOUT_EDEN, *(f"./{feature}" for feature in FEATURES)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == str(greedy(model, prompt(processor, "which", "red"))[0].tolist())
+    assert result.stdout == expected
 
 
 @pytest.mark.parametrize("vision_feature", ["pooled", "patches"])
