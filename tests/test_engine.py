@@ -5,7 +5,6 @@ The model is random, so the words mean nothing but are exact. Hooks on its modul
 
 import asyncio
 import gc
-import subprocess
 import sys
 import threading
 import weakref
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import cli
 import pytest
 import torch
 from conftest import make_image, make_model, make_processor, make_tokenizer
@@ -533,7 +533,7 @@ assistant.checkpoint.core.generation_config.eos_token_id = None
 deltas = assistant.reply([Message.user("hello")], Sampling(max_new_tokens=900))
 print(repr(next(deltas)))
 """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    result = cli.Started([sys.executable, "-c", script]).finished()  # not a fork, which does not end as Python does
     assert (result.returncode, result.stdout != "") == (0, True), result.stderr
 
 

@@ -149,12 +149,7 @@ def test_what_the_api_says_of_itself_is_so(examples: int, tmp_path: Path) -> Non
     ]  # fmt: skip
     with serving_elsewhere() as (address, _):
         command = [str(BIN / "schemathesis"), "run", f"{address}/openapi.json", "--checks", ",".join(checks)]
-        result = subprocess.run(
-            [*command, "--max-examples", str(examples), "--seed", "1"],
-            capture_output=True,
-            text=True,
-            timeout=200,
-            cwd=tmp_path,  # it leaves a folder
-        )
+        command += ["--max-examples", str(examples), "--seed", "1"]
+        result = cli.Started(command, cwd=tmp_path).finished()  # it leaves a folder
     assert result.returncode == 0, result.stdout[-4000:]
     assert "6/6" in result.stdout
