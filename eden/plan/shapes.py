@@ -85,10 +85,8 @@ def from_the_beginning(recipe: Recipe) -> tuple[Recipe, str | None]:
     for name in shipped_recipes():
         stage = load_recipe(name)
         if stage.model.base is None and stage.training["output_dir"] == base:
-            tree = recipe.model_dump(exclude_unset=True)
-            own = {key: value for key, value in tree["model"].items() if key not in ("base", "base_revision")}
-            tree["model"] = stage.model.model_dump(exclude_unset=True) | own
-            return Recipe.model_validate(tree), name
+            own = recipe.model.model_dump(exclude_unset=True, exclude={"base", "base_revision"})
+            return recipe.model_copy(update={"model": stage.model.model_copy(update=own)}), name
     return recipe, None
 
 
