@@ -10,8 +10,9 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPVisionConfig, Phi3Config, PreTrainedConfig
 
 from ..checkpoint import Checkpoint, add_adapters, count_parameters, load_processor
+from ..checkpoint.artifact import Artifact
 from ..checkpoint.backbones import readable
-from ..core.location import EDEN_TINY, find_model
+from ..core.location import EDEN_TINY
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from ..recipe import ModelSection, QuantizationSection, Recipe, load_recipe, shipped_recipes
@@ -121,9 +122,7 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
         CheckpointError: see `shapes_of`.
     """
     if section.base is not None:
-        folder = find_model(section.base, revision=section.base_revision, files=["config.json"])
-        with readable(section.base):
-            return MultimodalPhiConfig.from_pretrained(folder)
+        return Artifact.open(section.base, revision=section.base_revision, files=["config.json"]).config
     vision = _backbone(str(section.vision), section.vision_revision)
     text = _backbone(str(section.language), section.language_revision)
     vision = vision if isinstance(vision, CLIPVisionConfig) else vision.vision_config
