@@ -45,16 +45,9 @@ RESERVED = {
 }
 """Arguments of TrainingArguments that no recipe may set, and why."""
 
-AT_LEAST = {
-    "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "learning_rate": 0,
-    "adam_epsilon": 0,
-    "seed": 0,
-    "data_seed": 0,
-    "dataloader_num_workers": 0,
-}
+BATCHES = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+OTHERS = ("learning_rate", "adam_epsilon", "seed", "data_seed", "dataloader_num_workers")
+AT_LEAST = dict.fromkeys(BATCHES, 1) | dict.fromkeys(OTHERS, 0)
 """Numbers that are too small below this; transformers, torch or numpy end a run with them in a traceback."""
 
 # Names people bring from older transformers and other tools, spelt unlike those of today.

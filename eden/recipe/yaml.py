@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 from ..errors import RecipeError
 
 Key = tuple[str | int, ...]  # a location in a file: ("training", "max_steps")
+
+
+OTHER_IN_1_1 = re.compile(r"(?i:y|n|yes|no|on|off)|[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?")
+"""Text that YAML 1.1 takes for a truth value or a number."""
 
 
 class Locations(dict[Key, str]):
@@ -49,8 +54,23 @@ def plain(text: str) -> Any:
 
 
 def dump(tree: dict[str, Any]) -> str:
-    """The text that `parse` reads back as an equal value."""
+    """The text that `parse` reads back as an equal value, and so does a reader that goes by YAML 1.1."""
+    from ruamel.yaml.representer import SafeRepresenter
+
+    class Representer(SafeRepresenter):
+        def text(self, value: str) -> Any:
+            return self.represent_scalar("tag:yaml.org,2002:str", value, "'" if OTHER_IN_1_1.fullmatch(value) else None)
+
+        def number(self, value: float) -> Any:
+            node = self.represent_float(value)
+            if "." not in node.value:  # `1e-05`, which is text in 1.1
+                node.value = node.value.replace("e", ".0e")
+            return node
+
+    Representer.add_representer(str, Representer.text)
+    Representer.add_representer(float, Representer.number)
     text, yaml = io.StringIO(), _yaml()
+    yaml.Representer = Representer
     yaml.default_flow_style, yaml.width, yaml.sort_base_mapping_type_on_output = False, 120, False
     yaml.dump(tree, text)
     return text.getvalue()
