@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from bench.machine import describe
-from eden.tiny.dataset import write_dataset
+from tiny_build.dataset import write_dataset
 
 STEPS, ROWS = 40, 32
 LAUNCHERS = {1: [sys.executable, "-m"], 2: ["accelerate", "launch", "--multi_gpu", "--num_processes=2", "-m"]}

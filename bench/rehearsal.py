@@ -34,8 +34,8 @@ from eden.core.processes import peak_memory_mib
 from eden.inference.assistant import Assistant
 from eden.messages import Message
 from eden.recipe import load_recipe
-from eden.tiny.dataset import write_dataset
 from eden.training.train import train
+from tiny_build.dataset import write_dataset
 from tiny_build.tokenizer import FIRST_PIECES, PRINTABLE, phi_tokenizer
 
 PIECES = 32_000

@@ -40,7 +40,8 @@ ONLY_IN = {
     "av": {"eden.media.audio"},
     "faster_whisper": {"eden.media.speech", "eden.core.private_api"},
     "jinja2": {"eden.core.html_report", "eden.export.space", "tiny_build.build", "tiny_build.build_whisper"},
-    "yaml": {"eden.recipe.recipe", "eden.recipe.yaml", "eden.export.allowed_files", "eden.export.space"},
+    "yaml": {"eden.export.allowed_files", "eden.export.space"},
+    "ruamel": {"eden.recipe.yaml"},
 }
 """Libraries that one place uses for all: a second one that decodes audio, hears, or writes pages would be a defect."""
 LIMIT_LINES, LIMIT_FUNCTION = 400, 60

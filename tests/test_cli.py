@@ -10,7 +10,7 @@ from conftest import make_image
 
 import eden
 from eden.media.audio import SAMPLE_RATE, to_wav
-from eden.tiny.dataset import write_dataset
+from tiny_build.dataset import write_dataset
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 VERBS = ["ask", "cache", "chat", "check", "demo", "evaluate", "export", "plan", "push", "train", "transcribe", "xray"]

@@ -34,8 +34,8 @@ from eden.evaluate import (
 )
 from eden.evaluate.benchmarks import BENCHMARKS
 from eden.evaluate.predictions import row
-from eden.tiny.dataset import write_dataset
 from eden.tiny.world import scenes
+from tiny_build.dataset import write_dataset
 
 QUIET = Console(quiet=True)
 NUMBERS = (42, 393225, 131089)

@@ -28,10 +28,11 @@ from test_checkpoint import adapt, answers
 import eden
 from eden import CheckpointError, InputError
 from eden.checkpoint import Checkpoint, load, save
+from eden.checkpoint.artifact import Artifact
 from eden.core.location import EDEN_TINY_FOLDER
 from eden.export.allowed_files import included_files
 from eden.export.hub import plan_push
-from eden.export.space import count_parameters, suggest_hardware, write_space
+from eden.export.space import suggest_hardware, write_space
 from eden.export.wheel import build_wheel, server_requirements
 from eden.model import MultimodalPhiConfig
 
@@ -273,8 +274,7 @@ def test_a_space_of_a_model_on_the_hub_only_names_it(metadata: Path, tmp_path: P
 
 
 def test_hardware_follows_from_the_size() -> None:
-    config = json.loads((EDEN_TINY_FOLDER / "config.json").read_text())
-    assert count_parameters(config) == sum(parameter.numel() for parameter in load().model.parameters())
+    assert Artifact.open("eden-tiny").parameters == sum(parameter.numel() for parameter in load().model.parameters())
     sizes = {2 * 10**9: "t4-small", 8 * 10**9: "l4x1", 14 * 10**9: "a100-large"}
     assert {size: suggest_hardware(size) for size in sizes} == sizes
 

@@ -16,8 +16,8 @@ from eden.checkpoint.backbones import LoadOptions
 from eden.core.numeric_format import Machine, emulation_factor, numeric_format
 from eden.errors import RecipeError
 from eden.recipe import QuantizationSection, load_recipe
-from eden.tiny.dataset import write_dataset
 from eden.training.train import train
+from tiny_build.dataset import write_dataset
 
 HERE = numeric_format().name
 

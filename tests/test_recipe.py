@@ -150,7 +150,7 @@ REFUSED = {
     "a value for a section": (SMALL + "lora: 8\n", r"line 8: lora is 8"),
     "an object": (SMALL + "lora: !!python/object:os.x {}\n", r"line 8: not valid YAML"),
     "an empty file": ("", r"not a recipe"),
-    "a key twice": (SMALL + "  max_steps: 4\n", r"line 8: 'max_steps' is given twice"),
+    "a key twice": (SMALL + "  max_steps: 4\n", r'line 8: .*duplicate key "max_steps".* Keep one\.'),
     "broken YAML": (SMALL + "  - [\n", r"line \d+: not valid YAML"),
     "not a mapping": ("- 1\n", r"not a recipe"),
 }

@@ -28,7 +28,7 @@ from eden.media.speech import Transcriber
 from eden.media.speech_synthesis import Voice, speak
 from eden.messages import to_chat, transcribe_message
 from eden.recipe import load_recipe
-from eden.tiny.dataset import write_dataset
+from tiny_build.dataset import write_dataset
 
 
 def words(source: Any) -> str:

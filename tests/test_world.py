@@ -18,7 +18,7 @@ from eden.data.validate import load_samples
 from eden.messages import Image, Message, Text
 from eden.tiny import foreign
 from eden.tiny.conversations import ANYWHERE, CONTEXTS, MOST_TURNS, POSITIONS, conversation_set, converse, place
-from eden.tiny.dataset import any_question, evaluation_set, write_dataset
+from eden.tiny.dataset import evaluation_set
 from eden.tiny.questions import KINDS, NUMBERS, PLURALS, Question, ask, describe, is_correct
 from eden.tiny.smalltalk import DECLINED, NO_PICTURE, SMALL_TALK
 from eden.tiny.world import (
@@ -36,6 +36,7 @@ from eden.tiny.world import (
     scenes,
 )
 from tiny_build.build import JUDGED_ON, installed_photographs
+from tiny_build.dataset import any_question, write_dataset
 
 SPLITS: tuple[Split, ...] = ("train", "test", "unseen_pairs")
 HELD_OUT_NAMES = [f"{colour} {shape}" for colour, shape in HELD_OUT_PAIRS]

@@ -6,10 +6,11 @@ import random
 import re
 from collections.abc import Collection, Iterator
 
-from eden.tiny.dataset import any_question
 from eden.tiny.questions import NUMBERS, PLURALS, at_place, with_article
 from eden.tiny.smalltalk import SMALL_TALK
 from eden.tiny.world import COLOURS, HELD_OUT_PAIRS, PLACES, SHAPES, SIZES, sample_scene
+
+from .dataset import any_question
 
 THINGS = ("object", "shape", "thing")
 PLACE_NAMES = tuple(place for row in PLACES for place in row)

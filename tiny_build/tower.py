@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from eden.data.collate import collate
 from eden.model import MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from eden.tiny import foreign
 from eden.tiny.questions import describe
-from eden.tiny.world import IMAGE_SIZE, Scene, near_miss, render, sample_scene, scenes
+from eden.tiny.world import CELLS, COLOURS, IMAGE_SIZE, SHAPES, SIZES, Scene, render, sample_scene, scenes
 
 from .optimize import optimize
 
@@ -56,6 +56,28 @@ class Pool:
         kinds = [rng.choice(others) if not photographs or index % 2 else "photograph" for index in range(number)]
         found = [np.asarray(foreign.foreign_picture(kind, "train", photographs, rng)) for kind in kinds]
         return Pool(self.scenes, np.concatenate([self.pictures, np.stack(found)]))
+
+
+def near_miss(scene: Scene, rng: random.Random) -> Scene:
+    """Another scene of the same split, with one thing changed: a shape (half of the time), colour, size or place."""
+    while True:
+        things = list(scene.objects)
+        index = rng.randrange(len(things))
+        thing = things[index]
+        change = rng.choice(("shape", "shape", "shape", "colour", "size", "place"))
+        if change == "shape":
+            things[index] = replace(thing, shape=rng.choice(SHAPES))
+        elif change == "colour":
+            things[index] = replace(thing, colour=rng.choice(list(COLOURS)))
+        elif change == "size":
+            things[index] = replace(thing, size=rng.choice(list(SIZES)))
+        else:
+            taken = {(other.row, other.column) for other in things}
+            row, column = rng.choice([cell for cell in CELLS if cell not in taken])
+            things[index] = replace(thing, row=row, column=column)
+        changed = Scene(tuple(sorted(things)))
+        if changed != scene and changed.split == scene.split:
+            return changed
 
 
 def near_misses(number: int, rng: random.Random) -> list[Scene]:

@@ -10,11 +10,11 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, GenerationConf
 
 from eden.core import location
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
-from eden.tiny.dataset import any_question
 from eden.tiny.questions import describe
-from eden.tiny.smalltalk import COMMON_WORDS, SMALL_TALK
+from eden.tiny.smalltalk import SMALL_TALK
 from eden.tiny.world import IMAGE_SIZE
 
+from .dataset import any_question
 from .tokenizer import train_tokenizer
 from .tower import Pool
 
@@ -22,6 +22,21 @@ PATCH_SIZE = 16
 POSITION_SCALE = 0.6
 """Of the first position embeddings, about that of a patch's. At CLIP's 0.02 pixels drown them, and in so short a
 training they stay drowned: the patches then tell what is there but not where."""
+
+COMMON_WORDS = """
+the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which one
+you were all her she there would their we him been has when who will no more if out so up said what its about than
+into them can only other time new some could these two may first then do any like my now over such our man me even
+most made after also well before must through years where much your way down should because long each just state
+people those too mr how little good world make very year still see own work men day get here old life both between
+being under three never know same last another while us off might great go come since against right came take used
+himself few house use place during high without again home around small however found part school number image
+picture photo photograph left side colour color large big look show tell describe answer question write read digit
+letter name word number zero one two three four five six seven eight nine ten black white grey brown pink light dark
+above below next near far cat dog bird tree car person face hand table chair water sky grass street building window
+happy sad please thanks yes no maybe true false same different count compare bigger smaller higher lower
+"""
+"""They give the tokenizer more than shapes."""
 
 
 def new_processor(tokenizer: PreTrainedTokenizerFast) -> MultimodalPhiProcessor:

@@ -6,18 +6,18 @@ holds the whole model. Either loads here, and only here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core import files, private_api
 from ..core.location import EDEN_TINY, find_model
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from ..model.attention import PACKED_SDPA
 from ..recipe import LoraSection, ModelSection, Recipe
+from .artifact import Artifact
 from .backbones import LoadOptions, assemble, readable
 from .four_bits import dequantize, is_dequantized
 
@@ -79,25 +79,23 @@ def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision:
         CheckpointError: missing, incomplete, of another kind, or an adapter whose base model is gone.
     """
     options = options or LoadOptions()
-    folder = find_model(name, revision=revision)
-    if not (folder / "adapter_config.json").exists():
-        return _load_whole(folder, name, options)
-    base_name = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    speech_model = _read_json(folder / "config.json").get("speech_model")
+    artifact = Artifact.open(name, revision=revision)
+    if not artifact.is_adapter:
+        return _load_whole(artifact, name, options)
     try:
-        base = load(base_name, options) if base_name else _assemble_recorded(folder, options)
+        base = _load_base(artifact, options)
     except CheckpointError as error:
         raise CheckpointError(
             f"its base model cannot be loaded: {error.where}: {error.what}",
-            where=str(folder),
+            where=str(artifact.folder),
             hint=error.hint or "Put the base model back where it was.",
         ) from error
     from peft import PeftModel
 
-    with readable(folder):
-        model = PeftModel.from_pretrained(base.model, str(folder))
-    if speech_model is not None:  # a run may have given its model another speech model than the base has
-        base.config.speech_model = speech_model
+    with readable(artifact.folder):
+        model = PeftModel.from_pretrained(base.model, str(artifact.folder))
+    if artifact.speech_model is not None:  # a run may have given its model another speech model than the base has
+        base.config.speech_model = artifact.speech_model
     return Checkpoint(model.eval(), base.processor, name, base.base)
 
 
@@ -118,8 +116,7 @@ def speech_model(name: str, *, revision: str | None = None) -> str:
     Raises:
         CheckpointError: there is no such model.
     """
-    folder = find_model(name, revision=revision)
-    return str(_read_json(folder / "config.json").get("speech_model", MultimodalPhiConfig().speech_model))
+    return Artifact.open(name, revision=revision).speech_model or MultimodalPhiConfig().speech_model
 
 
 def speech_model_of_run(section: ModelSection) -> str:
@@ -250,16 +247,9 @@ def count_parameters(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _load_whole(folder: Path, name: str, options: LoadOptions) -> Checkpoint:
-    model_type = _read_json(folder / "config.json").get("model_type")
-    if model_type != MultimodalPhiConfig.model_type:
-        raise CheckpointError(
-            f"a model of type {model_type!r} cannot see",
-            where=str(folder),
-            hint="Use it as model.language of a recipe and train, or give an Eden artifact.",
-        )
+def _load_whole(artifact: Artifact, name: str, options: LoadOptions) -> Checkpoint:
+    folder, config = artifact.folder, artifact.config
     with readable(folder):
-        config = MultimodalPhiConfig.from_pretrained(folder)
         model = MultimodalPhiForConditionalGeneration.from_pretrained(
             folder, config=config, dtype=options.torch_dtype(config.text_config), **options.for_language_model()
         )
@@ -274,25 +264,11 @@ def _load_whole(folder: Path, name: str, options: LoadOptions) -> Checkpoint:
     return Checkpoint(model.eval(), processor, name, base)
 
 
-def _assemble_recorded(folder: Path, options: LoadOptions) -> Checkpoint:
-    """The base of an adapter that was trained on two backbones, as its config.json names them."""
-    config = _read_json(folder / "config.json")
-    backbones = config.get("backbones")
-    if not backbones:
-        raise CheckpointError(
-            "the adapter names neither a base model nor backbones", where=str(folder), hint="Train it again."
-        )
-    patches = {"vision_feature_layer": config["vision_feature_layer"]} if config["vision_feature"] == "patches" else {}
-    section = ModelSection(
-        vision=backbones["vision"]["id"],
-        vision_revision=backbones["vision"]["revision"],
-        language=backbones["language"]["id"],
-        language_revision=backbones["language"]["revision"],
-        vision_feature=config["vision_feature"],
-        **patches,
-    )
-    model, processor = assemble(section, options)
-    return Checkpoint(model, processor, str(folder), None)
+def _load_base(artifact: Artifact, options: LoadOptions) -> Checkpoint:
+    if artifact.base:
+        return load(artifact.base, options, revision=artifact.base_revision)
+    model, processor = assemble(artifact.backbones, options)
+    return Checkpoint(model, processor, str(artifact.folder), None)
 
 
 def _fold_projector(checkpoint: Checkpoint) -> Checkpoint:
@@ -304,12 +280,3 @@ def _fold_projector(checkpoint: Checkpoint) -> Checkpoint:
             hint=f"Merge it first: eden export {checkpoint.name} --to hf DIR, then model.base=DIR.",
         )
     return Checkpoint(checkpoint.model.merge_and_unload(), checkpoint.processor, checkpoint.name, checkpoint.base)
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(
-            f"not valid JSON ({first_line(error)})", where=str(path), hint="Restore the file."
-        ) from error

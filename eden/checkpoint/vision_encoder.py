@@ -14,13 +14,13 @@ import torch
 from safetensors import safe_open
 from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
-from ..core.location import find_model
 from ..core.numeric_format import numeric_format
 from ..core.private_api import attention_of
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig
 from ..model.modeling import image_features
-from ..recipe import Recipe
+from ..recipe import ModelSection, Recipe
+from .artifact import Artifact
 from .backbones import LoadOptions, readable
 from .checkpoint import Checkpoint
 
@@ -102,37 +102,33 @@ def load_vision_encoder(recipe: Recipe) -> VisionEncoder:
     """
     section = recipe.on_this_machine().model
     options = LoadOptions(None, section.dtype, None)
-    if section.base is not None:
-        return _of_folder(find_model(section.base, revision=section.base_revision), options)
-    return _of_backbone(
-        str(section.vision), section.vision_revision, section.vision_feature, section.vision_feature_layer, options
-    )
+    if section.base is None:
+        return _of_backbone(section, options)
+    return _of_artifact(Artifact.open(section.base, revision=section.base_revision), options)
 
 
-def _of_folder(folder: Path, options: LoadOptions) -> VisionEncoder:
+def _of_artifact(artifact: Artifact, options: LoadOptions) -> VisionEncoder:
+    if artifact.base:
+        return _of_artifact(Artifact.open(artifact.base, revision=artifact.base_revision), options)
+    if artifact.is_adapter:
+        return _of_backbone(artifact.backbones, options)
+    folder, config = artifact.folder, artifact.config
     with readable(folder):
-        config = MultimodalPhiConfig.from_pretrained(folder)
-    feature, layer = config.vision_feature, config.vision_feature_layer
-    adapter = folder / "adapter_config.json"
-    if not adapter.exists():
-        with readable(folder):
-            tower = CLIPVisionModelWithProjection(config.vision_config)
-            tower.load_state_dict(_tower_weights(folder))
-            image_processor = AutoImageProcessor.from_pretrained(folder)
-        tower = tower.to(options.torch_device, options.torch_dtype(config.text_config)).eval().requires_grad_(False)
-        return VisionEncoder(tower, image_processor, feature, layer)
-    if base := json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path"):
-        return _of_folder(find_model(base), options)
-    vision = (config.backbones or {})["vision"]
-    return _of_backbone(vision["id"], vision["revision"], feature, layer, options)
+        tower = CLIPVisionModelWithProjection(config.vision_config)
+        tower.load_state_dict(_tower_weights(folder))
+        image_processor = AutoImageProcessor.from_pretrained(folder)
+    tower = tower.to(options.torch_device, options.torch_dtype(config.text_config)).eval().requires_grad_(False)
+    return VisionEncoder(tower, image_processor, config.vision_feature, config.vision_feature_layer)
 
 
-def _of_backbone(name: str, revision: str | None, feature: str, layer: int, options: LoadOptions) -> VisionEncoder:
+def _of_backbone(section: ModelSection, options: LoadOptions) -> VisionEncoder:
+    name, revision = str(section.vision), section.vision_revision
     with readable(name):
         dtype = getattr(torch, options.dtype or numeric_format().name)
         tower = CLIPVisionModelWithProjection.from_pretrained(name, revision=revision, dtype=dtype)
         image_processor = AutoImageProcessor.from_pretrained(name, revision=revision)
-    return VisionEncoder(tower.to(options.torch_device).eval().requires_grad_(False), image_processor, feature, layer)
+    tower = tower.to(options.torch_device).eval().requires_grad_(False)
+    return VisionEncoder(tower, image_processor, section.vision_feature, section.vision_feature_layer)
 
 
 def _tower_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -11,7 +11,6 @@ leaves nothing but a chunk for the next to do.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -198,15 +198,13 @@ class FeatureStore:
         path = self.folder / f"{name}.lock"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = path.open("wb")
+            lock = FileLock(path).acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
         except OSError as error:
             raise storage_error(error, path) from error
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
             for beside in self.folder.glob(f".{name}*"):  # of a process that was killed while it wrote
                 beside.unlink(missing_ok=True)
             yield True

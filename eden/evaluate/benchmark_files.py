@@ -39,10 +39,24 @@ class Files:
     split: str | None
     instruction: str | None
 
-    def ask(self, question: str, usual: str, image: Path) -> tuple[Message, ...]:
-        """The question with the words that say how to answer on a line of their own."""
+    def ask(
+        self,
+        question_id: str,
+        words: str,
+        usual: str,
+        image: Path | str,
+        *,
+        expected: str,
+        reference: Any,
+        kind: str = "all",
+        text: str | None = None,
+    ) -> Question:
+        """A question; the words that say how to answer stand on a line of their own. `text` is `words` unless given."""
         instruction = usual if self.instruction is None else self.instruction
-        return (Message.user("\n".join(filter(None, (question, instruction))), [image]),)
+        image = image if isinstance(image, Path) else self.images.image(image)
+        messages = (Message.user("\n".join(filter(None, (words, instruction))), [image]),)
+        shown = words if text is None else text
+        return Question(question_id, messages, shown, expected, kind, reference, self.place(question_id))
 
     def place(self, question_id: str) -> str:
         """A question's place, for people."""

@@ -32,15 +32,8 @@ def _pope_records(content: Any, files: Files) -> Records:
 def _pope(question_id: str, record: Any, files: Files) -> Question:
     if record["label"] not in ("yes", "no"):
         raise ValueError(f"the label {record['label']!r} is neither yes nor no")
-    return Question(
-        id=question_id,
-        messages=files.ask(record["text"], SHORT, files.images.image(record["image"])),
-        text=record["text"],
-        expected=record["label"],
-        kind=record.get("category", "all"),
-        reference=record["label"],
-        where=files.place(question_id),
-    )
+    kind, label = record.get("category", "all"), record["label"]
+    return files.ask(question_id, record["text"], SHORT, record["image"], expected=label, reference=label, kind=kind)
 
 
 def _vqav2_records(content: Any, files: Files) -> Records:
@@ -81,16 +74,14 @@ def _vqav2_records(content: Any, files: Files) -> Records:
 
 def _vqav2(question_id: str, record: Any, files: Files) -> Question:
     answers = [given["answer"] for given in record["answers"]]
-    return Question(
-        id=question_id,
-        messages=files.ask(
-            record["question"], SHORT, files.images.image(f"COCO_{record['subset']}_{record['image_id']:012d}.jpg")
-        ),
-        text=record["question"],
+    return files.ask(
+        question_id,
+        record["question"],
+        SHORT,
+        f"COCO_{record['subset']}_{record['image_id']:012d}.jpg",
         expected=votes(answers),
-        kind=record.get("answer_type", "all"),
         reference=scoring.vqa_references(answers),
-        where=files.place(question_id),
+        kind=record.get("answer_type", "all"),
     )
 
 
@@ -100,15 +91,9 @@ def _gqa_records(content: Any, files: Files) -> Records:
 
 
 def _gqa(question_id: str, record: Any, files: Files) -> Question:
-    return Question(
-        id=question_id,
-        messages=files.ask(record["question"], SHORT, files.images.image(f"{record['imageId']}.jpg")),
-        text=record["question"],
-        expected=record["answer"],
-        kind=record.get("types", {}).get("structural", "all"),
-        reference=record["answer"],
-        where=files.place(question_id),
-    )
+    kind, answer = record.get("types", {}).get("structural", "all"), record["answer"]
+    image = f"{record['imageId']}.jpg"
+    return files.ask(question_id, record["question"], SHORT, image, expected=answer, reference=answer, kind=kind)
 
 
 def _textvqa_records(content: Any, files: Files) -> Records:
@@ -116,15 +101,9 @@ def _textvqa_records(content: Any, files: Files) -> Records:
 
 
 def _textvqa(question_id: str, record: Any, files: Files) -> Question:
-    return Question(
-        id=question_id,
-        messages=files.ask(record["question"], SHORT, files.images.image(f"{record['image_id']}.jpg")),
-        text=record["question"],
-        expected=votes(record["answers"]),
-        kind="all",
-        reference=scoring.textvqa_references(record["answers"]),
-        where=files.place(question_id),
-    )
+    image, answers = f"{record['image_id']}.jpg", record["answers"]
+    reference = scoring.textvqa_references(answers)
+    return files.ask(question_id, record["question"], SHORT, image, expected=votes(answers), reference=reference)
 
 
 def _scienceqa_records(content: Any, files: Files) -> Records:
@@ -158,15 +137,9 @@ def _scienceqa(question_id: str, record: Any, files: Files) -> Question:
     # Not by `Folder`, which would take any image.png: all of these images have the same name.
     places = [files.images.root / folder / question_id / record["image"] for folder in (record["split"], "")]
     right = scoring.LETTERS[record["answer"]]
-    return Question(
-        id=question_id,
-        messages=files.ask(text, LETTER, next((place for place in places if place.exists()), places[0])),
-        text=text,
-        expected=f"{right}. {options[record['answer']]}",
-        kind=record.get("subject", "all"),
-        reference=right,
-        where=files.place(question_id),
-    )
+    image = next((place for place in places if place.exists()), places[0])
+    expected, kind = f"{right}. {options[record['answer']]}", record.get("subject", "all")
+    return files.ask(question_id, text, LETTER, image, expected=expected, reference=right, kind=kind)
 
 
 def _caption_records(content: Any, files: Files) -> Iterator[tuple[str, Any]]:
@@ -189,15 +162,8 @@ def _caption(question_id: str, record: Any, files: Files) -> Question:
     captions = tuple(record["captions"])
     if not captions:
         raise ValueError("the image has no caption")
-    return Question(
-        id=question_id,
-        messages=files.ask("", CAPTION, files.images.image(record["file_name"])),
-        text=record["file_name"],
-        expected=" / ".join(caption.strip() for caption in captions),
-        kind="all",
-        reference=captions,
-        where=files.place(question_id),
-    )
+    name, expected = record["file_name"], " / ".join(caption.strip() for caption in captions)
+    return files.ask(question_id, "", CAPTION, name, expected=expected, reference=captions, text=name)
 
 
 ACCURACY = {"accuracy": Measure(("right",))}

@@ -1,13 +1,11 @@
-"""Which files of a folder are included in an export, and what a model needs that would not be."""
+"""Which files of a folder are included in an export."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..core.location import is_local
-from ..errors import CheckpointError, InputError, first_line
+from ..errors import InputError, first_line
 
 EXCLUDED = ("checkpoint-*", ".*", "__pycache__", "*.pyc")
 """Training's checkpoints, hidden files and caches: no part of what is shown to others."""
@@ -43,17 +41,6 @@ def included_files(folder: Path) -> list[Path]:
     return found
 
 
-def local_dependency(folder: Path) -> str | None:
-    """The first folder of this machine that a model needs beside its own; None if it stands alone or on the hub."""
-    config = read_json(folder / "config.json")
-    needs = [config.get("speech_model")]
-    if (folder / "adapter_config.json").exists():
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        backbones = (config.get("backbones") or {}).values()
-        needs += [base] if base else [backbone["id"] for backbone in backbones]
-    return next((name for name in needs if name and is_local(name)), None)
-
-
 def front_matter(folder: Path) -> dict[str, Any]:
     """The YAML at the head of a folder's README.md; empty if there is none.
 
@@ -73,20 +60,6 @@ def front_matter(folder: Path) -> dict[str, Any]:
             f"its head is no valid YAML ({first_line(error)})", where=str(path), hint="Mend it."
         ) from error
     return values if isinstance(values, dict) else {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a model.
-
-    Raises:
-        CheckpointError: it is none.
-    """
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"no JSON object ({first_line(error)})", where=str(path), hint="Restore the file."
-        ) from error
 
 
 def _check_type(path: Path) -> None:

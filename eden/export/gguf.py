@@ -14,12 +14,10 @@ import torch
 
 from .. import checkpoint as checkpoints
 from ..checkpoint import Checkpoint
+from ..checkpoint.artifact import Artifact
 from ..core.files import new_folder
-from ..core.location import find_model
 from ..core.private_api import is_quantized
 from ..errors import CheckpointError, InputError
-from ..model import MultimodalPhiConfig
-from .allowed_files import read_json
 from .gguf_tensors import FORMATS, number_format, write_tensors
 from .gguf_tokenizer import Vocabulary, add_vocabulary, read_vocabulary
 from .gguf_vision import check_vision, write_vision
@@ -64,9 +62,7 @@ def write_gguf(model: str, folder: str | Path, outtype: str = "f16") -> tuple[Pa
 
 def _check_feature(model: str) -> None:
     """Known before a weight is loaded."""
-    config = read_json(find_model(model, files=["config.json"]) / "config.json")
-    of_eden = config.get("model_type") == MultimodalPhiConfig.model_type
-    if of_eden and config.get("vision_feature", MultimodalPhiConfig.vision_feature) == "pooled":
+    if Artifact.open(model, files=["config.json"]).config.vision_feature == "pooled":
         raise CheckpointError(
             "llama.cpp cannot see with one pooled embedding an image",
             where=model,

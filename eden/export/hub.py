@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from .. import __version__
 from ..core.location import EDEN_TINY, EDEN_TINY_FOLDER
 from ..errors import CheckpointError, EdenError, InputError, RunError, first_line
-from .allowed_files import front_matter, included_files, local_dependency
+from .allowed_files import front_matter, included_files
 
 LOG_IN = "Run hf auth login with a token that may write."
 HINTS = {
@@ -89,12 +89,15 @@ def plan_push(model: str, repo: str) -> Push:
             where=model,
             hint="Give a model's folder, or make a Space: eden export MODEL --to space DIR.",
         )
-    if sdk is None and (base := local_dependency(folder)) is not None:
-        raise CheckpointError(
-            f"the model needs another that is only on this machine: {base}",
-            where=model,
-            hint=f"Merge it first: eden export {model} --to hf DIR.",
-        )
+    if sdk is None:
+        from ..checkpoint.artifact import Artifact  # takes seconds, which a misspelt name should not
+
+        if (base := Artifact.open(str(folder)).local_dependency()) is not None:
+            raise CheckpointError(
+                f"the model needs another that is only on this machine: {base}",
+                where=model,
+                hint=f"Merge it first: eden export {model} --to hf DIR.",
+            )
     return Push(repo, folder, tuple(included_files(folder)), sdk)
 
 

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined
@@ -19,9 +19,12 @@ from jinja2 import Environment, StrictUndefined
 from .. import __version__
 from ..core.files import new_folder
 from ..core.location import EDEN_TINY, find_model, is_local
-from ..errors import CheckpointError, InputError
-from .allowed_files import front_matter, included_files, local_dependency, read_json
+from ..errors import InputError
+from .allowed_files import front_matter, included_files
 from .wheel import NAME, build_wheel, server_requirements
+
+if TYPE_CHECKING:
+    from ..checkpoint.artifact import Artifact
 
 HARDWARE = ((10**9, "cpu-basic"), (6 * 10**9, "t4-small"), (10 * 10**9, "l4x1"))
 """The most parameters that each of the hub's machines holds: in fp32 in 16 GB of memory, in bf16 on 16 and 24 GB GPUs,
@@ -46,8 +49,8 @@ def write_space(model: str, folder: str | Path) -> Path:
         StorageError: the disk is full or the folder is not writable.
     """
     copied = model != EDEN_TINY and is_local(model)
-    config, license_name = _facts(model)
-    parameters = count_parameters(config)
+    artifact, license_name = _facts(model)
+    parameters = artifact.parameters
     hardware = suggest_hardware(parameters)
     requirements = server_requirements()
     name = Path(model).resolve().name if copied else model
@@ -65,7 +68,7 @@ def write_space(model: str, folder: str | Path) -> Path:
     }
     with new_folder(folder) as new:
         if copied:
-            _copy_model(Path(model), new / MODEL_FOLDER)
+            _copy_model(artifact, new / MODEL_FOLDER)
         wheel = build_wheel(new)
         (new / "requirements.txt").write_text("\n".join([*requirements, ""]), encoding="utf-8")
         facts = {
@@ -86,44 +89,29 @@ def write_space(model: str, folder: str | Path) -> Path:
     return Path(folder)
 
 
-def count_parameters(config: dict[str, Any]) -> int:
-    """The weights of the model that a configuration describes, counted on one without memory."""
-    import torch
-
-    from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration
-
-    with torch.device("meta"):
-        model = MultimodalPhiForConditionalGeneration(MultimodalPhiConfig.from_dict(config))
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def suggest_hardware(parameters: int) -> str:
     """The smallest of the hub's machines that holds a model of this size."""
     return next((name for most, name in HARDWARE if parameters <= most), LARGEST_HARDWARE)
 
 
-def _facts(model: str) -> tuple[dict[str, Any], str]:
-    """A model's configuration and its licence, without loading or downloading a weight."""
-    folder = find_model(model, files=["config.json", "README.md"])
-    from ..model import MultimodalPhiConfig  # takes seconds, which a misspelt name should not
+def _facts(model: str) -> tuple[Artifact, str]:
+    """A model's folder and its licence, without loading or downloading a weight."""
+    files = ["config.json", "README.md"]
+    folder = find_model(model, files=files)
+    from ..checkpoint.artifact import Artifact  # takes seconds, which a misspelt name should not
 
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != MultimodalPhiConfig.model_type:
-        raise CheckpointError(
-            f"a model of type {config.get('model_type')!r} cannot see", where=model, hint="Give an Eden artifact."
-        )
-    return config, str(front_matter(folder).get("license", DEFAULT_LICENSE))
+    return Artifact.open(model, files=files), str(front_matter(folder).get("license", DEFAULT_LICENSE))
 
 
-def _copy_model(model: Path, target: Path) -> None:
-    config = read_json(model / "config.json")
-    if is_local(speech := str(config.get("speech_model") or EDEN_TINY)):
+def _copy_model(artifact: Artifact, target: Path) -> None:
+    model = artifact.folder
+    if is_local(speech := artifact.speech_model or EDEN_TINY):
         raise InputError(
             f"the model hears with a Whisper that is only on this machine: {speech}",
             where=str(model / "config.json"),
             hint="Set speech_model to a size such as small, or to a hub id.",
         )
-    if local_dependency(model) is not None:
+    if artifact.local_dependency() is not None:
         from .. import checkpoint as checkpoints
 
         checkpoints.save(checkpoints.merge(checkpoints.load(str(model))), target)

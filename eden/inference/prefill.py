@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from transformers import DynamicCache
 
 from ..checkpoint import Checkpoint
@@ -24,8 +24,7 @@ class ImageMemory:
 
     def __init__(self, checkpoint: Checkpoint, capacity: int):
         self._checkpoint = checkpoint
-        self._capacity = capacity
-        self._features: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # by content, the latest at the end
+        self._features: LRUCache[bytes, torch.Tensor] = LRUCache(capacity)  # by content
 
     def encode(self, pixels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Images, each [3,H,W], as their features, each [N,Dv]; those not remembered go through the tower together."""
@@ -39,9 +38,6 @@ class ImageMemory:
             known |= zip(new, [features.clone() for features in model.encode_images(batch)], strict=True)
         for key in keys:
             self._features[key] = known[key]
-            self._features.move_to_end(key)
-        while len(self._features) > self._capacity:
-            self._features.popitem(last=False)
         return [known[key] for key in keys]
 
 

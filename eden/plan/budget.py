@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import InputError
 from ..recipe import Recipe
@@ -81,14 +80,3 @@ def changes(recipe: Recipe, longest: int) -> Iterator[list[str]]:
         allowed = max(SHORTEST, allowed // 2)
         shorter = [f"data.max_length={allowed}", "data.on_error=skip"]
         yield shorter if row is None else [*shorter, f"data.row_length={max(allowed, SHORTEST)}"]
-
-
-def override(recipe: Recipe, overrides: list[str]) -> Recipe:
-    """The recipe with overrides of `changes` in it."""
-    tree: dict[str, Any] = recipe.model_dump(exclude_unset=True)
-    values: dict[str, Any] = {"true": True}
-    for text in overrides:
-        key, _, value = text.partition("=")
-        section, name = key.split(".")
-        tree[section] = {**(tree.get(section) or {}), name: values.get(value, int(value) if value.isdigit() else value)}
-    return Recipe.model_validate(tree)

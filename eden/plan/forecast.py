@@ -14,7 +14,7 @@ from ..checkpoint.four_bits import will_be_dequantized
 from ..core.console import written_size
 from ..errors import InputError
 from ..recipe import Recipe
-from .budget import CARDS, Change, changes, override
+from .budget import CARDS, Change, changes
 from .measure import LARGE, Measured, measure_layer, measure_model
 from .memory import GIB, Memory, estimate, state_bytes
 from .shapes import Shapes, from_the_beginning, is_here, processor_of, shapes_of
@@ -188,7 +188,7 @@ def _verdict(
     made = []
     total = memory.total
     for change in changes(recipe, int(longest)):
-        recipe, was = override(recipe, change), recipe
+        recipe, was = recipe.override(change), recipe
         new, skipped = estimated(recipe)
         if new >= total:  # it would cost something and save nothing
             recipe = was

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPVisionConfig, Phi3Config, PreTrainedConfig
 
 from ..checkpoint import Checkpoint, add_adapters, count_parameters, load_processor
+from ..checkpoint.artifact import Artifact
 from ..checkpoint.backbones import readable
-from ..core.location import EDEN_TINY, find_model
+from ..core.location import EDEN_TINY
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from ..recipe import ModelSection, QuantizationSection, Recipe, load_recipe, shipped_recipes
@@ -85,10 +86,8 @@ def from_the_beginning(recipe: Recipe) -> tuple[Recipe, str | None]:
     for name in shipped_recipes():
         stage = load_recipe(name)
         if stage.model.base is None and stage.training["output_dir"] == base:
-            tree = recipe.model_dump(exclude_unset=True)
-            own = {key: value for key, value in tree["model"].items() if key not in ("base", "base_revision")}
-            tree["model"] = stage.model.model_dump(exclude_unset=True) | own
-            return Recipe.model_validate(tree), name
+            own = recipe.model.model_dump(exclude_unset=True, exclude={"base", "base_revision"})
+            return recipe.model_copy(update={"model": stage.model.model_copy(update=own)}), name
     return recipe, None
 
 
@@ -123,9 +122,7 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
         CheckpointError: see `shapes_of`.
     """
     if section.base is not None:
-        folder = find_model(section.base, revision=section.base_revision, files=["config.json"])
-        with readable(section.base):
-            return MultimodalPhiConfig.from_pretrained(folder)
+        return Artifact.open(section.base, revision=section.base_revision, files=["config.json"]).config
     vision = _backbone(str(section.vision), section.vision_revision)
     text = _backbone(str(section.language), section.language_revision)
     vision = vision if isinstance(vision, CLIPVisionConfig) else vision.vision_config

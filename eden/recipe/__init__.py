@@ -1,15 +1,7 @@
 """The recipe of a run: typed, checked before anything is loaded, with the line of every fault."""
 
-from .recipe import (
-    DataSection,
-    LoraSection,
-    ModelSection,
-    QuantizationSection,
-    Recipe,
-    SourceSection,
-    load_recipe,
-    shipped_recipes,
-)
+from .recipe import Recipe, load_recipe, shipped_recipes
+from .sections import DataSection, LoraSection, ModelSection, QuantizationSection, SourceSection
 
 __all__ = [
     "DataSection",

@@ -1,18 +1,18 @@
-"""YAML read by the 1.2 rules, with the location of every key, so that a refusal can name its line.
-
-PyYAML's own rules take `no` for false and `1e-4` for text.
-"""
+"""YAML 1.2, with the location of every key, so that a refusal can name its line."""
 
 from __future__ import annotations
 
+import io
 import re
 from typing import Any
-
-import yaml
 
 from ..errors import RecipeError
 
 Key = tuple[str | int, ...]  # a location in a file: ("training", "max_steps")
+
+
+OTHER_IN_1_1 = re.compile(r"(?i:y|n|yes|no|on|off)|[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?")
+"""Text that YAML 1.1 takes for a truth value or a number."""
 
 
 class Locations(dict[Key, str]):
@@ -25,55 +25,66 @@ class Locations(dict[Key, str]):
         """An error at `key`, or at the nearest section around it."""
         key = tuple(key.split(".")) if isinstance(key, str) else key
         around = (key[:length] for length in range(len(key), -1, -1))
-        return RecipeError(
-            what, where=next((self[location] for location in around if location in self), None), hint=hint
-        )
+        return RecipeError(what, where=next((self[at] for at in around if at in self), None), hint=hint)
 
 
 def parse(text: str, name: str, locations: Locations) -> Any:
     """The value of a YAML text; notes the location of each key."""
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import YAMLError
+
+    yaml = _yaml()
     try:
-        loader = Loader(text)
-        node = loader.get_single_node()
+        node = yaml.compose(text)
         _note_locations(node, name, (), locations)
-        return None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        return None if node is None else yaml.constructor.construct_document(node)
+    except (YAMLError, ValueError, RecursionError) as error:
+        mark, problem = getattr(error, "problem_mark", None), str(getattr(error, "problem", error)).strip()
+        hint = "Keep one." if isinstance(error, DuplicateKeyError) else "Check indentation and quotes."
         where = f"{name} line {mark.line + 1}" if mark else name
-        raise RecipeError(f"not valid YAML ({problem})", where=where, hint="Check indentation and quotes.") from error
+        raise RecipeError(f"not valid YAML ({problem})", where=where, hint=hint) from error
 
 
-def _note_locations(node: yaml.Node | None, name: str, key: Key, locations: Locations) -> None:
-    """Refuses equal keys on the way, of which YAML would let the last one win."""
-    entries: list[tuple[yaml.Node, yaml.Node]] = node.value if isinstance(node, yaml.MappingNode) else []
-    for label, item in entries:
-        part = str(label.value)
-        location = f"{name} line {label.start_mark.line + 1}"
-        if (*key, part) in locations:
-            raise RecipeError(
-                f"{part!r} is given twice", where=location, hint=f"Keep one; see {locations[*key, part]}."
-            )
-        locations[*key, part] = location
-        _note_locations(item, name, (*key, part), locations)
+def plain(text: str) -> Any:
+    """The value of a text that is one scalar to its end, whatever stands in it."""
+    from ruamel.yaml import ScalarNode
+
+    yaml = _yaml()
+    return yaml.constructor.construct_object(ScalarNode(yaml.resolver.resolve(ScalarNode, text, (True, False)), text))
 
 
-class Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars: PyYAML's own rules take `no` for false and `1e-4` for text."""
+def dump(tree: dict[str, Any]) -> str:
+    """The text that `parse` reads back as an equal value, and so does a reader that goes by YAML 1.1."""
+    from ruamel.yaml.representer import SafeRepresenter
 
-    yaml_implicit_resolvers = {}
+    class Representer(SafeRepresenter):
+        def text(self, value: str) -> Any:
+            return self.represent_scalar("tag:yaml.org,2002:str", value, "'" if OTHER_IN_1_1.fullmatch(value) else None)
 
-    def plain(self, text: str) -> Any:
-        tag = self.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
-        return self.construct_object(yaml.ScalarNode(tag, text))
+        def number(self, value: float) -> Any:
+            node = self.represent_float(value)
+            if "." not in node.value:  # `1e-05`, which is text in 1.1
+                node.value = node.value.replace("e", ".0e")
+            return node
+
+    Representer.add_representer(str, Representer.text)
+    Representer.add_representer(float, Representer.number)
+    text, yaml = io.StringIO(), _yaml()
+    yaml.Representer = Representer
+    yaml.default_flow_style, yaml.width, yaml.sort_base_mapping_type_on_output = False, 120, False
+    yaml.dump(tree, text)
+    return text.getvalue()
 
 
-class Dumper(yaml.SafeDumper):
-    """Quotes the text that either set of rules would take for something else, so that every reader agrees."""
+def _yaml() -> Any:
+    from ruamel.yaml import YAML  # here, for who asks a model reads no recipe
+
+    return YAML(typ="safe", pure=True)
 
 
-_FLOAT = r"[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
-_BOOL = r"(true|True|TRUE|false|False|FALSE)$"
-_PLAIN = {"null": r"(null|Null|NULL|~)?$", "bool": _BOOL, "int": r"[-+]?(0|[1-9]\d*)$", "float": _FLOAT}
-for _name, _pattern in _PLAIN.items():
-    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern, re.ASCII), None)
-Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT, re.ASCII), None)
+def _note_locations(node: Any, name: str, key: Key, locations: Locations) -> None:
+    if getattr(node, "id", None) == "mapping":
+        for label, item in node.value:
+            location = (*key, str(label.value))
+            locations.setdefault(location, f"{name} line {label.start_mark.line + 1}")
+            _note_locations(item, name, location, locations)

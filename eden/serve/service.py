@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+from cachetools import LRUCache
 
 from ..errors import ContextError, EdenError, ImageError, OverloadError
 from ..inference.assistant import Assistant
@@ -58,7 +59,7 @@ class Service:
         self._lock = threading.Lock()
         self._transcribing = threading.Lock()  # one recording at a time: answers are written on the same cores
         self._encoding = threading.Lock()  # a tokenizer is not made for several threads
-        self._transcripts: OrderedDict[tuple[bytes, str | None], Transcript] = OrderedDict()
+        self._transcripts: LRUCache[tuple[bytes, str | None], Transcript] = LRUCache(REMEMBERED_TRANSCRIPTS)
         self._executor = ThreadPoolExecutor(4, thread_name_prefix="eden-prepare")
         self._speech_executor = ThreadPoolExecutor(1, thread_name_prefix="eden-speech")
         vocabulary = assistant.processor.tokenizer.get_vocab()
@@ -98,7 +99,6 @@ class Service:
         key = (hashlib.sha256(source).digest(), language) if isinstance(source, bytes) else None
         with self._lock:
             if key is not None and key in self._transcripts:
-                self._transcripts.move_to_end(key)
                 return self._transcripts[key]
         with self._transcribing:
             transcript = self.assistant.transcriber.transcribe(
@@ -107,8 +107,6 @@ class Service:
         with self._lock:
             if key is not None:
                 self._transcripts[key] = transcript
-            if len(self._transcripts) > REMEMBERED_TRANSCRIPTS:
-                self._transcripts.popitem(last=False)
         return transcript
 
     def transcribe_messages(self, messages: Sequence[Message]) -> list[Message]:

@@ -1,4 +1,4 @@
-"""Questions about pictures of the world: conversations to learn from, sets to be judged on, files to train on."""
+"""Questions about pictures of the world: conversations to learn from, sets to be judged on."""
 
 from __future__ import annotations
 
@@ -9,20 +9,11 @@ from pathlib import Path
 import PIL.Image
 
 from ..core.files import write_file
-from ..media.audio import to_wav
-from ..media.speech_synthesis import random_voice, speak
 from ..messages import Message, Text
 from .conversations import ANYWHERE, SYSTEM, converse, to_messages
 from .foreign import KINDS as FOREIGN, foreign_picture
 from .questions import KINDS, Question, ask
 from .world import HELD_OUT_PAIRS, Object, Scene, Split, scenes
-
-
-def any_question(scene: Scene, rng: random.Random) -> Question:
-    """A question of a random kind among those that this scene allows."""
-    while True:
-        if (question := ask(scene, rng.choice(KINDS), rng)) is not None:
-            return question
 
 
 def evaluation_set(n: int, *, seed: int, split: Split) -> list[tuple[Scene, PIL.Image.Image, Question]]:
@@ -42,47 +33,6 @@ def evaluation_set(n: int, *, seed: int, split: Split) -> list[tuple[Scene, PIL.
         if question is not None:
             found.append((scene, image, question))
     return found
-
-
-def write_dataset(
-    folder: str | Path, n: int, *, seed: int, split: Split = "train", turns: int = 2, spoken: bool = False
-) -> Path:
-    """Writes `n` pictures as PNG and a LLaVA-format JSON of conversations about them; returns the JSON's path.
-
-    Args:
-        folder: where to write.
-        n: pictures, and conversations.
-        seed: of the scenes and the questions.
-        split: of the scenes.
-        turns: questions about each picture.
-        spoken: ask by voice: the questions become WAV files, in voices that eden-tiny's Whisper never heard.
-
-    Raises:
-        StorageError: the folder is not writable.
-        RunError: `spoken`, and espeak-ng is not installed.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(f"dataset {seed} {split}")
-    records = []
-    for index, (scene, image) in zip(range(n), scenes(seed, split), strict=False):
-        name = f"{index:06d}.png"
-        image.save(folder / name)
-        conversation, recordings = [], []
-        for turn in range(turns):
-            question = any_question(scene, rng)
-            asked = question.text
-            if spoken:
-                asked = "<audio>"
-                recordings.append(f"{index:06d}-{turn}.wav")
-                voice = random_voice(random.Random(f"voice {seed} {index} {turn}"), "test")
-                write_file(folder / recordings[-1], to_wav(speak(question.text, voice)))
-            placeholder = "<image>\n" if turn == 0 else ""
-            conversation.append({"from": "human", "value": placeholder + asked})
-            conversation.append({"from": "gpt", "value": question.answer})
-        audio = {"audio": recordings} if spoken else {}
-        records.append({"id": f"{index:06d}", "image": name, **audio, "conversations": conversation})
-    return write_file(folder / f"{split}.json", json.dumps(records, indent=1))
 
 
 def write_conversations(folder: str | Path, n: int, *, seed: int) -> Path:

@@ -10,7 +10,7 @@ import hashlib
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import PIL.Image
@@ -97,28 +97,6 @@ def sample_scene(rng: random.Random, split: Split, numbers: Sequence[int] = (1, 
         scene = Scene(tuple(sorted(objects)))
         if scene.split == split:
             return scene
-
-
-def near_miss(scene: Scene, rng: random.Random) -> Scene:
-    """Another scene of the same split, with one thing changed: a shape (half of the time), colour, size or place."""
-    while True:
-        things = list(scene.objects)
-        index = rng.randrange(len(things))
-        thing = things[index]
-        change = rng.choice(("shape", "shape", "shape", "colour", "size", "place"))
-        if change == "shape":
-            things[index] = replace(thing, shape=rng.choice(SHAPES))
-        elif change == "colour":
-            things[index] = replace(thing, colour=rng.choice(list(COLOURS)))
-        elif change == "size":
-            things[index] = replace(thing, size=rng.choice(list(SIZES)))
-        else:
-            taken = {(other.row, other.column) for other in things}
-            row, column = rng.choice([cell for cell in CELLS if cell not in taken])
-            things[index] = replace(thing, row=row, column=column)
-        changed = Scene(tuple(sorted(things)))
-        if changed != scene and changed.split == scene.split:
-            return changed
 
 
 def render(scene: Scene, rng: random.Random) -> PIL.Image.Image:

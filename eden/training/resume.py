@@ -74,11 +74,17 @@ def find_start(recipe: Recipe, arguments: TrainingArguments, resume: bool, conso
 
 
 def begin(
-    recipe: Recipe, arguments: TrainingArguments, train_set: ConversationDataset, start: Start, console: Console
+    recipe: Recipe,
+    arguments: TrainingArguments,
+    train_set: ConversationDataset,
+    computed_in: str,
+    start: Start,
+    console: Console,
 ) -> None:
     """Writes into the run's folder which run it is, before its first step; the main process writes.
 
-    A report of an earlier end is removed, for the run is at its end no more.
+    `computed_in` is the number format of its products. A report of an earlier end is removed, for the run is at its
+    end no more.
 
     Raises:
         DataError: the run goes on, and its samples are not as many or as long as those it began with: the ones it has
@@ -86,7 +92,6 @@ def begin(
         StorageError: the disk is full.
     """
     folder = Path(arguments.output_dir)
-    computed_in = computed_format(arguments, recipe)
     run = {"rows_a_step": rows_a_step(arguments), "samples": len(train_set), "tokens": int(train_set.lengths.sum())}
     begun = _facts(folder) if start.checkpoint is not None else {}
     computed = str(begun.pop("computed_in", computed_in))
@@ -107,13 +112,6 @@ def begin(
         recipe.save(folder / RECIPE)
         write_file(folder / RUN, json.dumps(run | {"computed_in": computed_in}, indent=1))
         (folder / REPORT).unlink(missing_ok=True)
-
-
-def computed_format(arguments: TrainingArguments, recipe: Recipe) -> str:
-    """The number format of a run's products on this machine."""
-    if arguments.bf16 or arguments.fp16:
-        return "bfloat16" if arguments.bf16 else "float16"
-    return recipe.on_this_machine().model.dtype
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from .. import checkpoint as checkpoints
 from ..checkpoint import Checkpoint
@@ -25,7 +26,7 @@ from ..core import distributed
 from ..core.console import AS_IT_IS, progress
 from ..core.files import write_file
 from ..core.html_report import Prediction, training_page, write_page
-from ..core.numeric_format import emulation_factor, numeric_format
+from ..core.numeric_format import NumericFormat, emulation_factor, numeric_format
 from ..data.dataset import ConversationDataset
 from ..data.feature_policy import open_features
 from ..data.formats import Sample
@@ -34,10 +35,9 @@ from ..data.prepare import read_data
 from ..data.store import Samples
 from ..inference.assistant import Assistant
 from ..media.images import open_image
-from ..messages import Message
 from ..recipe import Recipe
 from .model_card import model_card
-from .resume import RECIPE, REPORT, begin, find_start
+from .resume import RECIPE, REPORT, Start, begin, find_start
 from .trainer import LOG, EdenTrainer, Schedule
 
 PREDICTIONS = 8
@@ -78,54 +78,17 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
         RunError: the launcher has started fewer processes than it was asked for, the loss became NaN, or every image is
             damaged.
     """
-    console = console or Console(stderr=True)
-    started = time.monotonic()
     distributed.check_launch()
-    arguments = recipe.training_arguments()
-    folder = Path(arguments.output_dir)
-    start = find_start(recipe, arguments, resume, console)
+    run = Run(recipe, console or Console(stderr=True))
+    start = find_start(recipe, run.arguments, resume, run.console)
     if start.finished:
-        return _earlier_result(folder)
-    set_seed(arguments.seed)
-    with distributed.main_first():  # what is heard and counted is kept, and found by the others
-        train_samples, eval_samples, skipped = read_data(recipe, console)
-    console.print(numeric_line(recipe), **AS_IT_IS)
-    with console.status(f"loading {recipe.model.base or recipe.model.language}"):
-        checkpoint = checkpoints.load_for_training(recipe)
-    train_set, eval_set = _encode(recipe, checkpoint, train_samples, eval_samples, skipped, console)
-    _print_parameters(checkpoint, console)
-    _use_features(recipe, checkpoint, arguments, train_set, eval_set, skipped, console)
-    shown = _pick_samples(eval_set)
-    before = _answers(checkpoint, shown)
-    rows = _pack(recipe, train_set, console)
-    begin(recipe, arguments, train_set, start, console)
-    trainer = EdenTrainer(checkpoint, arguments, rows, eval_set if len(eval_set) else None, console)
-    log = trainer.run(start.checkpoint)
-    steps, weights = trainer.state.global_step, trainer.gathered() if trainer.is_sharded else None
-    _list_damaged([train_set, eval_set], skipped, console)
-    if distributed.is_main():
-        if weights is not None:
-            del trainer  # its shards make room for the whole model
-            checkpoint = checkpoints.load_for_training(recipe, weights)
-        after = _answers(checkpoint, shown)
-        facts = _facts(recipe, checkpoint, train_set, eval_set, log, steps, time.monotonic() - started)
-        predictions = [_prediction(*row) for row in zip(shown, before, after, strict=True)]
-        with console.status("saving the artifact"):
-            _write_artifact(folder, recipe, checkpoint, log, facts, predictions, skipped)
+        return _earlier_result(run.folder)
+    run.load()
+    run.encode()
+    run.fit(start)
+    run.write()
     distributed.wait()
-    return TrainingResult(folder, folder / REPORT, log, skipped)
-
-
-def numeric_line(recipe: Recipe) -> str:
-    """What a run computes in on this machine, and why."""
-    if recipe.on_this_machine().model.dtype == recipe.model.dtype == "float32" and not recipe.training.get("bf16"):
-        return "computing in float32: the recipe says so"
-    here = numeric_format()
-    if recipe.model.force_format and here.name != "bfloat16":
-        return (
-            f"computing in bfloat16 by force: {here.reason}, {emulation_factor():.0f} times slower than in {here.name}"
-        )
-    return str(here)
+    return TrainingResult(run.folder, run.folder / REPORT, run.log, run.skipped)
 
 
 def _earlier_result(folder: Path) -> TrainingResult:
@@ -134,184 +97,213 @@ def _earlier_result(folder: Path) -> TrainingResult:
     return TrainingResult(folder, folder / REPORT, [json.loads(row) for row in rows], [])
 
 
-def _encode(
-    recipe: Recipe,
-    checkpoint: Checkpoint,
-    train_samples: Samples,
-    eval_samples: Samples,
-    skipped: list[str],
-    console: Console,
-) -> tuple[ConversationDataset, ConversationDataset]:
-    def encode(name: str, samples: Samples, row_length: int | None = None) -> ConversationDataset:
-        with progress(console) as bar:
+class Run:
+    """A recipe on its way to an artifact: `load`, `encode`, `fit` and `write`, in this order.
+
+    Attributes:
+        recipe: what to train, on what, and how.
+        arguments: what Trainer takes.
+        folder: of the artifact.
+        console: where progress is shown.
+        skipped: samples left out so far, one line each.
+        checkpoint: the model with its adapters, once it is loaded.
+        train_set: samples to learn from, once they are encoded.
+        eval_set: held-out ones.
+        log: Trainer's log rows, once the model is trained.
+    """
+
+    checkpoint: Checkpoint
+    train_set: ConversationDataset
+    eval_set: ConversationDataset
+    log: list[dict[str, Any]]
+
+    def __init__(self, recipe: Recipe, console: Console):
+        self.started = time.monotonic()
+        self.recipe, self.console = recipe, console
+        self.arguments = recipe.training_arguments()
+        self.folder = Path(self.arguments.output_dir)
+        self.skipped: list[str] = []
+
+    @cached_property
+    def numeric_format(self) -> NumericFormat:
+        """What the run computes in on this machine, and why."""
+        here, training = numeric_format(), self.recipe.training
+        asked_for = (
+            "bfloat16" if training.get("bf16") else "float16" if training.get("fp16") else self.recipe.model.dtype
+        )
+        if asked_for != "bfloat16":
+            return NumericFormat(asked_for, "the recipe says so")
+        if self.recipe.model.force_format and here.name != "bfloat16":
+            why = f"forced; {here.reason}, {emulation_factor():.0f} times slower than in {here.name}"
+            return NumericFormat("bfloat16", why)
+        return here
+
+    def load(self) -> None:
+        """Reads the samples and loads the model."""
+        set_seed(self.arguments.seed)
+        with distributed.main_first():  # what is heard and counted is kept, and found by the others
+            *self._samples, skipped = read_data(self.recipe, self.console)
+        self._skip("skipped", skipped)
+        self.console.print(str(self.numeric_format), **AS_IT_IS)
+        with self.console.status(f"loading {self.recipe.model.base or self.recipe.model.language}"):
+            self.checkpoint = checkpoints.load_for_training(self.recipe)
+
+    def encode(self) -> None:
+        """Makes the samples data sets, and their images features where that is the recipe's way."""
+        train_samples, eval_samples = self._samples
+        self.train_set = self._encoded("training", train_samples, self.recipe.data.row_length)
+        self.eval_set = self._encoded("held-out", eval_samples)
+        self._check_not_empty()
+        self._print_parameters()
+        if self.recipe.data.features != "live":
+            self._use_features()
+
+    def fit(self, start: Start) -> None:
+        """Trains to the end, and has held-out questions answered before and after."""
+        shown = self._pick_samples()
+        before = self._answers(shown)
+        rows = self._packed()
+        begin(self.recipe, self.arguments, self.train_set, self.numeric_format.name, start, self.console)
+        trainer = EdenTrainer(
+            self.checkpoint, self.arguments, rows, self.eval_set if len(self.eval_set) else None, self.console
+        )
+        self.log = trainer.run(start.checkpoint)
+        self.steps, weights = trainer.state.global_step, trainer.gathered() if trainer.is_sharded else None
+        for dataset in (self.train_set, self.eval_set):
+            self._skip("left out of the loss:", dataset.damaged(distributed.summed(dataset.damage.int())))
+        if weights is not None and distributed.is_main():
+            del trainer  # its shards make room for the whole model
+            self.checkpoint = checkpoints.load_for_training(self.recipe, weights)
+        answers = zip(shown, before, self._answers(shown), strict=True)
+        self.predictions = [_prediction(*row) for row in answers]
+
+    def write(self) -> None:
+        """Writes the artifact; the main process does."""
+        if not distributed.is_main():
+            return
+        facts, recipe, folder = self._facts(), self.recipe.to_yaml(), self.folder
+        with self.console.status("saving the artifact"):
+            checkpoints.save(self.checkpoint, folder)
+            write_file(folder / RECIPE, recipe)
+            write_file(folder / "README.md", model_card(folder.name, facts, recipe))
+            page = training_page(
+                title=f"Training of {folder.name}",
+                facts=facts,
+                log=self.log,
+                predictions=self.predictions,
+                recipe=recipe,
+                skipped=self.skipped,
+            )
+            write_page(folder / REPORT, page)
+
+    def _skip(self, how: str, why: Iterable[object]) -> None:
+        for line in map(str, why):
+            self.console.print(f"{how} {line}", **AS_IT_IS)
+            self.skipped.append(line)
+
+    def _encoded(self, name: str, samples: Samples, row_length: int | None = None) -> ConversationDataset:
+        with progress(self.console) as bar:
             task = bar.add_task(f"encoding {name} samples", total=len(samples))
             dataset = ConversationDataset(
                 samples,
-                checkpoint.processor,
-                max_length=recipe.data.max_length,
+                self.checkpoint.processor,
+                max_length=self.recipe.data.max_length,
                 row_length=row_length,
-                on_error=recipe.data.on_error,
+                on_error=self.recipe.data.on_error,
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-        skipped.extend(str(error) for error in dataset.skipped)
+        self._skip("skipped", dataset.skipped)
         return dataset
 
-    train_set = encode("training", train_samples, recipe.data.row_length)
-    eval_set = encode("held-out", eval_samples)
-    for line in skipped:
-        console.print(f"skipped {line}", **AS_IT_IS)
-    _check_not_empty(recipe, train_set, eval_set)
-    return train_set, eval_set
+    def _check_not_empty(self) -> None:
+        self.train_set.check_not_empty("to train on")
+        if self.recipe.training.get("eval_strategy", "no") != "no":
+            self.eval_set.check_not_empty("to evaluate on")
 
+    def _print_parameters(self) -> None:
+        for part, counts in checkpoints.count_parameters(self.checkpoint).items():
+            trained, frozen = counts["trained"], counts["frozen"]
+            self.console.print(f"{part:<15} {trained:>13,} trained  {frozen:>13,} frozen", highlight=False)
+        if is_dequantized(self.checkpoint.core):
+            self.console.print(DEQUANTIZED, highlight=False)
 
-def _check_not_empty(recipe: Recipe, train_set: ConversationDataset, eval_set: ConversationDataset) -> None:
-    train_set.check_not_empty("to train on")
-    if recipe.training.get("eval_strategy", "no") != "no":
-        eval_set.check_not_empty("to evaluate on")
+    def _use_features(self) -> None:
+        """Samples whose images gave none are left out."""
+        train_set, row_length = self.train_set, self.recipe.data.row_length
+        images = train_set.samples.images() | self.eval_set.samples.images()
+        rows = len(train_set)
+        if row_length is not None:
+            rows = math.ceil(train_set.lengths.sum() / row_length)  # best fit leaves little of them empty
+        reads = Schedule.of(self.arguments, rows).epochs * train_set.samples.number_of_images
+        encoder = VisionEncoder.of(self.checkpoint)
+        features = open_features(self.recipe, encoder, list(images.values()), reads, self.console)
+        if features is not None:
+            self._skip("skipped", [*train_set.use_features(features), *self.eval_set.use_features(features)])
+            self._check_not_empty()
 
+    def _packed(self) -> ConversationDataset | PackedDataset:
+        length = self.recipe.data.row_length
+        if length is None:
+            return self.train_set
+        packed = PackedDataset(self.train_set, length, seed=self.recipe.data.split_seed)
+        self.console.print(
+            f"{len(self.train_set):,} samples in {len(packed):,} rows of {length:,} tokens, "
+            f"{packed.efficiency:.1%} full",
+            highlight=False,
+        )
+        return packed
 
-def _pack(recipe: Recipe, train_set: ConversationDataset, console: Console) -> ConversationDataset | PackedDataset:
-    if recipe.data.row_length is None:
-        return train_set
-    packed = PackedDataset(train_set, recipe.data.row_length, seed=recipe.data.split_seed)
-    console.print(
-        f"{len(train_set):,} samples in {len(packed):,} rows of {recipe.data.row_length:,} tokens, "
-        f"{packed.efficiency:.1%} full",
-        highlight=False,
-    )
-    return packed
+    def _pick_samples(self) -> list[Sample]:
+        """Evenly spread held-out samples, shown in the report with the model's answers before and after."""
+        if not distributed.is_main():
+            return []
+        spread = range(0, len(self.eval_set), max(1, len(self.eval_set) // PREDICTIONS))
+        return [self.eval_set.samples[index] for index in spread[:PREDICTIONS] if self.eval_set.is_whole(index)]
 
+    def _answers(self, samples: Sequence[Sample]) -> list[str]:
+        """Greedy answers; the model is left in the mode it was in, and the random state as it was."""
+        if not samples:
+            return []
+        model, random_state = self.checkpoint.model, torch.get_rng_state()
+        was_training = model.training
+        model.eval()
+        questions = [sample.messages[:-1] for sample in samples]
+        answers = Assistant(self.checkpoint).answer_all(questions, max_new_tokens=64, batch_size=PREDICTIONS)
+        model.train(was_training)
+        torch.set_rng_state(random_state)
+        return answers
 
-def _use_features(
-    recipe: Recipe,
-    checkpoint: Checkpoint,
-    arguments: TrainingArguments,
-    train_set: ConversationDataset,
-    eval_set: ConversationDataset,
-    skipped: list[str],
-    console: Console,
-) -> None:
-    """Images as features, where that is the recipe's way; samples whose images gave none are left out."""
-    if recipe.data.features == "live":
-        return
-    images = train_set.samples.images() | eval_set.samples.images()
-    rows = len(train_set)
-    if recipe.data.row_length is not None:
-        rows = math.ceil(train_set.lengths.sum() / recipe.data.row_length)  # best fit leaves little of them empty
-    reads = Schedule.of(arguments, rows).epochs * train_set.samples.number_of_images
-    features = open_features(recipe, VisionEncoder.of(checkpoint), list(images.values()), reads, console)
-    if features is None:
-        return
-    for error in [*train_set.use_features(features), *eval_set.use_features(features)]:
-        console.print(f"skipped {error}", **AS_IT_IS)
-        skipped.append(str(error))
-    _check_not_empty(recipe, train_set, eval_set)
-
-
-def _list_damaged(datasets: Sequence[ConversationDataset], skipped: list[str], console: Console) -> None:
-    for dataset in datasets:
-        for error in dataset.damaged(distributed.summed(dataset.damage.int())):
-            console.print(f"left out of the loss: {error}", **AS_IT_IS)
-            skipped.append(str(error))
-
-
-def _print_parameters(checkpoint: Checkpoint, console: Console) -> None:
-    for part, counts in checkpoints.count_parameters(checkpoint).items():
-        trained, frozen = counts["trained"], counts["frozen"]
-        console.print(f"{part:<15} {trained:>13,} trained  {frozen:>13,} frozen", highlight=False)
-    if is_dequantized(checkpoint.core):
-        console.print(DEQUANTIZED, highlight=False)
-
-
-def _pick_samples(eval_set: ConversationDataset) -> list[Sample]:
-    """Evenly spread held-out samples, shown in the report with the model's answers before and after."""
-    if not distributed.is_main():
-        return []
-    spread = range(0, len(eval_set), max(1, len(eval_set) // PREDICTIONS))
-    return [eval_set.samples[index] for index in spread[:PREDICTIONS] if eval_set.is_whole(index)]
-
-
-def _question(sample: Sample) -> list[Message]:
-    """The conversation up to its last answer."""
-    return list(sample.messages[:-1])
+    def _facts(self) -> dict[str, str | int | float]:
+        recipe, config = self.recipe, self.checkpoint.config
+        counts = checkpoints.count_parameters(self.checkpoint).values()
+        facts: dict[str, str | int | float] = {
+            "base": recipe.model.base or f"{recipe.model.vision} + {recipe.model.language}",
+            "image features": config.vision_feature,
+            "speech": config.speech_model,
+            "computed in": str(self.numeric_format).removeprefix("computing in "),
+            "4-bit": recipe.quantization.bnb_4bit_quant_type if recipe.quantization else "no",
+            "trained parameters": sum(part["trained"] for part in counts),
+            "frozen parameters": sum(part["frozen"] for part in counts),
+            "training samples": len(self.train_set),
+            "held-out samples": len(self.eval_set),
+            "supervised tokens per epoch": self.train_set.supervised_tokens,
+            "optimizer steps": self.steps,
+            "minutes, all in all": round((time.monotonic() - self.started) / 60, 1),
+            "device": str(self.checkpoint.core.device),
+        }
+        if distributed.is_distributed():
+            facts["processes"] = distributed.count()
+        if losses := [row["eval_loss"] for row in self.log if "eval_loss" in row]:
+            facts["evaluation loss"] = round(float(losses[-1]), 4)
+        return facts
 
 
 def _prediction(sample: Sample, before: str, after: str) -> Prediction:
     images = [image for message in sample.messages for image in message.images]
     return Prediction(
         image=open_image(images[0].source) if images else None,
-        question=_question(sample)[-1].text,
+        question=sample.messages[-2].text,
         expected=sample.messages[-1].text,
         before=before,
         after=after,
     )
-
-
-def _answers(checkpoint: Checkpoint, samples: Sequence[Sample]) -> list[str]:
-    """Greedy answers; the model is left in the mode it was in, and the random state as it was."""
-    if not samples:
-        return []
-    was_training, random_state = checkpoint.model.training, torch.get_rng_state()
-    checkpoint.model.eval()
-    answers = Assistant(checkpoint).answer_all(
-        [_question(sample) for sample in samples], max_new_tokens=64, batch_size=PREDICTIONS
-    )
-    checkpoint.model.train(was_training)
-    torch.set_rng_state(random_state)
-    return answers
-
-
-def _facts(
-    recipe: Recipe,
-    checkpoint: Checkpoint,
-    train_set: ConversationDataset,
-    eval_set: ConversationDataset,
-    log: Sequence[dict[str, Any]],
-    steps: int,
-    seconds: float,
-) -> dict[str, str | int | float]:
-    counts = checkpoints.count_parameters(checkpoint)
-    losses = [row["eval_loss"] for row in log if "eval_loss" in row]
-    facts: dict[str, str | int | float] = {
-        "base": recipe.model.base or f"{recipe.model.vision} + {recipe.model.language}",
-        "image features": checkpoint.config.vision_feature,
-        "speech": checkpoint.config.speech_model,
-        "computed in": numeric_line(recipe).removeprefix("computing in "),
-        "4-bit": recipe.quantization.bnb_4bit_quant_type if recipe.quantization else "no",
-        "trained parameters": sum(part["trained"] for part in counts.values()),
-        "frozen parameters": sum(part["frozen"] for part in counts.values()),
-        "training samples": len(train_set),
-        "held-out samples": len(eval_set),
-        "supervised tokens per epoch": train_set.supervised_tokens,
-        "optimizer steps": steps,
-        "minutes, all in all": round(seconds / 60, 1),
-        "device": str(checkpoint.core.device),
-    }
-    if distributed.is_distributed():
-        facts["processes"] = distributed.count()
-    if losses:
-        facts["evaluation loss"] = round(float(losses[-1]), 4)
-    return facts
-
-
-def _write_artifact(
-    folder: Path,
-    recipe: Recipe,
-    checkpoint: Checkpoint,
-    log: list[dict[str, Any]],
-    facts: dict[str, str | int | float],
-    predictions: list[Prediction],
-    skipped: list[str],
-) -> None:
-    checkpoints.save(checkpoint, folder)
-    recipe.save(folder / RECIPE)
-    write_file(folder / "README.md", model_card(folder.name, facts, recipe.to_yaml()))
-    page = training_page(
-        title=f"Training of {folder.name}",
-        facts=facts,
-        log=log,
-        predictions=predictions,
-        recipe=recipe.to_yaml(),
-        skipped=skipped,
-    )
-    write_page(folder / REPORT, page)
