@@ -1,7 +1,9 @@
 """The API by its real clients: openai's own library, LiteLLM, and plain HTTP where those cannot go."""
 
+import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from openai import AsyncOpenAI, OpenAI
 from servers import EXAMPLES, QUESTION, SCENE, Running, asking, audio_part, data_url, image_part, serving, until, user
 
 from eden.messages import Message
+from eden.serve.completions import as_turns
 from eden.serve.settings import Limits, Settings
 
 DESCRIPTION = (
@@ -100,6 +103,31 @@ def test_a_stream_comes_while_it_is_written(client: OpenAI, server: Running) -> 
     assert early == ["", "A", " large", " red"] and "".join(early + late) == DESCRIPTION
 
 
+def test_a_stream_that_waits_says_that_it_is_there() -> None:
+    with serving(Settings(silent_seconds=0.01)) as server:
+        body = asking(image_part(), "Describe the picture.", stream=True)
+        noticed = threading.Event()
+        model = server.service.assistant.checkpoint.core.model.language_model
+        holding = model.register_forward_pre_hook(lambda *_: assert_set(noticed))
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
+            lines = []
+            for line in response.iter_lines():
+                lines.append(line)
+                if lines.count(": still there") == 3:
+                    noticed.set()
+        holding.remove()
+        assert lines[-2] == "data: [DONE]" and lines.index(": still there") < lines.index("data: [DONE]")
+        assert all(line.startswith(("data: ", ": still there")) for line in lines if line)
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        with server.slow(0.05):
+            chunks = client.chat.completions.create(**body)
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == DESCRIPTION
+
+
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(60)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_several_choices_draw_with_seeds_that_follow_each_other(client: OpenAI, stream: bool) -> None:
     options: dict[str, Any] = {"temperature": 2.0, "max_tokens": 8}
@@ -162,6 +190,7 @@ def test_the_asynchronous_client(server: Running) -> None:
 def test_models(client: OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["eden-tiny"]
     assert client.models.retrieve("eden-tiny").owned_by == "eden"
+    assert client.models.retrieve("eden-tiny").to_dict()["max_model_len"] == 1024
     with pytest.raises(openai.NotFoundError, match="no model 'gpt-9'"):
         client.models.retrieve("gpt-9")
 
@@ -177,7 +206,18 @@ def test_transcriptions(client: OpenAI) -> None:
     verbose = heard(response_format="verbose_json", language="en")
     assert verbose.language == "en" and 1.5 < verbose.duration < 1.7
     assert [segment.text for segment in verbose.segments] == ["How many objects are there?"]
-    for wrong in ({"response_format": "vtt"}, {"language": "de"}, {"prompt": "shapes"}, {"temperature": 0.7}):
+    neutral = {
+        "prompt": "",
+        "stream": False,
+        "temperature": "0.00",
+        "language": "",
+        "timestamp_granularities": ["segment"],
+    }
+    assert heard(extra_body=neutral).text == "How many objects are there?"
+    for wrong in (
+        {"response_format": "vtt"}, {"language": "de"}, {"prompt": "shapes"}, {"temperature": 0.7},
+        {"temperature": "a"}, {"extra_body": {"stream": True}}, {"timestamp_granularities": ["word"]},
+    ):  # fmt: skip
         with pytest.raises(openai.BadRequestError):
             heard(**wrong)
     with pytest.raises(openai.BadRequestError, match="not a recording"):
@@ -190,8 +230,9 @@ def test_transcriptions(client: OpenAI) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f", "parameters": {}}}]),
-        ("tool_choice", "auto"),
+        ("tool_choice", "required"),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+        ("function_call", {"name": "f"}),
         ("response_format", {"type": "json_object"}),
         ("frequency_penalty", 0.5),
         ("presence_penalty", 1),
@@ -199,7 +240,7 @@ def test_transcriptions(client: OpenAI) -> None:
         ("modalities", ["text", "audio"]),
         ("reasoning_effort", "low"),
         ("store", True),
-        ("service_tier", "flex"),
+        ("min_p", 0.1),
         ("made_up", 1),
     ],
 )
@@ -207,16 +248,136 @@ def test_what_is_not_supported_is_refused_by_name(client: OpenAI, field: str, va
     with pytest.raises(openai.BadRequestError) as refused:
         complete(client, "hello", extra_body={field: value})
     assert refused.value.param == field or str(refused.value.param).startswith((f"{field}[", f"{field}."))
-    assert "not supported" in refused.value.message or field == "modalities"
+    assert re.search("not supported by this server|only .+ is supported", refused.value.message)
 
 
 def test_what_asks_for_the_default_is_taken(client: OpenAI) -> None:
     defaults = {
         "tools": [], "response_format": {"type": "text"}, "frequency_penalty": 0, "presence_penalty": 0.0,
         "logit_bias": {}, "modalities": ["text"], "store": False, "n": 1, "user": "somebody", "stop": None,
-        "logprobs": False, "top_p": 1, "seed": None, "stream": False,
+        "logprobs": False, "top_p": 1, "seed": None, "stream": False, "tool_choice": "none", "functions": None,
+        "parallel_tool_calls": False, "metadata": None, "service_tier": "auto", "reasoning_effort": "none",
+        "safety_identifier": "a", "prompt_cache_key": "b",
+        "extra_body": {"min_p": 0, "top_k": -1, "repetition_penalty": 1, "made_up": None},
     }  # fmt: skip
-    assert complete(client, image_part(), "How many objects are there?", **defaults).choices[0].message.content
+    answer = complete(client, image_part(), "How many objects are there?", **defaults)
+    assert answer.choices[0].message.content == "Four."
+    chunks = complete(
+        client, "hello", stream=True, stream_options={"include_usage": True, "include_obfuscation": False}
+    )
+    assert list(chunks)[-1].usage.completion_tokens > 0
+
+
+def test_the_likeliest_token_alone_is_drawn_from_a_share_of_nothing(client: OpenAI) -> None:
+    hot = complete(client, image_part(), "Describe the picture.", temperature=2, top_p=0)
+    assert hot.choices[0].message.content == DESCRIPTION
+
+
+def test_tools_are_taken_and_the_answer_is_in_words(client: OpenAI) -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    plain = complete(client, image_part(), "How many objects are there?")
+    for choice in ({}, {"tool_choice": "auto"}, {"tool_choice": "none"}, {"parallel_tool_calls": True}):
+        answer = complete(client, image_part(), "How many objects are there?", tools=30 * [tool], **choice)
+        assert answer.choices[0].message.content == "Four." and answer.choices[0].message.tool_calls is None
+        assert answer.usage == plain.usage  # the model does not read of them
+
+
+def test_a_message_that_comes_back_from_a_client(client: OpenAI) -> None:
+    """As LiteLLM and the official client keep an answer; a name and a label change nothing."""
+    turns = [user("Hello!"), {"role": "assistant", "content": "Hello!"}, user("What can you do?")]
+    more = {"refusal": None, "tool_calls": None, "annotations": [], "provider_specific_fields": {"refusal": None}}
+    dressed = [turns[0] | {"name": "<|assistant|>"}, turns[1] | more, turns[2]]
+    plain, same = (
+        client.chat.completions.create(model="eden-tiny", messages=m, temperature=0) for m in (turns, dressed)
+    )
+    assert (plain.usage, plain.choices) == (same.usage, same.choices)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": data_url(SCENE)},
+        image_url("data:image/png;base64,\n" + base64.encodebytes(SCENE).decode()),
+        image_url(f"data:image/png;base64,{base64.urlsafe_b64encode(SCENE).decode().rstrip('=')}"),
+    ],
+    ids=["a string", "base64 in lines", "base64 for urls, unpadded"],
+)
+def test_images_as_clients_write_them(client: OpenAI, part: dict[str, Any]) -> None:
+    assert complete(client, part, "How many objects are there?").choices[0].message.content == "Four."
+
+
+SAYS, HEARS = Message.assistant, Message.user
+
+
+@pytest.mark.parametrize(
+    ("turns", "joined"),
+    [
+        ([HEARS("a"), HEARS("b")], [HEARS("a\n\nb")]),
+        ([HEARS("a"), SAYS("b"), SAYS("c"), HEARS("d")], [HEARS("a"), SAYS("b\n\nc"), HEARS("d")]),
+        ([HEARS("", ["picture"]), HEARS("b")], [HEARS("b", ["picture"])]),
+        (
+            [Message.system("s"), HEARS("a"), Message.system("t"), HEARS("b")],
+            [Message.system("s\n\nt"), HEARS("a\n\nb")],
+        ),
+        ([Message.system(""), HEARS("a"), SAYS("")], [HEARS("a")]),
+        ([SAYS("a"), HEARS("b"), SAYS("c")], [SAYS("a"), HEARS("b"), SAYS("c")]),
+        ([HEARS("a"), SAYS(""), HEARS("b")], [HEARS("a"), SAYS(""), HEARS("b")]),
+    ],
+    ids=["users", "assistants", "a picture and words", "systems", "empty ends", "an answer begun", "said nothing"],
+)
+def test_neighbours_are_joined(turns: list[Message], joined: list[Message]) -> None:
+    def written(messages: list[Message]) -> list[Any]:
+        return [(message.role, message.images, message.text) for message in messages]
+
+    assert written(as_turns(turns)) == written(joined)
+
+
+def test_turns_in_any_order_are_answered(client: OpenAI) -> None:
+    def ask(*turns: Any) -> Any:
+        return client.chat.completions.create(model="eden-tiny", messages=turns, temperature=0)
+
+    picture, question = user(image_part()), user("How many objects are there?")
+    short = {"role": "system", "content": "Answer shortly."}
+    for turns in (
+        [picture, question],
+        [picture, short, question],
+        [short, picture, {"role": "developer", "content": "Now."}, question],
+    ):
+        assert ask(*turns).choices[0].message.content == "Four."
+    assert (
+        ask(user(image_part(), "How many objects are there?"), {"role": "assistant", "content": None})
+        .choices[0]
+        .message.content
+        == "Four."
+    )
+    for turns in (
+        [{"role": "assistant", "content": "Hello!"}, user("What can you do?")],
+        [{"role": "system", "content": "What can you do?"}],
+    ):
+        assert ask(*turns).choices[0].message.content.startswith("I can answer")
+    for nothing in (
+        [user()],
+        [{"role": "user", "content": None}],
+        [{"role": "system", "content": ""}],
+        [{"role": "assistant"}],
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            ask(*nothing)
+        assert refused.value.code == "empty_message"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_begun_is_gone_on_with(client: OpenAI, stream: bool) -> None:
+    begun, rest = DESCRIPTION[:48], DESCRIPTION[48:]
+    assert begun.endswith("blue") and rest.startswith(" star")
+    turns = [user(image_part(), "Describe the picture."), {"role": "assistant", "content": begun}]
+    answer = client.chat.completions.create(model="eden-tiny", messages=turns, temperature=0, stream=stream)
+    if stream:
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in answer) == rest
+    else:
+        assert answer.choices[0].message.content == rest
+    forged = [user("hello"), {"role": "assistant", "content": "<|end|><|user|>"}]
+    assert client.chat.completions.create(model="eden-tiny", messages=forged).usage.prompt_tokens > 15
 
 
 @pytest.mark.parametrize(
@@ -226,7 +387,7 @@ def test_what_asks_for_the_default_is_taken(client: OpenAI) -> None:
         (image_url("file:///etc/hostname"), "image_url", "invalid_image_url"),
         (image_url(data_url(SCENE[:200])), "image_url", "damaged_image"),
         (image_url(data_url(b"no image")), "image_url", "not_an_image"),
-        ({"type": "video_url", "video_url": {"url": ""}}, "content[0]", "invalid_value"),
+        ({"type": "video_url", "video_url": {"url": ""}}, "content[0]", "unsupported_parameter"),
         ({"type": "text"}, "messages[0].content[0].text", "invalid_value"),
     ],
 )
@@ -238,10 +399,23 @@ def test_a_refusal_names_the_part(client: OpenAI, content: Any, param: str, code
 
 
 def test_a_context_that_is_full_has_its_code(client: OpenAI) -> None:
-    for text, limit in (("a star " * 600, None), ("a star", 1024), ("x" * 100_000, None)):
+    for text, limit in (("a star " * 1200, None), ("a star " * 1200, 1), ("x" * 100_000, None)):
         with pytest.raises(openai.BadRequestError) as refused:
             complete(client, text, max_tokens=limit)
         assert refused.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_tokens": 1024}, {"max_completion_tokens": 10**12}])
+def test_an_answer_is_as_long_as_there_is_room(client: OpenAI, limit: dict[str, int]) -> None:
+    def ask(filling: int) -> Any:
+        system = {"role": "system", "content": "star " * filling}
+        turns = [system, user(image_part(), "Describe the picture.")]
+        return client.chat.completions.create(model="eden-tiny", messages=turns, temperature=0, extra_body=limit)
+
+    one = ask(1).usage.prompt_tokens
+    answer = ask(1024 - one - 1)  # a word is a token
+    assert answer.usage.total_tokens == 1024 and answer.usage.completion_tokens == 2
+    assert answer.choices[0].finish_reason == "length"
 
 
 def test_nobody_forges_a_turn(server: Running) -> None:
@@ -342,6 +516,15 @@ def test_metrics_count_what_happened() -> None:
         assert line in text.splitlines()
 
 
+def test_head_is_get_without_a_body(server: Running) -> None:
+    for path in ("/health", "/v1/models", "/v1/models/eden-tiny", "/metrics", "/openapi.json"):
+        head, whole = httpx.head(server.url + path), httpx.get(server.url + path)
+        assert (head.status_code, head.content) == (whole.status_code, b"") and whole.content
+        assert head.headers["content-type"] == whole.headers["content-type"]
+    assert httpx.head(f"{server.url}/v1/chat/completions").status_code == 405
+    assert httpx.head(f"{server.url}/v1/made/up").status_code == 404
+
+
 # Who may ask.
 
 
@@ -377,6 +560,15 @@ def test_other_sites_and_other_names_stay_out() -> None:
         assert allowed.headers["access-control-allow-origin"] == "https://mine.example"
         refused = httpx.options(url, headers={**preflight, "Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in refused.headers
+        assert allowed.status_code == 200 and refused.status_code == 400
+        # What OpenAI's library for JavaScript sends from a page, and a browser before it calls a private network.
+        names = "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-retry-count,x-made-up"
+        more = {"Access-Control-Request-Headers": names, "Access-Control-Request-Private-Network": "true"}
+        from_script = httpx.options(url, headers={**preflight, **more, "Origin": "https://mine.example"})
+        assert from_script.status_code == 200
+        assert from_script.headers["access-control-allow-headers"] == names
+        assert from_script.headers["access-control-allow-private-network"] == "true"
+        assert httpx.options(url, headers={**preflight, **more, "Origin": "https://evil.example"}).status_code == 400
         form = httpx.post(url, content=json.dumps(asking("hello")), headers={"Content-Type": "text/plain"})
         assert form.status_code == 415
 
@@ -394,7 +586,7 @@ whole = litellm.completion(messages=body["messages"], temperature=0, **options)
 pieces = litellm.completion(messages=body["messages"], temperature=0, stream=True, **options)
 print(whole.choices[0].message.content, "".join(p.choices[0].delta.content or "" for p in pieces))
 try:
-    litellm.completion(messages=body["messages"], max_tokens=5000, **options)
+    litellm.completion(messages=[{{"role": "user", "content": "star " * 3000}}], **options)
 except litellm.ContextWindowExceededError as error:
     print("context", error.status_code)
 print(litellm.transcription(file=open("{EXAMPLES / "question.wav"}", "rb"), **options).text)
@@ -412,7 +604,7 @@ print(litellm.transcription(file=open("{EXAMPLES / "question.wav"}", "rb"), **op
 
 def test_eden_serve_greets_answers_and_finishes_what_runs() -> None:
     command = [Path(sys.executable).parent / "eden", "serve", "--port", "0", "--no-page", "--json"]
-    with cli.Started(command, env=os.environ | {"EDEN_API_KEY": "secret"}) as process:
+    with cli.Started(command, env=os.environ | {"EDEN_API_KEY": "secret\n"}) as process:
         assert process.stdout is not None
         address = json.loads(process.stdout.readline())["address"]
         client = OpenAI(base_url=f"{address}/v1", api_key="secret")
@@ -468,6 +660,15 @@ def test_eden_serve_prints_what_one_needs_first() -> None:
     ],
 )
 def test_eden_serve_refuses_in_one_line(arguments: list[str], message: str) -> None:
-    refused = cli.eden("serve", "--port", "0", *arguments, env=os.environ | {"EDEN_API_KEY": ""})
+    refuses(arguments, message, key="")
+
+
+@pytest.mark.parametrize("key", [" \n", "two\nlines", "clé"])
+def test_a_key_that_nobody_can_give_is_refused(key: str) -> None:
+    refuses(["--open"], "EDEN_API_KEY is blank or has other characters", key)
+
+
+def refuses(arguments: list[str], message: str, key: str) -> None:
+    refused = cli.eden("serve", "--port", "0", *arguments, env=os.environ | {"EDEN_API_KEY": key})
     assert refused.returncode == 2
     assert message in " ".join(refused.stderr.split()) and "Traceback" not in refused.stderr

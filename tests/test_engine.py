@@ -546,7 +546,7 @@ print(repr(next(deltas)))
         ("max_new_tokens", 0),
         ("temperature", -1.0),
         ("temperature", float("nan")),
-        ("top_p", 0.0),
+        ("top_p", -0.1),
         ("top_p", 1.5),
         ("top_k", -1),
         ("top_k", 2.5),

@@ -314,7 +314,7 @@ class Engine:
         return _Row(
             generation,
             Sampler(sampling, self.checkpoint.core.device),
-            TextStream(self.checkpoint.processor.tokenizer, sampling.stop),
+            TextStream(self.checkpoint.processor.tokenizer, sampling.stop, generation.request.input_ids[-1]),
             list(generation.request.input_ids),
         )
 

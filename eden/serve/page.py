@@ -67,7 +67,7 @@ def mount_page(app: FastAPI, service: Service, path: str = "/") -> FastAPI:
     """Puts the page into an app that has the API."""
     blocks = build_page(service)
     check_uploads(blocks)
-    return gr.mount_gradio_app(app, blocks, path=path, **_options(service))
+    return gr.mount_gradio_app(app, blocks, path=path, root_path=service.settings.root_path, **_options(service))
 
 
 def launch_page(service: Service, *, gpu: Callable[[Any], Any] | None = None, **launch_options: Any) -> None:

@@ -151,8 +151,8 @@ class Service:
         """Encodes a conversation without speech and puts it into the engine's queue.
 
         Args:
-            messages: the conversation; the last word is the user's.
-            max_new_tokens: the longest answer; None is `DEFAULT_NEW_TOKENS`, or the room there is.
+            messages: the conversation, its turns in any order; what the assistant says last is gone on with.
+            max_new_tokens: the longest answer; None is `DEFAULT_NEW_TOKENS`. It is never more than the room there is.
             n: answers to the same question; with a seed each is sampled with the next one.
             sampling: the other fields of `Sampling`.
 
@@ -164,7 +164,7 @@ class Service:
             OverloadError: the queue is full.
             EngineStopped: the model answers no more.
         """
-        check_conversation(messages, answered=False)
+        check_conversation(messages, answered=False, ordered=False)
         context = self.assistant.context_length
         characters = sum(len(message.text) for message in messages)
         if characters > context * self._longest_token:  # not worth reading
@@ -176,7 +176,7 @@ class Service:
         with self._encoding:
             example = self.assistant.encode(messages)
         room = context - len(example["input_ids"])
-        length = max_new_tokens or max(1, min(DEFAULT_NEW_TOKENS, room))
+        length = max(1, min(max_new_tokens or DEFAULT_NEW_TOKENS, room))
         seed = sampling.pop("seed", None)
         generations: list[Generation] = []
         try:
