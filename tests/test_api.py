@@ -16,11 +16,13 @@ import cli
 import httpx
 import openai
 import pytest
+import torch
 from openai import AsyncOpenAI, OpenAI
 from servers import EXAMPLES, QUESTION, SCENE, Running, asking, audio_part, data_url, image_part, serving, until, user
 
 from eden.messages import Message
 from eden.serve.completions import as_turns
+from eden.serve.server import greeting
 from eden.serve.settings import Limits, Settings
 
 DESCRIPTION = (
@@ -484,7 +486,7 @@ def test_when_the_model_fails_everybody_hears_of_it(stream: bool) -> None:
         def break_down(*args: Any) -> None:
             steps.append(1)
             if len(steps) == 5:
-                raise RuntimeError("out of memory at /somewhere/secret 0x7f00")
+                raise RuntimeError("illegal memory access at /somewhere/secret 0x7f00")
 
         model.register_forward_pre_hook(break_down)
         with pytest.raises(openai.APIError) as failed:
@@ -494,6 +496,70 @@ def test_when_the_model_fails_everybody_hears_of_it(stream: bool) -> None:
         assert (health.status_code, health.json()) == (503, {"status": "failed"})
         assert server.post(asking("hello")).status_code == 503
         assert "eden_alive 0.0" in httpx.get(f"{server.url}/metrics").text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_memory_runs_out_one_answer_is_refused_and_the_next_is_served(stream: bool) -> None:
+    with serving() as server:
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        steps: list[int] = []
+
+        def run_out(*args: Any) -> None:
+            steps.append(1)
+            if len(steps) in (1, 7):  # reading the first question, and amid the answer to the second
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB at /somewhere")
+
+        server.service.assistant.checkpoint.core.model.language_model.register_forward_pre_hook(run_out)
+        for _ in range(2):
+            with pytest.raises(openai.APIError, match="no memory for this answer now") as refused:
+                list(complete(client, image_part(), "Describe the picture.", stream=stream))
+            assert stream or (refused.value.status_code, refused.value.code) == (503, "overloaded")
+        assert complete(client, image_part(), "Describe the picture.").choices[0].message.content == DESCRIPTION
+        assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_as_many_answers_at_once_as_there_is_memory_for() -> None:
+    with serving(Settings(max_running=10**9)) as server:
+        assert 1 < server.service.engine.max_running == server.service.fits < 10**8
+        assert f"memory for {server.service.fits:,}" in greeting(server.service, server.url, page=False)
+
+
+def test_a_question_without_a_picture_waits_for_nobody_elses(server: Running) -> None:
+    held, released = threading.Event(), threading.Event()
+    processor = server.service.assistant.processor.image_processor
+    prepare = processor.preprocess
+
+    def hold(*args: Any, **more: Any) -> Any:
+        held.set()
+        assert released.wait(60)
+        return prepare(*args, **more)
+
+    processor.preprocess = hold
+    try:
+        slow = threading.Thread(target=server.post, args=(asking(image_part(), "Describe the picture."),))
+        slow.start()
+        assert held.wait(60)
+        assert server.post(asking("What can you do?")).status_code == 200
+    finally:
+        processor.preprocess = prepare
+        released.set()
+    slow.join(60)
+
+
+def test_who_hangs_up_is_in_the_histograms() -> None:
+    with serving() as server:
+        body = asking(image_part(), "Describe the picture.", stream=True)
+        with server.slow(0.05), httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as response:
+            for line in response.iter_lines():
+                if '"content":" large"' in line:
+                    break
+        until(lambda: 'eden_answer_seconds_count{outcome="cancelled"} 1.0' in httpx.get(f"{server.url}/metrics").text)
+        text = httpx.get(f"{server.url}/metrics").text
+        for line in (
+            "eden_time_to_first_token_seconds_count 1.0",
+            "eden_answer_tokens_per_second_count 1.0",
+        ):
+            assert line in text.splitlines()
 
 
 def test_metrics_count_what_happened() -> None:

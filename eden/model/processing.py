@@ -104,10 +104,12 @@ class MultimodalPhiProcessor(ProcessorMixin):
         for turn, start, end in zip(answers, starts, [*starts[1:], len(ids)], strict=False):  # a prompt has one more
             if turn.get("weight") == 0:
                 labels[start:end] = [IGNORE_INDEX] * (end - start)
-        example: dict[str, Any] = {"input_ids": ids, "labels": labels}
-        if images := [part["image"] for part in _parts(conversation) if part.get("image") is not None]:
-            example["pixel_values"] = self.image_processor(images, return_tensors="pt")["pixel_values"]
-        return example
+        return {"input_ids": ids, "labels": labels, **self.pixels(conversation)}
+
+    def pixels(self, conversation: list[dict[str, Any]]) -> dict[str, Any]:
+        """The `pixel_values` of `encode`, alone; nothing if no image part carries its image."""
+        images = [part["image"] for part in _parts(conversation) if part.get("image") is not None]
+        return {"pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"]} if images else {}
 
     def find_control_token(self, conversation: list[dict[str, Any]]) -> str | None:
         """The first control token (`<|end|>`, `<|image|>`, ...) written in the turns' text, or None."""

@@ -116,7 +116,7 @@ async def whole_answer(service: Service, http: Request, generations: Sequence[Ge
         for task in (gone, answers):
             task.cancel()
         await asyncio.gather(gone, answers, return_exceptions=True)
-        end(service, generations)
+        end(generations)
     tokenizer = service.assistant.processor.tokenizer
     choices = [
         Choice(
@@ -154,13 +154,13 @@ class AnswerStream(StreamingResponse):
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
-        self._service, self._generations, self._on_end = service, generations, on_end
+        self._generations, self._on_end = generations, on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:  # not in the events themselves: one who hangs up before the first never starts them
-            end(self._service, self._generations)
+            end(self._generations)
             self._on_end()
 
 
@@ -216,11 +216,10 @@ async def hung_up(http: Request) -> None:
         pass
 
 
-def end(service: Service, generations: Sequence[Generation]) -> None:
-    """Ends what still runs, and counts it."""
+def end(generations: Sequence[Generation]) -> None:
+    """Ends what still runs."""
     for generation in generations:
         generation.cancel()
-        service.metrics.count_answer(generation)
 
 
 async def _collect(generation: Generation) -> list[Any]:

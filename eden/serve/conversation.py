@@ -185,7 +185,6 @@ class Answers:
         finally:
             generation.cancel()
             turn.generation = None
-            self._service.metrics.count_answer(generation)
 
 
 def is_recording(file: str) -> bool:

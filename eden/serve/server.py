@@ -130,7 +130,7 @@ page      {address if page else "off"}
 API       {address}/v1
 model     {service.name} (context of {service.assistant.context_length:,} tokens)
 key       {key}
-at once   {settings.max_running} answers, {settings.max_waiting} more wait
+at once   {settings.max_running} answers, {settings.max_waiting} more wait; there is memory for {service.fits:,}
 limits    {settings.limits.in_words()}
 
 curl {address}/v1/chat/completions{header} \\
