@@ -71,12 +71,36 @@ def test_the_answer_grows_and_stop_ends_it(person: Person, server: Running) -> N
 
 def ask_anew(person: Person) -> None:
     """A new conversation goes as ever; in the old one, half a sentence would lead so small a model astray."""
-    with person.page.expect_response(re.compile("/run/predict")):  # the page is cleared at once, the box by the server
-        person.page.get_by_label("Clear").first.click()
+    person.page.get_by_label("Clear").first.click()
     expect(person.answers).to_have_count(0)
-    person.lets_it_draw()  # nobody attaches a picture while the box is drawn anew
     person.ask("How many objects are there?", EXAMPLES / "scene.png")
     person.sees("Four.")
+
+
+CLEAR_AT_THE_END = """() => {
+    const box = document.querySelector("#eden-box");
+    let busy = false;
+    new MutationObserver((_, observer) => {
+        const stop = box.querySelector(".stop-button");
+        busy = busy || stop !== null;
+        if (busy && stop === null) {
+            observer.disconnect();
+            document.querySelector("#eden-chat [aria-label=Clear]").click();
+        }
+    }).observe(box, {childList: true, subtree: true});
+}"""
+
+
+def test_what_is_done_at_once_after_an_answer_is_not_undone(person: Person) -> None:
+    """Cleared in the moment in which the page is idle, before the server's last word on the answer has come."""
+    person.page.evaluate(CLEAR_AT_THE_END)
+    person.ask("How many objects are there?", EXAMPLES / "scene.png")
+    expect(person.stop_button).to_have_count(1)
+    expect(person.answers).to_have_count(0, timeout=60 * SECONDS)
+    person.lets_it_draw()  # until the server has said all of the answer
+    person.attach(EXAMPLES / "scene.png")
+    expect(person.answers).to_have_count(0)
+    expect(person.attached).to_have_count(1)
 
 
 def test_who_closes_the_page_frees_the_slot(browser: Browser, server: Running) -> None:
