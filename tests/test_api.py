@@ -4,11 +4,15 @@ import base64
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,20 @@ import openai
 import pytest
 import torch
 from openai import AsyncOpenAI, OpenAI
-from servers import EXAMPLES, QUESTION, SCENE, Running, asking, audio_part, data_url, image_part, serving, until, user
+from servers import (
+    EXAMPLES,
+    QUESTION,
+    SCENE,
+    Running,
+    asking,
+    audio_part,
+    data_url,
+    image_part,
+    nginx,
+    serving,
+    until,
+    user,
+)
 
 from eden.messages import Message
 from eden.serve.completions import as_turns
@@ -106,28 +123,20 @@ def test_a_stream_comes_while_it_is_written(client: OpenAI, server: Running) -> 
 
 
 def test_a_stream_that_waits_says_that_it_is_there() -> None:
-    with serving(Settings(silent_seconds=0.01)) as server:
+    with serving(Settings(silent_seconds=0.001)) as server:
         body = asking(image_part(), "Describe the picture.", stream=True)
-        noticed = threading.Event()
-        model = server.service.assistant.checkpoint.core.model.language_model
-        holding = model.register_forward_pre_hook(lambda *_: assert_set(noticed))
-        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
-            lines = []
+        url = f"{server.url}/v1/chat/completions"
+        lines: list[str] = []
+        with server.held(0) as gate, httpx.stream("POST", url, json=body, timeout=60) as response:
             for line in response.iter_lines():
                 lines.append(line)
                 if lines.count(": still there") == 3:
-                    noticed.set()
-        holding.remove()
-        assert lines[-2] == "data: [DONE]" and lines.index(": still there") < lines.index("data: [DONE]")
+                    gate.open()
+        assert lines[-2] == "data: [DONE]" and gate.reached.is_set()
         assert all(line.startswith(("data: ", ": still there")) for line in lines if line)
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        with server.slow(0.05):
-            chunks = client.chat.completions.create(**body)
-            assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == DESCRIPTION
-
-
-def assert_set(event: threading.Event) -> None:
-    assert event.wait(60)
+        chunks = client.chat.completions.create(**body)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == DESCRIPTION
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -549,17 +558,14 @@ def test_a_question_without_a_picture_waits_for_nobody_elses(server: Running) ->
 def test_who_hangs_up_is_in_the_histograms() -> None:
     with serving() as server:
         body = asking(image_part(), "Describe the picture.", stream=True)
-        with server.slow(0.05), httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as response:
-            for line in response.iter_lines():
-                if '"content":" large"' in line:
-                    break
+        with server.held(5):
+            with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as response:
+                assert any('"content":" large"' in line for line in response.iter_lines())
+            until(lambda: not server.wanted())
         until(lambda: 'eden_answer_seconds_count{outcome="cancelled"} 1.0' in httpx.get(f"{server.url}/metrics").text)
         text = httpx.get(f"{server.url}/metrics").text
-        for line in (
-            "eden_time_to_first_token_seconds_count 1.0",
-            "eden_answer_tokens_per_second_count 1.0",
-        ):
-            assert line in text.splitlines()
+        for name in ("eden_time_to_first_token_seconds_count", "eden_answer_tokens_per_second_count"):
+            assert f"{name} 1.0" in text.splitlines()
 
 
 def test_metrics_count_what_happened() -> None:
@@ -639,6 +645,39 @@ def test_other_sites_and_other_names_stay_out() -> None:
         assert form.status_code == 415
 
 
+def test_the_proxy_of_the_docs(tmp_path: Path) -> None:
+    """Streams come unbuffered, another replica is tried where one is full, and the proxy's name is known."""
+    one = Settings(max_running=1, max_waiting=1, host_names=("127.0.0.1",))
+    with serving(one) as first, serving(one) as second, nginx(tmp_path, first, second) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        with first.held(0), second.held(0):
+            streams = [complete(client, image_part(), "Describe the picture.", stream=True) for _ in range(4)]
+            assert all(next(stream).choices[0].delta.role == "assistant" for stream in streams)  # held, and yet it came
+            assert {server.service._inside for server in (first, second)} == {2}
+            with pytest.raises(openai.InternalServerError) as refused:
+                complete(client, "hello")
+            assert refused.value.status_code == 503 and refused.value.response.headers["retry-after"] == "1"
+        for stream in streams:
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == DESCRIPTION
+        assert httpx.get(f"{url}/v1/models", headers={"Host": "evil.example"}).status_code == 421
+
+
+@pytest.mark.parametrize("passed_on", [False, True], ids=["taken off", "left on"])
+def test_below_a_path(tmp_path: Path, passed_on: bool) -> None:
+    with (
+        serving(Settings(root_path="/eden", api_key="secret")) as server,
+        nginx(tmp_path, server, path="/eden/", passed_on=passed_on) as url,
+    ):
+        client = OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+        assert complete(client, image_part(), "How many objects are there?").choices[0].message.content == "Four."
+        assert [model.id for model in client.models.list()] == ["eden-tiny"]
+        assert httpx.get(f"{url}/health").json() == {"status": "ok"} and httpx.head(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        header = {"Authorization": "Bearer secret"}
+        assert httpx.get(f"{url}/openapi.json", headers=header).json()["servers"] == [{"url": "/eden"}]
+        assert 'path="/v1/models",status="200"' in httpx.get(f"{url}/metrics", headers=header).text
+
+
 # Other clients.
 
 
@@ -663,6 +702,89 @@ print(litellm.transcription(file=open("{EXAMPLES / "question.wav"}", "rb"), **op
     assert result.stdout.splitlines()[-3:] == ["Four. Four.", "context 400", "How many objects are there?"], (
         result.stdout + result.stderr
     )
+
+
+class OpenWebUI:
+    """Open WebUI 0.12.4 before a server, by the requests that its page sends."""
+
+    def __init__(self, url: str):
+        self.http = httpx.Client(base_url=url, timeout=60)
+        account = {"name": "a", "email": "a@example.com", "password": "a-long-Passw0rd!"}
+        signed_up = self.http.post("/api/v1/auths/signup", json=account)
+        self.http.headers["Authorization"] = f"Bearer {signed_up.json()['token']}"
+
+    def ask(self, text: str) -> tuple[str, str, str]:
+        """Begins a chat with a picture: its number, the answer's and the task's."""
+        asked, answer = str(uuid.uuid4()), str(uuid.uuid4())
+        turn: dict[str, Any] = {"id": asked, "parentId": None, "childrenIds": [answer], "role": "user", "content": text}
+        empty: dict[str, Any] = {"id": answer, "parentId": asked, "childrenIds": [], "role": "assistant", "content": ""}
+        history = {"messages": {asked: turn, answer: empty}, "currentId": answer}
+        chat = self.http.post("/api/v1/chats/new", json={"chat": {"models": ["eden-tiny"], "history": history}}).json()[
+            "id"
+        ]
+        parts = [{"type": "text", "text": text}, image_part()]
+        body = {
+            "stream": True, "model": "eden-tiny", "messages": [{"role": "user", "content": parts}], "params": {},
+            "tool_servers": [], "features": {"web_search": False}, "variables": {}, "session_id": str(uuid.uuid4()),
+            "chat_id": chat, "id": answer, "parent_id": asked, "stream_options": {"include_usage": True},
+            "background_tasks": {"title_generation": True, "tags_generation": True, "follow_up_generation": True},
+        }  # fmt: skip
+        return chat, answer, self.http.post("/api/chat/completions", json=body).json()["task_ids"][0]
+
+    def answer(self, chat: str, number: str) -> dict[str, Any]:
+        messages: dict[str, Any] = self.http.get(f"/api/v1/chats/{chat}").json()["chat"]["history"]["messages"]
+        return messages[number]
+
+
+@pytest.fixture
+def open_webui(tmp_path: Path) -> str:
+    """Its command: the one on the path, or else installed into an environment of its own."""
+    if (found := shutil.which("open-webui")) is not None:
+        return found
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "environment"], check=True)
+    pip = tmp_path / "environment" / "bin" / "pip"
+    subprocess.run([pip, "install", "-q", "torch==2.13.0", "open-webui==0.12.4"], check=True)
+    return str(pip.with_name("open-webui"))
+
+
+@pytest.mark.fresh
+@pytest.mark.timeout(3600)
+def test_open_webui(open_webui: str, tmp_path: Path) -> None:
+    """It sends its tools with every chat, asks for titles and tags beside it, and hears by the same server."""
+    with serving() as server, closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+        free.close()
+        hears = {"AUDIO_STT_ENGINE": "openai", "AUDIO_STT_OPENAI_API_BASE_URL": f"{server.url}/v1"}
+        settings = {
+            "DATA_DIR": str(tmp_path / "data"), "OFFLINE_MODE": "true", "ENABLE_OLLAMA_API": "false",
+            "OPENAI_API_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": "none", "AUDIO_STT_OPENAI_API_KEY": "none",
+            "RAG_EMBEDDING_ENGINE": "openai", "WEBUI_SECRET_KEY": 32 * "s", **hears,
+        }  # fmt: skip
+        command = [open_webui, "serve", "--host", "127.0.0.1", "--port", str(port)]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with cli.Started(command, env=environment | settings, cwd=tmp_path, **silent) as process:
+            until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)), seconds=600)
+            page = OpenWebUI(f"http://127.0.0.1:{port}")
+            assert [model["id"] for model in page.http.get("/api/models").json()["data"]] == ["eden-tiny"]
+            chat, number, _ = page.ask("How many objects are there?")
+            until(lambda: page.answer(chat, number).get("done"), seconds=120)
+            assert page.answer(chat, number)["content"] == "Four."
+            files = {"file": ("question.wav", QUESTION, "audio/wav")}
+            assert (
+                page.http.post("/api/v1/audio/transcriptions", files=files).json()["text"]
+                == "How many objects are there?"
+            )
+            until(lambda: server.running == 0, seconds=120)
+            with server.held(3) as gate:
+                _, _, task = page.ask("Describe the picture.")
+                assert gate.reached.wait(120)
+                assert page.http.post(f"/api/tasks/stop/{task}").json()["status"]
+                until(lambda: not server.wanted())
+            until(lambda: server.service.engine.stats().finished.get("cancelled") == 1)
+            process.terminate()
+        refused = re.findall(r'chat/completions",status="(\d+)"', httpx.get(f"{server.url}/metrics").text)
+        assert set(refused) <= {"200", "499"}
 
 
 # The command.

@@ -148,7 +148,7 @@ class AnswerStream(StreamingResponse):
         generations: Sequence[Generation],
         on_end: Callable[[], None],
     ):
-        include_usage = request.stream_options is not None and request.stream_options.include_usage
+        include_usage = bool(request.stream_options and request.stream_options.include_usage)
         super().__init__(
             _events(service, generations, include_usage),
             media_type="text/event-stream",
