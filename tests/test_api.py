@@ -758,7 +758,7 @@ def test_open_webui(open_webui: str, tmp_path: Path) -> None:
         settings = {
             "DATA_DIR": str(tmp_path / "data"), "OFFLINE_MODE": "true", "ENABLE_OLLAMA_API": "false",
             "OPENAI_API_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": "none", "AUDIO_STT_OPENAI_API_KEY": "none",
-            "RAG_EMBEDDING_ENGINE": "openai", "WEBUI_SECRET_KEY": 32 * "s", **hears,
+            "RAG_EMBEDDING_ENGINE": "openai", "AUDIO_STT_MODEL": "whisper-1", "WEBUI_SECRET_KEY": 32 * "s", **hears,
         }  # fmt: skip
         command = [open_webui, "serve", "--host", "127.0.0.1", "--port", str(port)]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
