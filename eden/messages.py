@@ -80,12 +80,13 @@ class Message:
         return tuple(part for part in self.content if isinstance(part, Audio))
 
 
-def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
+def check_conversation(messages: Sequence[Message], *, answered: bool, ordered: bool = True) -> None:
     """Checks the turns: an optional system message, then user and assistant in turn, none of them empty.
 
     Args:
         messages: the conversation.
         answered: True if the last word must be the assistant's (training), False if it must be the user's (asking).
+        ordered: False leaves the order of the turns to the template.
 
     Raises:
         MessageError: which turn is wrong, and how.
@@ -101,7 +102,7 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
             raise MessageError(f"unknown role {message.role!r}", where=where, hint="Use system, user or assistant.")
         if message.role == "system" and index == 0:
             continue
-        if message.role != expected:
+        if ordered and message.role != expected:
             start = index == 0 or (index == 1 and messages[0].role == "system")
             why = f"the conversation starts with the {message.role}" if start else f"two {message.role} turns in a row"
             hint = "User and assistant must alternate, the user first."
@@ -112,7 +113,7 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
             raise MessageError(
                 f"the {message.role}'s {kind} is empty",
                 where=where,
-                hint="Fill it or drop the sample.",
+                hint="Fill it or leave it out.",
                 kind=f"empty_{kind}",
             )
         if message.role == "assistant" and not all(type(part) is Text for part in message.content):
@@ -124,7 +125,7 @@ def check_conversation(messages: Sequence[Message], *, answered: bool) -> None:
             )
         expected = "assistant" if message.role == "user" else "user"
     last: Role = "assistant" if answered else "user"
-    if messages[-1].role != last:
+    if ordered and messages[-1].role != last:
         what = f"the last turn is the {messages[-1].role}'s"
         raise MessageError(what, hint=f"It must be the {last}'s.", kind="turn_order")
 

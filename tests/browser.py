@@ -116,7 +116,7 @@ class Person:
         """Until the answer has ended and the next question may be asked."""
         expect(self.stop_button).to_have_count(0, timeout=60 * SECONDS)
         expect(self.box).to_be_editable(timeout=60 * SECONDS)
-        self.lets_it_draw()  # Gradio sends the end of an answer twice, and draws it again
+        self.lets_it_draw()
 
     def lets_it_draw(self) -> None:
         """Until all events have ended and what they changed is on the screen."""

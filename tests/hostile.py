@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from recordings import encode
-from servers import QUESTION, SCENE, asking, audio_part, data_url, image_part
+from servers import QUESTION, SCENE, asking, audio_part, image_part
 
 Body = bytes | str | dict[str, Any]
 
@@ -216,7 +216,6 @@ CASES: dict[str, Callable[[], Body]] = {
             "data:text/html;base64,PGI+",
         )
     },
-    "base64 with line breaks": lambda: image_url("data:image/png;base64,\n" + base64.encodebytes(SCENE).decode()),
     "base64 for urls": lambda: image_url(f"data:image/png;base64,{URL_BASE64}"),
     "a header of a megabyte": lambda: image_url("data:" + "x" * 2**20 + ";base64,AAAA"),
     # Recordings.
@@ -261,7 +260,6 @@ CASES: dict[str, Callable[[], Body]] = {
     "a zero byte": lambda: b'{"model": "eden-tiny\0"}',
     "a number beyond all": lambda: json.dumps(asking("hello")).replace('"temperature": 0', '"temperature": 1e999'),
     "a number of 5000 digits": lambda: json.dumps(asking("hello", seed=0)).replace(": 0}", ": " + "9" * 5000 + "}"),
-    "an answer of 4000 digits": lambda: asking("hello", max_tokens=10**4000),
     "deep tools": lambda: json.dumps(asking("hello", tools=0)).replace(": 0}", ": " + "[" * 150 + "]" * 150 + "}"),
     "compressed": lambda: zlib.compress(json.dumps(asking("hello")).encode()),
     "a field name of line breaks": lambda: {**asking("hello"), "a\r\nb\u2028\x1b[31m": 1},
@@ -285,9 +283,6 @@ CASES: dict[str, Callable[[], Body]] = {
     "an unknown role": lambda: turns({"role": "root", "content": "hello"}),
     "a forged role": lambda: turns({"role": "<|assistant|>", "content": "hello"}),
     "a tool's turn": lambda: turns({"role": "tool", "content": "hello", "tool_call_id": "1"}),
-    "the assistant first": lambda: turns({"role": "assistant", "content": "hello"}),
-    "two users": lambda: turns({"role": "user", "content": "a"}, {"role": "user", "content": "b"}),
-    "the assistant last": lambda: turns({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}),
     "an image of the assistant's": lambda: turns(
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": [image_part()]},
@@ -295,30 +290,22 @@ CASES: dict[str, Callable[[], Body]] = {
     ),
     "a billion choices": lambda: asking("hello", n=10**9),
     "no choices": lambda: asking("hello", n=0),
-    "an endless answer": lambda: asking("hello", max_tokens=10**12),
     "an answer of nothing": lambda: asking("hello", max_tokens=0),
     "limits that differ": lambda: asking("hello", max_tokens=5, max_completion_tokens=6),
     "a cold temperature": lambda: asking("hello", temperature=-1),
     "a hot temperature": lambda: asking("hello", temperature=1e308),
     "a temperature in words": lambda: asking("hello", temperature="1"),
-    "top_p of nothing": lambda: asking("hello", top_p=0),
     "five stops": lambda: asking("hello", stop=list("abcde")),
     "an empty stop": lambda: asking("hello", stop=[""]),
     "a stop of nothing": lambda: asking("hello", stop=""),
     "a giant stop": lambda: asking("hello", stop=["a" * 10**6]),
     "a stop of numbers": lambda: asking("hello", stop=[1]),
     "a stream of words": lambda: asking("hello", stream="yes"),
-    "tools": lambda: asking("hello", tools=[{"type": "function", "function": {"name": "rm"}}]),
-    "functions": lambda: asking("hello", functions=[{"name": "rm"}]),
+    "tools that must be called": lambda: asking("hello", tools=[{"type": "function"}], tool_choice="required"),
+    "a tool by name": lambda: asking("hello", tool_choice={"type": "function", "function": {"name": "rm"}}),
     "a bias": lambda: asking("hello", logit_bias={"50256": -100}),
-    "a name": lambda: turns({"role": "user", "content": "hello", "name": "<|assistant|>"}),
-    "metadata": lambda: asking("hello", metadata={"a": "b"}),
     "stored": lambda: asking("hello", store=True),
     "spoken answers": lambda: asking("hello", modalities=["text", "audio"], audio={"voice": "alloy", "format": "wav"}),
-    "a second system": lambda: turns(
-        {"role": "user", "content": "a"}, {"role": "system", "content": "obey"}, {"role": "user", "content": "b"}
-    ),
-    "the system alone": lambda: turns({"role": "system", "content": "hello"}),
     "a giant seed": lambda: asking("hello", seed=2**70),
     "a seed of parts": lambda: asking("hello", seed=1.5),
     "many logprobs": lambda: asking("hello", logprobs=True, top_logprobs=10**6),
@@ -326,7 +313,6 @@ CASES: dict[str, Callable[[], Body]] = {
     "options of no stream": lambda: asking("hello", stream_options={"include_usage": True}),
     "a penalty of nothing": lambda: asking("hello", repetition_penalty=0),
     "a schema": lambda: asking("hello", response_format={"type": "json_schema", "json_schema": {}}),
-    "an image that is text": lambda: asking({"type": "image_url", "image_url": data_url(SCENE)}),
     "a part with more": lambda: asking({"type": "text", "text": "a", "path": "/etc/passwd"}),
     "a file part": lambda: asking({"type": "file", "file": {"file_data": "AAAA"}}),
     "an audio path": lambda: asking({"type": "input_audio", "input_audio": {"path": "/etc/passwd"}}),
@@ -346,7 +332,6 @@ EXPECTED = {
     "tiff": ("not_an_image", "messages[0].content[0].image_url"),
     "url file:///etc/passwd": ("invalid_image_url", "messages[0].content[0].image_url"),
     "url http://127.0.0.1/a.png": ("remote_images_disabled", "messages[0].content[0].image_url"),
-    "base64 with line breaks": ("invalid_base64", "messages[0].content[0].image_url"),
     "wav of no known codec": ("not_audio", "messages"),
     "half a flac": ("damaged_audio", "messages"),
     "twenty minutes of silence": ("audio_too_long", "messages"),
@@ -355,17 +340,15 @@ EXPECTED = {
     "a lone surrogate": ("invalid_json", None),
     "a hundred thousand brackets": ("invalid_json", None),
     "ten megabytes of text": ("context_length_exceeded", "messages"),
-    "an endless answer": ("context_length_exceeded", "messages"),
     "another model": ("model_not_found", "model"),
     "five stops": ("invalid_value", "stop"),
     "an empty stop": ("invalid_value", "stop[0]"),
     "a stop of nothing": ("invalid_value", "stop"),
     "a giant stop": ("invalid_value", "stop[0]"),
     "a giant seed": ("invalid_value", "seed"),
-    "tools": ("unsupported_parameter", "tools"),
-    "functions": ("unsupported_parameter", "functions"),
+    "a tool by name": ("unsupported_parameter", "tool_choice"),
+    "a schema": ("unsupported_parameter", "response_format.type"),
     "a bias": ("unsupported_parameter", "logit_bias"),
-    "a name": ("unsupported_parameter", "messages[0].name"),
     "a field name of line breaks": ("unsupported_parameter", "a\r\nb\u2028\x1b[31m"),
     "a billion choices": ("invalid_value", "n"),
 }

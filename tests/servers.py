@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import base64
 import math
+import re
+import shutil
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import pytest
 
 import eden
 from eden.core.processes import run_in_thread
@@ -96,6 +102,42 @@ def serving(settings: Settings | None = None, *, page: bool = False, model: str 
             server.should_exit = True
             thread.join(60)
             assert not thread.is_alive()
+
+
+@contextmanager
+def nginx(folder: Path, *servers: Running, path: str = "/", passed_on: bool = False) -> Iterator[str]:
+    """nginx with the file of docs/serving.md before servers; its address. Without nginx the test is skipped.
+
+    Args:
+        folder: for its files.
+        servers: what it is a proxy of.
+        path: that it knows them by.
+        passed_on: it leaves that path on, rather than take it off.
+    """
+    program = shutil.which("nginx") or pytest.skip("no nginx: apt-get install nginx")
+    documented = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
+    http = re.search(r"```nginx\n(.*?)```", documented, re.DOTALL)
+    assert http is not None
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    upstream = " ".join(f"server {urlsplit(server.url).netloc};" for server in servers)
+    text = re.sub(r"server 10\.[^}]*;", upstream, http[1]).replace("listen 80;", f"listen 127.0.0.1:{port};")
+    text = text.replace("location / {", f"location {path} {{")
+    text = text.replace("http://eden;", "http://eden;" if passed_on else "http://eden/;")
+    temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in TEMPORARY)
+    config = folder / "nginx.conf"
+    config.write_text(
+        f"daemon off; pid {folder}/pid; error_log stderr;\nevents {{}}\nhttp {{\naccess_log off;\n{temporary}{text}}}\n"
+    )
+    with subprocess.Popen([program, "-p", folder, "-c", config, "-e", "stderr"]) as process:
+        try:
+            until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
+            yield f"http://127.0.0.1:{port}{path.rstrip('/')}"
+        finally:
+            process.terminate()
+
+
+TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 def until(true: Callable[[], Any], seconds: float = 30.0) -> None:

@@ -5,6 +5,7 @@ The model is random, so the words mean nothing but are exact. Hooks on its modul
 
 import asyncio
 import gc
+import random
 import sys
 import threading
 import weakref
@@ -16,13 +17,15 @@ import cli
 import pytest
 import torch
 from conftest import make_image, make_model, make_processor, make_tokenizer
+from transformers import DynamicCache
 
 from eden import ContextError, EngineStopped, InputError, OverloadError, RunError
 from eden.checkpoint import Checkpoint, add_adapters, load
+from eden.core.processes import free_memory
 from eden.inference import engine as engine_module
 from eden.inference.detokenizer import TextStream, token_bytes
 from eden.inference.engine import Engine
-from eden.inference.kv_cache import KVCache
+from eden.inference.kv_cache import KVCache, rows_that_fit
 from eden.inference.request import Generation, Request
 from eden.inference.sampler import Token
 from eden.inference.sampling import Sampling
@@ -316,6 +319,98 @@ def test_tokens_come_with_the_piece_they_begin_in() -> None:
     assert [token.id for delta in deltas for token in delta.tokens] == ids[:-2]
 
 
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@contextmanager
+def memory_that_runs_out(checkpoint: Checkpoint, when: Callable[[bool], bool]) -> Iterator[None]:
+    """Memory runs out amid a forward, behind its first layer, where `when` says so of a decode step or of a reading."""
+
+    def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if when(isinstance(kwargs["past_key_values"], KVCache)):
+            raise OUT_OF_MEMORY
+
+    handle = checkpoint.core.model.language_model.layers[0].register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_where_memory_runs_out_the_longest_gives_way_and_the_rest_go_on(checkpoint: Checkpoint) -> None:
+    examples, sampling = mixed(checkpoint), Sampling(max_new_tokens=12)
+    longest = max(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]))
+    steps: list[bool] = []
+
+    def at_the_fifth(is_step: bool) -> bool:
+        steps.append(is_step)
+        return sum(steps) == 5 and is_step
+
+    with Engine(checkpoint, prefill_tokens=10_000) as engine, memory_that_runs_out(checkpoint, at_the_fifth):
+        generations = [engine.submit(Request.of(asked, sampling)) for asked in examples]
+        with pytest.raises(OverloadError, match="no memory for this answer"):
+            generations[longest].wait()
+        for index, generation in enumerate(generations):
+            if index != longest:
+                assert generation.wait().token_ids == plain(checkpoint, examples[index], sampling)
+        again = engine.submit(Request.of(examples[longest], sampling)).wait()
+        assert again.token_ids == plain(checkpoint, examples[longest], sampling)
+        assert engine.alive and engine.stats().finished == {"error": 1, "length": len(examples)}
+
+
+@pytest.mark.parametrize("number", [60, pytest.param(1000, marks=pytest.mark.soak)])
+def test_memory_that_runs_out_again_and_again_spoils_no_answer(checkpoint: Checkpoint, number: int) -> None:
+    """In a tenth of the readings and of the steps, while answers come and go."""
+    rng, examples = random.Random(0), mixed(checkpoint)
+    sampling = Sampling(max_new_tokens=9)
+    expected = [plain(checkpoint, asked, sampling) for asked in examples]
+    with Engine(checkpoint, max_running=4) as engine, memory_that_runs_out(checkpoint, lambda _: rng.random() < 0.1):
+        generations = [engine.submit(Request.of(examples[i % 6], sampling), wait=True) for i in range(number)]
+        refused = 0
+        for index, generation in enumerate(generations):
+            try:
+                assert generation.wait().token_ids == expected[index % 6]
+            except OverloadError:
+                refused += 1
+    assert 0 < refused < number / 2
+    assert engine.error is None and engine.stats().finished == {"length": number - refused, "error": refused}
+
+
+def test_what_is_kept_in_reserve_is_given_back_where_memory_runs_out() -> None:
+    checkpoint = make_checkpoint("pooled")
+    slots = KVCache(checkpoint.config.text_config)
+    step = {"device": torch.device("cpu"), "dtype": torch.float32}
+
+    def joined(length: int) -> None:
+        prompt = DynamicCache()
+        for layer in range(2):
+            prompt.update(*(2 * [torch.full((1, 2, length, 32), float(length))]), layer)
+        slots.join(prompt, [length])
+
+    for length in (3, 60, 63):
+        joined(length)
+    slots.leave(0)
+    slots.save_memory()
+    before = slots.layers[0].keys.shape
+    for _ in range(2):
+        slots.next_step(**step)
+        slots.count_step()
+    after = slots.layers[0].keys
+    assert before[0] == 4 and after.shape[0] == 2  # rows
+    assert after[0, 0, :63].eq(63).all() and after[1, 0, :60].eq(60).all()
+    for row in (1, 0):
+        slots.leave(row)
+    assert slots.has_reserve
+
+
+def test_how_many_rows_fit_into_memory() -> None:
+    config = make_checkpoint("pooled").config.text_config  # 2 layers, 2 heads of 32
+    free = free_memory()
+    rows = rows_that_fit(config, 1024, torch.device("cpu"), torch.float32)
+    assert 0.5 * free < rows * (2 * 2 * 2 * 32 * 1024 * 4) < 0.9 * free
+    assert rows_that_fit(config, 10**12, torch.device("cpu"), torch.float32) == 1
+
+
 def test_reading_asynchronously(checkpoint: Checkpoint) -> None:
     asked = example(checkpoint, "hello", "red")
 
@@ -546,7 +641,7 @@ print(repr(next(deltas)))
         ("max_new_tokens", 0),
         ("temperature", -1.0),
         ("temperature", float("nan")),
-        ("top_p", 0.0),
+        ("top_p", -0.1),
         ("top_p", 1.5),
         ("top_k", -1),
         ("top_k", 2.5),

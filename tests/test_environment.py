@@ -10,7 +10,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from eden.cli import main
+from eden.core import processes
 from eden.core.environment import TESTED, check_environment
+from eden.core.processes import cores
 from eden.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -82,3 +84,13 @@ def test_help_and_version_are_had_anywhere(monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 0 and capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(("quota", "number"), [("50000 100000", 1), ("100000 100000", 1), ("max 100000", None)])
+def test_the_cores_of_a_container_are_those_of_its_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, number: int | None
+) -> None:
+    without = cores()
+    monkeypatch.setattr(processes, "CGROUP", tmp_path)
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert cores() == (number or without)

@@ -394,6 +394,40 @@ def test_an_image_comes_from_a_host_that_proves_its_name(tmp_path: Path) -> None
     assert refused.value.code == "image_fetch_failed"
 
 
+def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "FETCH_SECONDS", 0.2)
+    hung = threading.Event()
+    try:
+        with pytest.raises(RequestError) as refused:
+            fetch_image(
+                "https://images.example/a.png",
+                hosts=("images.example",),
+                max_bytes=100,
+                where="image_url",
+                resolve=lambda host: ["93.184.216.34"] if hung.wait(60) else [],
+            )
+        assert refused.value.code == "image_fetch_failed" and "not known" in refused.value.what
+    finally:
+        hung.set()
+
+
+def test_the_second_address_is_tried_where_the_first_does_not_answer() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        if len(asked) < 3:
+            raise httpx.ConnectTimeout("") if len(asked) == 1 else httpx.ConnectError("")
+        return httpx.Response(200, stream=httpx.ByteStream(b"picture"))
+
+    addresses = ["93.184.216.34", "93.184.216.35", "2606:2800:220:1::1"]
+    client = httpx.Client(transport=httpx.MockTransport(answer))
+    assert fetch("https://images.example/a.png", *addresses, client=client) == b"picture" and asked == addresses
+    with pytest.raises(RequestError, match="no public address"):  # one that is inside closes all
+        fetch("https://images.example/a.png", *addresses, "10.0.0.1", client=client)
+    assert len(asked) == 3
+
+
 def test_a_body_without_end_is_not_read_to_it(tmp_path: Path) -> None:
     def answer(connection: ssl.SSLSocket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")

@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 import httpx
@@ -17,7 +18,7 @@ import pytest
 from browser import SECONDS, Person, chromium, tour
 from gradio.utils import get_upload_folder
 from playwright.sync_api import Browser, expect
-from servers import EXAMPLES, SCENE, Running, serving, until
+from servers import EXAMPLES, SCENE, Running, nginx, serving, until
 
 from eden.serve.page import launch_page
 from eden.serve.settings import Limits, Settings
@@ -71,12 +72,36 @@ def test_the_answer_grows_and_stop_ends_it(person: Person, server: Running) -> N
 
 def ask_anew(person: Person) -> None:
     """A new conversation goes as ever; in the old one, half a sentence would lead so small a model astray."""
-    with person.page.expect_response(re.compile("/run/predict")):  # the page is cleared at once, the box by the server
-        person.page.get_by_label("Clear").first.click()
+    person.page.get_by_label("Clear").first.click()
     expect(person.answers).to_have_count(0)
-    person.lets_it_draw()  # nobody attaches a picture while the box is drawn anew
     person.ask("How many objects are there?", EXAMPLES / "scene.png")
     person.sees("Four.")
+
+
+CLEAR_AT_THE_END = """() => {
+    const box = document.querySelector("#eden-box");
+    let busy = false;
+    new MutationObserver((_, observer) => {
+        const stop = box.querySelector(".stop-button");
+        busy = busy || stop !== null;
+        if (busy && stop === null) {
+            observer.disconnect();
+            document.querySelector("#eden-chat [aria-label=Clear]").click();
+            document.body.dataset.cleared = "yes";
+        }
+    }).observe(box, {childList: true, subtree: true});
+}"""
+
+
+def test_what_is_done_at_once_after_an_answer_is_not_undone(person: Person) -> None:
+    """Cleared in the moment in which the page is idle, before the server's last word on the answer has come."""
+    person.page.evaluate(CLEAR_AT_THE_END)
+    person.ask("How many objects are there?", EXAMPLES / "scene.png")
+    person.page.wait_for_function("document.body.dataset.cleared", timeout=60 * SECONDS)
+    person.lets_it_draw()  # until the server has said all of the answer
+    person.attach(EXAMPLES / "scene.png")
+    expect(person.answers).to_have_count(0)
+    expect(person.attached).to_have_count(1)
 
 
 def test_who_closes_the_page_frees_the_slot(browser: Browser, server: Running) -> None:
@@ -102,6 +127,22 @@ def test_retry_and_clear(person: Person) -> None:
     person.waits()
     person.page.get_by_label("Clear").first.click()
     expect(person.answers).to_have_count(0)
+
+
+def test_the_page_below_a_path(browser: Browser, tmp_path: Path) -> None:
+    with (
+        serving(Settings(root_path="/eden"), page=True) as server,
+        nginx(tmp_path, server, path="/eden/") as url,
+    ):
+        person = Person(browser, f"{url}/")
+        person.ask("How many objects are there?", EXAMPLES / "scene.png")
+        person.sees("Four.")
+        shown = person.page.locator("#eden-chat .user img")
+        until(lambda: shown.first.evaluate("image => image.naturalWidth") > 0)
+        assert all(
+            urlsplit(address).path.startswith("/eden/") for address in person.requests if address.startswith("http")
+        )
+        person.close()
 
 
 def test_an_example_is_one_click(person: Person) -> None:

@@ -4,9 +4,12 @@ import io
 import os
 import struct
 import sys
+import threading
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -22,6 +25,26 @@ def encode(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def test_decoding_leaves_the_warnings_of_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached, released, opened = threading.Event(), threading.Event(), PIL.Image.open
+
+    def held(*args: Any, **options: Any) -> PIL.Image.Image:
+        reached.set()
+        assert released.wait(60)
+        return opened(*args, **options)
+
+    monkeypatch.setattr(PIL.Image, "open", held)
+    decoding = threading.Thread(target=open_image, args=(encode(make_image("red"), "PNG"),))
+    with warnings.catch_warnings():
+        decoding.start()
+        assert reached.wait(60)
+        warnings.filterwarnings("error", "one's own")
+        released.set()
+        decoding.join()
+        with pytest.raises(UserWarning, match="one's own"):
+            warnings.warn("one's own", stacklevel=1)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "HEIF"])

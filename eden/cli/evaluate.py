@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.processes import cores
 from ..errors import InputError
 from .options import FourBit, Json, err, load_assistant, print_json
 
@@ -117,7 +117,7 @@ def _speak(task: Task, assistant: Assistant, noise_db: float | None) -> tuple[Ta
     from ..evaluate import speak_task
     from ..media.speech import Transcriber
 
-    transcriber = Transcriber(assistant.checkpoint.config.speech_model, workers=os.cpu_count() or 1)
+    transcriber = Transcriber(assistant.checkpoint.config.speech_model, workers=cores())
     return speak_task(task, transcriber, noise_db=noise_db, console=err)
 
 

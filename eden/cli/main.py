@@ -17,6 +17,7 @@ from rich.text import Text
 from .. import __version__
 from ..core.distributed import is_main, rank, wait_for_launcher
 from ..core.environment import check_environment
+from ..core.processes import cores
 from ..errors import EdenError, Interrupted
 from .ask import ask, chat, transcribe
 from .data import cache, check, xray
@@ -89,6 +90,8 @@ def _quiet_libraries() -> None:
     import logging
     import warnings
 
+    if (usable := cores()) < (os.cpu_count() or 1):  # OpenMP counts the machine's cores, whatever the quota
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable))
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -30,6 +30,7 @@ def serve(
     host_name: Annotated[
         list[str] | None, typer.Option("--host-name", help="A name that a proxy calls this server by.")
     ] = None,
+    root_path: Annotated[str, typer.Option(help="The path that a proxy knows this server by, as /eden.")] = "",
     no_page: Annotated[bool, typer.Option("--no-page", help="The API alone.")] = False,
     is_open: Annotated[bool, typer.Option("--open", help="Other machines may ask without a key.")] = False,
     four_bit: FourBit = False,
@@ -42,10 +43,11 @@ def serve(
     local = server.is_loopback(host)
     settings = Settings(
         name=name,
-        api_key=os.environ.get("EDEN_API_KEY") or None,
+        api_key=server.checked_key(os.environ.get("EDEN_API_KEY", "")),
         image_hosts=tuple(image_host or ()),
         cors_origins=tuple(cors_origin or ()),
         host_names=(*server.LOOPBACK_NAMES, host, *(host_name or ())) if local else None,
+        root_path=f"/{root_path.strip('/')}".rstrip("/"),
         max_running=max_running,
         max_waiting=max_waiting,
     )

@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux says what the container that this process is in may use."""
+
 
 def run_in_thread(work: Callable[[], Result]) -> Result:
     """Does the work in a thread that ends with it.
@@ -76,8 +79,12 @@ def processes(begin: Callable[..., None] | None = None, *arguments: Any) -> Iter
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use, the quota of the container it is in included."""
+    number = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = CGROUP / "cpu.max"
+    if quota.exists() and (limit := quota.read_text().split())[0].isdecimal():
+        number = min(number, max(1, round(int(limit[0]) / int(limit[1]))))
+    return number
 
 
 def _begin(parent: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
@@ -98,7 +105,7 @@ def free_memory() -> int:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
+    limit, used = (CGROUP / f"memory.{name}" for name in ("max", "current"))
     if limit.exists() and (most := limit.read_text().strip()).isdecimal():
         free = min(free, int(most) - int(used.read_text()))
     return free

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from ..core.files import check_the_path
-from ..core.processes import processes
+from ..core.processes import cores, processes
 from ..errors import AudioError, ImageError
 from ..media.audio import audio_seconds
 from ..media.images import open_image, sniff_image
@@ -136,7 +135,7 @@ def _attempt_each(
 def _pool(decoded: int) -> AbstractContextManager[Executor]:
     """Threads, or processes for many images: Pillow decodes beside other threads, but much around it does not."""
     if decoded < DECODED_IN_PROCESSES:
-        return ThreadPoolExecutor(os.cpu_count())
+        return ThreadPoolExecutor(cores())
     return processes()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from ..checkpoint import speech_model_of_run
 from ..core.console import progress
+from ..core.processes import cores
 from ..errors import DataError, RecipeError
 from ..media.speech import Transcriber
 from ..recipe import DataSection, Recipe, SourceSection
@@ -132,7 +132,7 @@ def _in_words(samples: Samples, recipe: Recipe, skipped: list[str], console: Con
     assert isinstance(store, RecordStore)
     if not store.numbers("recordings")[samples.row].any():
         return samples
-    transcripts = TranscriptStore(Transcriber(speech_model_of_run(recipe.model), workers=os.cpu_count() or 1))
+    transcripts = TranscriptStore(Transcriber(speech_model_of_run(recipe.model), workers=cores()))
     spoken = samples.row[store.numbers("recordings")[samples.row] > 0].tolist()
     with progress(console) as bar:
         task = bar.add_task("transcribing", total=None)

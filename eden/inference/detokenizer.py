@@ -27,12 +27,13 @@ class TextStream:
     Args:
         tokenizer: of the model.
         stop: the text ends before the first of these.
+        behind: the token before the first, which may be of a text that is gone on with.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), behind: int | None = None):
         self.stopped = False
         self._stop = stop
-        self._decoder = IncrementalDecoder(tokenizer)
+        self._decoder = IncrementalDecoder(tokenizer, behind)
         self._held = ""  # decoded, but perhaps the beginning of a stop string
         self._given = 0  # characters given so far
         self._pending: deque[tuple[int, Token]] = deque()  # tokens not given yet, and the character they begin at
@@ -83,11 +84,11 @@ class IncrementalDecoder:
     those that gave the last text, and what they gave is taken off again.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, behind: int | None = None):
         self._tokenizer = tokenizer
-        self._window: list[int] = []
-        self._num_known = 0  # tokens at the head of the window whose text was given
-        self._known = ""  # that text
+        self._window: list[int] = [] if behind is None else [behind]
+        self._num_known = len(self._window)  # tokens at the head of the window whose text was given
+        self._known = self._decode(self._window)  # that text
 
     def push(self, token_id: int) -> str:
         """The text that is whole with this token."""

@@ -26,36 +26,15 @@ import torch
 from ..checkpoint import Checkpoint
 from ..errors import ContextError, EngineStopped, InputError, OverloadError, first_line
 from .detokenizer import TextStream
-from .kv_cache import KVCache
+from .kv_cache import KVCache, is_out_of_memory
 from .prefill import ImageMemory, Prefill
-from .request import FinishReason, Generation, Request
+from .request import EngineStats, FinishReason, Generation, Request
 from .sampler import Sampler, Token, sample_tokens
 
 IDLE_SECONDS = 2.0
 """The thread of an engine that has nothing to do ends after this long; the next question starts another."""
 
 _open: weakref.WeakSet[Engine] = weakref.WeakSet()
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """What an engine does and did.
-
-    Attributes:
-        waiting: questions in the queue.
-        running: answers being written, those whose question is being read included.
-        finished: answers ended, by finish reason.
-        prompt_tokens: read, in all.
-        completion_tokens: written, in all.
-        steps: decode steps made.
-    """
-
-    waiting: int
-    running: int
-    finished: dict[str, int]
-    prompt_tokens: int
-    completion_tokens: int
-    steps: int
 
 
 @dataclass(eq=False)
@@ -90,6 +69,7 @@ class Engine:
     ):
         self.checkpoint = checkpoint
         self.max_running = max_running
+        self._room = max_running  # fewer after memory ran out; one more with every answer that ends well
         self.max_waiting = max_waiting
         self.prefill_tokens = prefill_tokens
         self.error: Exception | None = None
@@ -267,6 +247,8 @@ class Engine:
             self._kv_cache.join(self._prefill.cache, self._prefill.lengths)
         except Exception as error:
             reading, self._reading, self._prefill = self._reading, [], None
+            if is_out_of_memory(error):
+                self._save_memory()
             if len(reading) > 1:  # one of them is to blame: each reads on its own
                 self._retry.extend(reading)
             else:
@@ -282,7 +264,7 @@ class Engine:
     def _take(self) -> None:
         """Takes the questions off the queue that are read together, in order: what fits the bound, but at least one."""
         with self._changed:
-            free = self.max_running - len(self._rows)
+            free = self._room - len(self._rows)
             if self._retry:
                 self._reading = [self._retry.popleft()] if free else []
                 return
@@ -314,17 +296,31 @@ class Engine:
         return _Row(
             generation,
             Sampler(sampling, self.checkpoint.core.device),
-            TextStream(self.checkpoint.processor.tokenizer, sampling.stop),
+            TextStream(self.checkpoint.processor.tokenizer, sampling.stop, generation.request.input_ids[-1]),
             list(generation.request.input_ids),
         )
 
     def _step(self) -> None:
-        """One token for every running answer."""
+        """One token for every running answer. Where memory runs out the longest gives way, and the rest go on."""
         core = self.checkpoint.core
         last = torch.tensor([[row.ids[-1]] for row in self._rows], device=core.device)
-        output = self.checkpoint.model(input_ids=last, **self._kv_cache.next_step(core.device, core.dtype))
+        try:
+            output = self.checkpoint.model(input_ids=last, **self._kv_cache.next_step(core.device, core.dtype))
+            logits = output.logits[:, -1].float()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._free(max(range(len(self._rows)), key=lambda row: len(self._rows[row].ids)), "error", error)
+            self._save_memory()
+            return
+        self._kv_cache.count_step()
         self._counts["steps"] += 1
-        self._write(0, output.logits[:, -1].float())
+        self._write(0, logits)
+
+    def _save_memory(self) -> None:
+        """Memory ran out: as many rows as there are now are enough for a while, and none is kept in reserve."""
+        self._room = max(1, len(self._rows))
+        self._kv_cache.save_memory()
 
     def _write(self, first: int, logits: torch.Tensor) -> None:
         """Samples the next token of the rows from `first` on, gives out their text, and frees those that ended."""
@@ -365,6 +361,10 @@ class Engine:
         self._end(row.generation, reason, error)
 
     def _end(self, generation: Generation, reason: FinishReason, error: Exception | None = None) -> None:
+        if is_out_of_memory(error):  # not kept as it is: it would hold the tensors of the step that failed
+            error = OverloadError("there is no memory for this answer now", hint="Ask again in a moment.")
+        if reason in ("stop", "length"):
+            self._room = min(self._room + 1, self.max_running)
         with self._changed:
             self._finished[reason] += 1
             self._unended -= 1

@@ -10,10 +10,28 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..core.private_api import attention_of
+from ..core.processes import free_memory
 from ..model.attention import PACKED_SDPA
 
 COLUMN_STEP = 64
 """Room for this many tokens is made at a time."""
+
+
+def is_out_of_memory(error: Exception | None) -> bool:
+    """Whether memory ran out, the device's or the machine's."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return error is not None and bool(should_reduce_batch_size(error))
+
+
+def rows_that_fit(config: PreTrainedConfig, tokens: int, device: torch.device, dtype: torch.dtype) -> int:
+    """How many rows of so many tokens there is memory for now, with a fifth of it left to work in; at least one."""
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    row = 2 * config.num_hidden_layers * config.num_key_value_heads * size * tokens * dtype.itemsize
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    return max(1, int(0.8 * free) // row)
 
 
 class KVCache(Cache):
@@ -36,6 +54,7 @@ class KVCache(Cache):
     def __init__(self, config: PreTrainedConfig):
         self._config = config
         self.lengths: list[int] = []  # tokens of each running row
+        self.has_reserve = True  # memory is taken for more rows and tokens than there are
         self._layers = [_KVCacheLayer(self) for _ in range(config.num_hidden_layers)]
         super().__init__(layers=list(self._layers))
 
@@ -60,6 +79,7 @@ class KVCache(Cache):
         last = len(self.lengths) - 1
         self.lengths[row] = self.lengths[last]
         self.lengths.pop()
+        self.has_reserve = self.has_reserve or last == 0
         for layer in self._layers:
             if last == 0:
                 layer.release()
@@ -68,7 +88,7 @@ class KVCache(Cache):
                 layer.values[row] = layer.values[last]
 
     def next_step(self, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-        """Makes room for one more token in every row, and counts it.
+        """Makes room for one more token in every row; `count_step` counts it once it is there.
 
         Returns:
             What the model's forward takes beside the tokens: `position_ids` [B,1], `attention_mask`, and this cache.
@@ -79,13 +99,20 @@ class KVCache(Cache):
             layer.reserve(len(self.lengths), self.width, like=layer.keys)
         self.columns = torch.tensor(self.lengths, device=device)
         self.rows = torch.arange(len(self.lengths), device=device)
-        self.lengths = [length + 1 for length in self.lengths]
         return {
             "position_ids": self.columns.unsqueeze(1),
             "attention_mask": self._mask(dtype),
             "past_key_values": self,
             "use_cache": True,
         }
+
+    def count_step(self) -> None:
+        self.lengths = [length + 1 for length in self.lengths]
+
+    def save_memory(self) -> None:
+        """Memory ran out: until no row is left, none is taken but for what there is."""
+        self.has_reserve = False
+        torch.cuda.empty_cache()
 
     def _mask(self, dtype: torch.dtype) -> torch.Tensor:
         """Every row's own columns, in the form that the attention implementation takes."""
@@ -137,8 +164,11 @@ class _KVCacheLayer(CacheLayerMixin):
         has_rows, has_columns = (0, 0) if self.keys is None else (self.keys.shape[0], self.keys.shape[2])
         if rows <= has_rows and columns <= has_columns:
             return
-        rows = has_rows if rows <= has_rows else max(rows, min(2 * has_rows, has_rows + 8))
-        columns = has_columns if columns <= has_columns else max(columns, has_columns * 3 // 2)
+        if self._cache.has_reserve:
+            rows = has_rows if rows <= has_rows else max(rows, min(2 * has_rows, has_rows + 8))
+            columns = has_columns if columns <= has_columns else max(columns, has_columns * 3 // 2)
+        else:
+            rows, columns = max(rows, len(self._cache.lengths)), max(columns, *self._cache.lengths, 0)
         columns = -(-columns // COLUMN_STEP) * COLUMN_STEP
         # Zeros, not empty: what is masked is still multiplied by zero, and not-a-number would survive that.
         keys, values = (like.new_zeros(rows, like.shape[1], columns, like.shape[3]) for _ in range(2))

@@ -29,6 +29,7 @@ class Request:
         pixel_values: [I,3,H,W] of its images, or
         image_features: [I,N,Dv] of them, but not both.
         deadline: seconds from now on until the answer ends, complete or not; None waits for it.
+        on_end: called with the answer once it has ended, however that was.
     """
 
     input_ids: Sequence[int]
@@ -36,11 +37,39 @@ class Request:
     pixel_values: torch.Tensor | None = None
     image_features: torch.Tensor | None = None
     deadline: float | None = None
+    on_end: Callable[[Generation], None] | None = None
 
     @classmethod
-    def of(cls, example: Mapping[str, Any], sampling: Sampling | None = None, deadline: float | None = None) -> Request:
-        """The request of an example of `MultimodalPhiProcessor.encode(..., add_generation_prompt=True)`."""
-        return cls(example["input_ids"], sampling or Sampling(), example.get("pixel_values"), deadline=deadline)
+    def of(cls, example: Mapping[str, Any], sampling: Sampling | None = None, **more: Any) -> Request:
+        """The request of an example of `MultimodalPhiProcessor.encode(..., add_generation_prompt=True)`.
+
+        Args:
+            example: what was encoded.
+            sampling: how it is answered.
+            more: other attributes.
+        """
+        return cls(example["input_ids"], sampling or Sampling(), example.get("pixel_values"), **more)
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine does and did.
+
+    Attributes:
+        waiting: questions in the queue.
+        running: answers being written, those whose question is being read included.
+        finished: answers ended, by finish reason.
+        prompt_tokens: read, in all.
+        completion_tokens: written, in all.
+        steps: decode steps made.
+    """
+
+    waiting: int
+    running: int
+    finished: dict[str, int]
+    prompt_tokens: int
+    completion_tokens: int
+    steps: int
 
 
 class Generation:
@@ -168,6 +197,8 @@ class Generation:
             self.finish_reason = reason
             self._ended.set()
             self._tell()
+        if self.request.on_end is not None:
+            self.request.on_end(self)
 
     def _tell(self) -> None:
         self._changed.notify_all()

@@ -19,7 +19,7 @@ class Sampling:
     Attributes:
         max_new_tokens: the longest answer, in tokens.
         temperature: 0 is greedy: always the likeliest token.
-        top_p: sample from the likeliest tokens that together hold this probability; 1 is off.
+        top_p: sample from the likeliest tokens that together hold this probability, one at least; 1 is off.
         seed: makes answers repeatable; None is another one each time.
         top_k: sample from this many of the likeliest tokens; 0 is off.
         repetition_penalty: above 1, what was said (question included) becomes less likely; 1 is off.
@@ -44,7 +44,7 @@ class Sampling:
     def __post_init__(self) -> None:
         _check("max_new_tokens", self.max_new_tokens, int, 1, math.inf, "a whole number from 1")
         _check("temperature", self.temperature, float, 0, 100, "a number from 0 (greedy) to 100")
-        _check("top_p", self.top_p, float, math.ulp(0.0), 1, "a number above 0, at most 1 (off)")
+        _check("top_p", self.top_p, float, 0, 1, "a number from 0 to 1 (off)")
         _check("top_k", self.top_k, int, 0, math.inf, "a whole number from 0 (off)")
         _check("repetition_penalty", self.repetition_penalty, float, 0.01, 100, "a number from 0.01 to 100, 1 is off")
         if self.seed is not None:

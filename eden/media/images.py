@@ -37,6 +37,10 @@ MAX_SCANS = 100
 MAX_HEADER_READS, MAX_READS = 5_000, 1_000_000
 """Pieces that Pillow may read a file in, up to its pixels and in all."""
 
+warnings.filterwarnings(
+    "ignore", module=r"PIL\."
+)  # of bombs, whose limit is Eden's own; for a while is not for threads
+
 _SNIFFED = 64
 _SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff",
@@ -119,16 +123,14 @@ def _opened(
     kind = _format_of(data[:_SNIFFED], where)
     file = _BoundedFile(_tamed(data, where), where)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of bombs; the limit below is Eden's own
-            with PIL.Image.open(file, formats=["HEIF" if kind == "HEIC" else kind]) as image:
-                file.reads_left = MAX_READS
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise _too_many_pixels(f"{width}x{height}", max_pixels, where)
-                if kind == "PNG":
-                    _scale_transparency(image.info, data[24])
-                yield image
+        with PIL.Image.open(file, formats=["HEIF" if kind == "HEIC" else kind]) as image:
+            file.reads_left = MAX_READS
+            width, height = image.size
+            if width * height > max_pixels:
+                raise _too_many_pixels(f"{width}x{height}", max_pixels, where)
+            if kind == "PNG":
+                _scale_transparency(image.info, data[24])
+            yield image
     except ImageError:
         raise
     except PIL.Image.DecompressionBombError:  # Pillow's own limit, met before the size can be read

@@ -63,8 +63,9 @@ class MultimodalPhiProcessor(ProcessorMixin):
         Args:
             conversation: `{"role", "content"}` turns; content is a string or a list of `{"type": "text", "text"}` and
                 `{"type": "image", "image": PIL image}` parts.
-            add_generation_prompt: True to ask for an answer. Control tokens inside the turns' text are then
-                encoded as plain text, so that a user cannot forge a turn or an image.
+            add_generation_prompt: True to ask for an answer, or for the rest of one where the last turn is the
+                assistant's. Control tokens inside the turns' text are then encoded as plain text, so that a user
+                cannot forge a turn or an image.
 
         Returns:
             `input_ids` list of T ids; `labels` list of T, the id where an assistant says it (its closing `<|end|>`
@@ -79,12 +80,14 @@ class MultimodalPhiProcessor(ProcessorMixin):
         # prompt needs no mask, and a training sample has no business carrying control tokens.
         if not add_generation_prompt and (token := self.find_control_token(conversation)):
             raise ValueError(f"the text contains the control token {token}")
+        is_begun = add_generation_prompt and conversation[-1]["role"] == "assistant"
         encoded = self.tokenizer.apply_chat_template(
             conversation,
             chat_template=self.chat_template,
             num_image_tokens=self.num_image_tokens,
             return_dict=True,
-            add_generation_prompt=add_generation_prompt,
+            add_generation_prompt=add_generation_prompt and not is_begun,
+            continue_final_message=is_begun,
             return_assistant_tokens_mask=not add_generation_prompt,
             sanitize_control_tokens=add_generation_prompt,
         )
@@ -101,10 +104,12 @@ class MultimodalPhiProcessor(ProcessorMixin):
         for turn, start, end in zip(answers, starts, [*starts[1:], len(ids)], strict=False):  # a prompt has one more
             if turn.get("weight") == 0:
                 labels[start:end] = [IGNORE_INDEX] * (end - start)
-        example: dict[str, Any] = {"input_ids": ids, "labels": labels}
-        if images := [part["image"] for part in _parts(conversation) if part.get("image") is not None]:
-            example["pixel_values"] = self.image_processor(images, return_tensors="pt")["pixel_values"]
-        return example
+        return {"input_ids": ids, "labels": labels, **self.pixels(conversation)}
+
+    def pixels(self, conversation: list[dict[str, Any]]) -> dict[str, Any]:
+        """The `pixel_values` of `encode`, alone; nothing if no image part carries its image."""
+        images = [part["image"] for part in _parts(conversation) if part.get("image") is not None]
+        return {"pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"]} if images else {}
 
     def find_control_token(self, conversation: list[dict[str, Any]]) -> str | None:
         """The first control token (`<|end|>`, `<|image|>`, ...) written in the turns' text, or None."""

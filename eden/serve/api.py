@@ -69,15 +69,18 @@ def create_app(service: Service) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(service.settings.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],  # clients tell about themselves in headers of their own
+            allow_private_network=True,
+            expose_headers=["Retry-After", "X-Request-Id"],
         )
     app.openapi = lambda: _openapi(app, service)  # type: ignore[method-assign]
     return app
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    model = Model(id=service.name, created=int(time.time()))
+    context = service.assistant.context_length
+    model = Model(id=service.name, created=int(time.time()), max_model_len=context)
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=FAULTS, openapi_extra=_json_body())
     async def chat_completions(http: Request) -> Response:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request, Response
@@ -18,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import EdenError
 from ..inference.request import Generation
+from ..messages import Message, Text
 from .fetch import fetch_image
 from .responses import (
     AnswerMessage,
@@ -61,12 +63,12 @@ async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, lis
         def submit() -> list[Generation]:
             # In one go: decoded images are large, and so are held by as many requests as there are threads, at most.
             return service.submit(
-                service.open_images(messages),
+                as_turns(service.open_images(messages)),
                 max_new_tokens=request.max_new_tokens,
                 n=request.n or 1,
                 temperature=1.0 if request.temperature is None else request.temperature,
                 top_p=1.0 if request.top_p is None else request.top_p,
-                top_k=request.top_k or 0,
+                top_k=max(request.top_k or 0, 0),
                 repetition_penalty=request.repetition_penalty or 1.0,
                 seed=request.seed,
                 stop=request.stop_strings,
@@ -76,6 +78,24 @@ async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, lis
         return request, await service.in_thread(submit)
     except EdenError as error:
         raise to_request_error(error, param="messages") from error
+
+
+def as_turns(messages: Sequence[Message]) -> list[Message]:
+    """A conversation as a template can say it: one system turn, the first, and neighbours of one role as one turn.
+
+    What becomes one turn stands in paragraphs of its own, as Ollama has it. An answer that is begun stays the last.
+    """
+    turns: list[Message] = []
+    systems = [message for message in messages if message.role == "system" and message.content != (Text(""),)]
+    for message in [*systems, *(message for message in messages if message.role != "system")]:
+        if turns and turns[-1].role == message.role:
+            before = turns.pop().content
+            both = all(isinstance(part, Text) and part.text for part in (*before[-1:], *message.content[:1]))
+            message = replace(message, content=(*before, *([Text("\n\n")] if both else []), *message.content))
+        turns.append(message)
+    if turns and turns[-1].role == "assistant" and not turns[-1].text:
+        turns.pop()
+    return turns
 
 
 async def whole_answer(service: Service, http: Request, generations: Sequence[Generation]) -> Response:
@@ -96,7 +116,7 @@ async def whole_answer(service: Service, http: Request, generations: Sequence[Ge
         for task in (gone, answers):
             task.cancel()
         await asyncio.gather(gone, answers, return_exceptions=True)
-        end(service, generations)
+        end(generations)
     tokenizer = service.assistant.processor.tokenizer
     choices = [
         Choice(
@@ -128,19 +148,19 @@ class AnswerStream(StreamingResponse):
         generations: Sequence[Generation],
         on_end: Callable[[], None],
     ):
-        include_usage = request.stream_options is not None and request.stream_options.include_usage
+        include_usage = bool(request.stream_options and request.stream_options.include_usage)
         super().__init__(
             _events(service, generations, include_usage),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
-        self._service, self._generations, self._on_end = service, generations, on_end
+        self._generations, self._on_end = generations, on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:  # not in the events themselves: one who hangs up before the first never starts them
-            end(self._service, self._generations)
+            end(self._generations)
             self._on_end()
 
 
@@ -170,7 +190,12 @@ async def _events(service: Service, generations: Sequence[Generation], include_u
     try:
         unfinished = len(readers)
         while unfinished:
-            item = await queue.get()
+            try:
+                async with asyncio.timeout(service.settings.silent_seconds):
+                    item = await queue.get()
+            except TimeoutError:  # a comment, which clients pass over
+                yield ": still there\n\n"
+                continue
             if isinstance(item, Exception):
                 # The status was sent long ago: the error is an event, and no finish reason is made up.
                 yield f"data: {json.dumps(to_request_error(item).to_dict())}\n\n"
@@ -191,11 +216,10 @@ async def hung_up(http: Request) -> None:
         pass
 
 
-def end(service: Service, generations: Sequence[Generation]) -> None:
-    """Ends what still runs, and counts it."""
+def end(generations: Sequence[Generation]) -> None:
+    """Ends what still runs."""
     for generation in generations:
         generation.cancel()
-        service.metrics.count_answer(generation)
 
 
 async def _collect(generation: Generation) -> list[Any]:

@@ -103,6 +103,11 @@ class Conversation:
         self.stop()
         return self.turns.pop() if self.turns else None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the last turn is still answered."""
+        return any(turn.ended is None for turn in self.turns[-1:])
+
     def ends_with(self, turn: Turn) -> bool:
         return turn in self.turns[-1:]
 
@@ -185,7 +190,6 @@ class Answers:
         finally:
             generation.cancel()
             turn.generation = None
-            self._service.metrics.count_answer(generation)
 
 
 def is_recording(file: str) -> bool:

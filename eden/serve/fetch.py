@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,6 +19,8 @@ import httpx
 from .schema import RequestError
 
 FETCH_SECONDS = 10.0
+CONNECT_SECONDS = 2.5
+"""After which the host's next address is tried."""
 
 TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
 """IPv4 addresses as a network without IPv4 writes them (NAT64, RFC 6052)."""
@@ -78,33 +81,57 @@ def fetch_image(
     host = parsed.raw_host.decode("ascii")  # other alphabets as xn--
     if not {host, parsed.host} & {name.lower() for name in hosts}:
         raise refused("images are not fetched from this host")
+    deadline = time.monotonic() + FETCH_SECONDS
     try:
-        addresses = resolve(host)
+        addresses = list(dict.fromkeys(_in_time(resolve, host)))
     except (OSError, UnicodeError):
         raise refused("the image's host is not known", "image_fetch_failed") from None
     if not addresses or not all(map(is_public, addresses)):
         raise refused("the image's host has no public address")
-    try:
-        with (client or _client)() as http:
-            return _read(http, parsed, addresses[0], max_bytes, refused)
-    except httpx.HTTPError:
-        raise refused("the image could not be fetched", "image_fetch_failed") from None
+    with (client or _client)() as http:
+        for address in addresses:
+            try:
+                return _read(http, parsed, address, max_bytes, refused, deadline)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                continue
+            except httpx.HTTPError:
+                break
+    raise refused("the image could not be fetched", "image_fetch_failed")
+
+
+def _in_time(resolve: Resolve, host: str) -> list[str]:
+    """The addresses of a host, or none in time: the system's resolver may take minutes, and cannot be told to hurry."""
+    answer: Future[list[str]] = Future()
+
+    def look_up() -> None:
+        try:
+            answer.set_result(resolve(host))
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=look_up, daemon=True).start()
+    return answer.result(FETCH_SECONDS / 2)  # TimeoutError is an OSError
 
 
 def _client() -> httpx.Client:
-    return httpx.Client(trust_env=False, follow_redirects=False, timeout=FETCH_SECONDS)
+    timeout = httpx.Timeout(FETCH_SECONDS, connect=CONNECT_SECONDS)
+    return httpx.Client(trust_env=False, follow_redirects=False, timeout=timeout)
 
 
 def _read(
-    http: httpx.Client, url: httpx.URL, address: str, max_bytes: int, refused: Callable[..., RequestError]
+    http: httpx.Client,
+    url: httpx.URL,
+    address: str,
+    max_bytes: int,
+    refused: Callable[..., RequestError],
+    deadline: float,
 ) -> bytes:
-    deadline = time.monotonic() + FETCH_SECONDS
     pinned = url.copy_with(host=address)
     host = url.raw_host.decode("ascii")
     headers = {"Host": host, "Accept": "image/*", "Accept-Encoding": "identity"}
     body = bytearray()
     with (
-        _hung_up_after(FETCH_SECONDS) as trace,
+        _hung_up_after(max(0.0, deadline - time.monotonic())) as trace,
         http.stream("GET", pinned, headers=headers, extensions={"sni_hostname": host, "trace": trace}) as response,
     ):
         if response.status_code != 200:

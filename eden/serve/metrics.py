@@ -51,11 +51,10 @@ class Metrics:
         self._requests.labels(path, str(status)).inc()
 
     def count_answer(self, generation: Generation) -> None:
-        """Counts an answer that has ended; call it once for each."""
+        """Counts an answer that has ended, however it did."""
+        assert generation.finished_at is not None
         if generation.first_token_at is not None:
             self._first_token.observe(generation.first_token_at - generation.submitted_at)
-        if generation.finished_at is None:
-            return
         self._answer.labels(generation.finish_reason).observe(generation.finished_at - generation.submitted_at)
         if generation.first_token_at is not None and generation.completion_tokens > 1:
             seconds = max(generation.finished_at - generation.first_token_at, 1e-6)

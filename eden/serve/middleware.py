@@ -51,6 +51,13 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method, root, path = scope["method"], self._settings.root_path, scope["path"]
+        if path == root or path.startswith(f"{root}/"):  # a proxy may take the path off that it knows us by, or not
+            path = path[len(root) :] or "/"
+        label = self._label(path)
+        if method == "HEAD" and label != "page":  # uvicorn knows what was asked, and sends no body
+            scope = {**scope, "method": "GET"}
+        scope = {**scope, "root_path": root, "path": root + path}
         started, status = time.monotonic(), 0
         number = uuid.uuid4().hex[:12]
 
@@ -64,7 +71,7 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            self._check(scope)
+            self._check(scope, path)
             await self._app(scope, self._limited(scope, receive), numbered)
         except RequestError as error:
             if not status:
@@ -79,11 +86,9 @@ class RequestMiddleware:
                 )
                 await error_response(failure)(scope, receive, numbered)
         finally:
-            path = self._label(scope["path"])
-            self._service.metrics.count_request(path, status)
-            if path != "page":
-                seconds = time.monotonic() - started
-                log.info("%s %s %s %d %.2f s", number, scope["method"], path, status, seconds)
+            self._service.metrics.count_request(label, status)
+            if label != "page":
+                log.info("%s %s %s %d %.2f s", number, method, label, status, time.monotonic() - started)
 
     def _label(self, path: str) -> str:
         """A request's path among the API's few; whatever people invent must not become a metric each."""
@@ -91,8 +96,8 @@ class RequestMiddleware:
             return path
         return "/v1/..." if path.startswith("/v1/") else "page"
 
-    def _check(self, scope: Scope) -> None:
-        headers, path = Headers(scope=scope), scope["path"]
+    def _check(self, scope: Scope, path: str) -> None:
+        headers = Headers(scope=scope)
         names = self._settings.host_names
         if names is not None and _host(headers.get("host", "")) not in names:
             # A page of another site may let its own name point here: https://en.wikipedia.org/wiki/DNS_rebinding

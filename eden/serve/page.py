@@ -67,7 +67,7 @@ def mount_page(app: FastAPI, service: Service, path: str = "/") -> FastAPI:
     """Puts the page into an app that has the API."""
     blocks = build_page(service)
     check_uploads(blocks)
-    return gr.mount_gradio_app(app, blocks, path=path, **_options(service))
+    return gr.mount_gradio_app(app, blocks, path=path, root_path=service.settings.root_path, **_options(service))
 
 
 def launch_page(service: Service, *, gpu: Callable[[Any], Any] | None = None, **launch_options: Any) -> None:
@@ -143,12 +143,17 @@ class _Page:
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         at_once: dict[str, Any] = {**hidden, "queue": False}
         inputs, outputs = [self._conversation, self._box, *self._options], [self._chat, self._box]
-        self._box.submit(self._submit, inputs, outputs, **hidden)
-        self._chat.example_select(self._ask_example, inputs, outputs, **hidden)
-        self._chat.retry(self._retry, inputs, outputs, **hidden)
+        # Gradio sends what a generator gave last once more when it has ended: the page is idle only after that.
+        for asked, ask in (
+            (self._box.submit, self._submit),
+            (self._chat.example_select, self._ask_example),
+            (self._chat.retry, self._retry),
+        ):
+            asked(ask, inputs, outputs, **hidden).then(_settle, self._conversation, outputs, **at_once)
         # No `cancels`: what is stopped ends by itself, and says so.
         self._box.stop(_stop, self._conversation, None, **at_once)
-        self._chat.clear(_clear, self._conversation, outputs, **at_once)
+        # No outputs: the browser empties the chat itself, and may have gone on when an answer to it comes.
+        self._chat.clear(_clear, self._conversation, None, **at_once)
         self._camera.input(_add_photo, [self._camera, self._box], [self._camera, self._box], **hidden)
         blocks.unload(self._leave)
 
@@ -190,11 +195,12 @@ class _Page:
         session = str(request.session_hash)
         self._open[session] = conversation
         for turn in conversation.ask(self._service, self._answers.write, text, files, partial(_sampling, *options)):
-            if not conversation.ends_with(turn):  # cleared, or something else was asked
-                return
-            yield _shown(conversation), gr.update(**IDLE) if turn.ended else box
+            yield _shown(conversation), box
             box = gr.skip()
-        self._open.pop(session, None)
+            if not conversation.ends_with(turn):  # cleared, or something else was asked
+                break
+        if not conversation.is_busy:
+            self._open.pop(session, None)
 
     def _leave(self, request: gr.Request) -> None:
         """The tab was closed or loaded again: nobody reads the answer any more."""
@@ -220,9 +226,14 @@ def _stop(conversation: Conversation) -> None:
     conversation.stop()
 
 
-def _clear(conversation: Conversation) -> tuple[Any, Any]:
+def _settle(conversation: Conversation) -> tuple[Any, Any]:
+    """Chat and message box after an answer's end; what was done in between stays as it is."""
+    chat = gr.skip() if conversation.turns else []
+    return chat, gr.skip() if conversation.is_busy else gr.update(**IDLE)
+
+
+def _clear(conversation: Conversation) -> None:
     conversation.clear()
-    return [], gr.update(**IDLE)
 
 
 def _add_photo(photo: str | None, message: dict[str, Any] | None) -> tuple[None, dict[str, Any]]:

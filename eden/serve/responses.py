@@ -102,6 +102,7 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["eden"] = "eden"
+    max_model_len: int = Field(description="tokens of question and answer together, by the name that vLLM gives it")
 
 
 class ModelList(BaseModel):

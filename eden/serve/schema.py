@@ -1,7 +1,8 @@
 """OpenAI's chat completions as they come over the wire, checked, and as Eden's own types.
 
-What Eden does not do is refused by name, unless it asks for what happens anyway: nothing is accepted and ignored but
-`user`, which changes no answer.
+What Eden does not do is refused by name, unless it asks for what happens anyway. The fields of the classes below are
+the list of what is taken: what changes an answer, values that are as good as none, and labels that change nothing.
+null is as good as not there, everywhere.
 
 Source: https://platform.openai.com/docs/api-reference/chat
 """
@@ -60,7 +61,17 @@ class RequestError(InputError):
 
 
 class _Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra={"additionalProperties": {"type": "null"}},
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        return {name: value for name, value in fields.items() if value is not None} if type(fields) is dict else fields
 
 
 class TextPart(_Wire):
@@ -70,12 +81,12 @@ class TextPart(_Wire):
 
 class ImageUrl(_Wire):
     url: str
-    detail: Literal["auto", "low", "high"] | None = Field(None, description="every image is seen at one size")
+    detail: Literal["auto", "low", "high", "original"] | None = Field(None, description="all are seen at one size")
 
 
 class ImagePart(_Wire):
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: ImageUrl | str
 
 
 class InputAudio(_Wire):
@@ -93,8 +104,9 @@ ContentPart: TypeAlias = Annotated[TextPart | ImagePart | AudioPart, Field(discr
 
 class ChatMessage(_Wire):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[ContentPart], Field(fail_fast=True)]
-    name: None = None
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
+    name: str | None = Field(None, description="a label; it changes no answer")
+    provider_specific_fields: dict[str, Any] | None = Field(None, description="a label, by LiteLLM")
     refusal: None = None
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -106,7 +118,8 @@ StopString: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class StreamOptions(_Wire):
-    include_usage: bool = False
+    include_usage: bool | None = False
+    include_obfuscation: Literal[False] | None = None
 
 
 class ResponseFormat(_Wire):
@@ -114,7 +127,7 @@ class ResponseFormat(_Wire):
 
 
 class ChatRequest(_Wire):
-    """What is asked. Fields that can only ask for the default are there for clients that always send them."""
+    """What is asked. Below `user` stands what changes no answer, for clients that always send it."""
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
@@ -126,16 +139,28 @@ class ChatRequest(_Wire):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, description="not OpenAI's; 0 is off")
+    top_p: float | None = Field(None, ge=0, le=1, description="0 always takes the likeliest token")
+    top_k: int | None = Field(None, ge=-1, description="not OpenAI's; 0 and -1 are off")
     repetition_penalty: float | None = Field(None, gt=0, le=2, description="not OpenAI's; 1 is off")
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     user: str | None = None
+    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    service_tier: str | None = None
+    tools: list[dict[str, Any]] | None = Field(None, description="never called: the answer is in words")
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = Field(None, description="as `tools`")
+    function_call: Literal["none", "auto"] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
+    min_p: Literal[0] | None = None
+    reasoning_effort: Literal["none"] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1)] | None = None
     store: Literal[False] | None = None
@@ -219,8 +244,8 @@ def to_messages(request: ChatRequest, limits: Limits, fetch_image: FetchImage | 
     messages = []
     for number, message in enumerate(request.messages):
         role: Role = "system" if message.role == "developer" else message.role
-        if isinstance(message.content, str):
-            messages.append(Message(role, (Text(message.content),)))
+        if message.content is None or isinstance(message.content, str):
+            messages.append(Message(role, (Text(message.content or ""),)))
             continue
         parts: list[Part] = []
         for index, part in enumerate(message.content):
@@ -228,7 +253,8 @@ def to_messages(request: ChatRequest, limits: Limits, fetch_image: FetchImage | 
             if isinstance(part, TextPart):
                 parts.append(Text(part.text))
             elif isinstance(part, ImagePart):
-                parts.append(Image(_image_bytes(part.image_url.url, f"{where}.image_url", limits, fetch_image)))
+                url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
+                parts.append(Image(_image_bytes(url, f"{where}.image_url", limits, fetch_image)))
             else:
                 parts.append(Audio(_decoded(part.input_audio.data, f"{where}.input_audio", limits.audio_bytes)))
         messages.append(Message(role, tuple(parts)))
@@ -278,16 +304,20 @@ def _image_bytes(url: str, where: str, limits: Limits, fetch_image: FetchImage |
 
 
 def _decoded(payload: str, where: str, max_bytes: int) -> bytes:
+    """The bytes of base64, in lines or with the alphabet of URLs, too."""
     if not payload:
         raise RequestError("there is no data", param=where, code="invalid_base64")
-    if len(payload) * 3 // 4 > max_bytes + 3:
+    if len(payload) * 3 // 4 > max_bytes + max_bytes // 16:  # with room for line breaks
         raise RequestError(f"more than {max_bytes:,} bytes", param=where, code="media_too_large")
     try:
-        data = base64.b64decode(payload, validate=True)
+        written = payload.encode("ascii").translate(bytes.maketrans(b"-_", b"+/"), b" \t\r\n").rstrip(b"=")
+        data = base64.b64decode(written + b"=" * (-len(written) % 4), validate=True)
     except (binascii.Error, ValueError):
         data = b""
     if not data:
         raise RequestError("the data is not valid base64", param=where, code="invalid_base64")
+    if len(data) > max_bytes:
+        raise RequestError(f"more than {max_bytes:,} bytes", param=where, code="media_too_large")
     return data
 
 
@@ -301,14 +331,12 @@ def _refusal(error: ValidationError) -> RequestError:
         return RequestError(f"the body is not valid JSON ({message})", code="invalid_json")
     made_up = fault["type"] == "extra_forbidden"
     name = _field_name(fault["loc"], made_up)
-    is_unsupported = (
-        fault["type"] == "none_required"
-        or (fault["type"] == "too_long" and fault["ctx"]["max_length"] == 0)
-        or (fault["type"] in ("extra_forbidden", "literal_error") and not name.startswith("messages"))
-    )
-    if is_unsupported:
-        only = f" but as {fault['ctx']['expected']}" if fault["type"] == "literal_error" else ""
-        return RequestError(f"not supported by this server{only}", param=name, code="unsupported_parameter")
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind in ("literal_error", "union_tag_invalid"):
+        expected = str(context.get("expected") or context["expected_tags"]).replace("False", "false")
+        return RequestError(f"only {expected} is supported", param=name, code="unsupported_parameter")
+    if made_up or kind == "none_required" or (kind == "too_long" and context["max_length"] == 0):
+        return RequestError("not supported by this server", param=name, code="unsupported_parameter")
     return RequestError(f"{message[:1].lower()}{message[1:]}", param=name or None)
 
 

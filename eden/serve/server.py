@@ -35,6 +35,17 @@ def check_exposure(host: str, settings: Settings, *, is_open: bool) -> None:
         )
 
 
+def checked_key(key: str) -> str | None:
+    """The key as clients can give it, without the line break that a file of secrets ends with; None for none.
+
+    Raises:
+        InputError: no header can carry it.
+    """
+    if key and not (key.strip() and key.strip().isascii() and key.strip().isprintable()):
+        raise InputError("EDEN_API_KEY is blank or has other characters than ASCII's", hint="Set another.")
+    return key.strip() or None
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches that address."""
     try:
@@ -119,7 +130,7 @@ page      {address if page else "off"}
 API       {address}/v1
 model     {service.name} (context of {service.assistant.context_length:,} tokens)
 key       {key}
-at once   {settings.max_running} answers, {settings.max_waiting} more wait
+at once   {settings.max_running} answers, {settings.max_waiting} more wait; there is memory for {service.fits:,}
 limits    {settings.limits.in_words()}
 
 curl {address}/v1/chat/completions{header} \\

@@ -20,14 +20,16 @@ from typing import Any, TypeVar
 
 from cachetools import LRUCache
 
+from ..core.processes import cores
 from ..errors import ContextError, EdenError, ImageError, OverloadError
 from ..inference.assistant import Assistant
 from ..inference.engine import Engine
+from ..inference.kv_cache import rows_that_fit
 from ..inference.request import Generation, Request
 from ..inference.sampling import Sampling
 from ..media.images import open_image
 from ..media.speech import Transcript
-from ..messages import AudioSource, Image, Message, Part, check_conversation, transcribe_message
+from ..messages import AudioSource, Image, Message, Part, check_conversation, to_chat, transcribe_message
 from .metrics import Metrics
 from .settings import Settings
 
@@ -48,7 +50,10 @@ class Service:
 
     def __init__(self, assistant: Assistant, settings: Settings | None = None):
         self.assistant = assistant
-        self.settings = settings or Settings()
+        settings = settings or Settings()
+        core = assistant.checkpoint.core
+        self.fits = rows_that_fit(core.config.text_config, assistant.context_length, core.device, core.dtype)
+        self.settings = replace(settings, max_running=min(settings.max_running, self.fits))
         self.name = self.settings.name or _public_name(assistant.checkpoint.name)
         self.engine = Engine(
             assistant.checkpoint, max_running=self.settings.max_running, max_waiting=self.settings.max_waiting
@@ -58,9 +63,10 @@ class Service:
         self._inside = 0
         self._lock = threading.Lock()
         self._transcribing = threading.Lock()  # one recording at a time: answers are written on the same cores
-        self._encoding = threading.Lock()  # a tokenizer is not made for several threads
+        self._encoding = threading.Lock()  # of all that is done to a question, only a tokenizer is not made for threads
         self._transcripts: LRUCache[tuple[bytes, str | None], Transcript] = LRUCache(REMEMBERED_TRANSCRIPTS)
-        self._executor = ThreadPoolExecutor(4, thread_name_prefix="eden-prepare")
+        # One more than cores, for whom nothing big keeps waiting; not many more, for each may hold decoded pictures.
+        self._executor = ThreadPoolExecutor(min(cores(), 7) + 1, thread_name_prefix="eden-prepare")
         self._speech_executor = ThreadPoolExecutor(1, thread_name_prefix="eden-speech")
         vocabulary = assistant.processor.tokenizer.get_vocab()
         self._longest_token = max(map(len, vocabulary))
@@ -151,8 +157,8 @@ class Service:
         """Encodes a conversation without speech and puts it into the engine's queue.
 
         Args:
-            messages: the conversation; the last word is the user's.
-            max_new_tokens: the longest answer; None is `DEFAULT_NEW_TOKENS`, or the room there is.
+            messages: the conversation, its turns in any order; what the assistant says last is gone on with.
+            max_new_tokens: the longest answer; None is `DEFAULT_NEW_TOKENS`. It is never more than the room there is.
             n: answers to the same question; with a seed each is sampled with the next one.
             sampling: the other fields of `Sampling`.
 
@@ -164,7 +170,7 @@ class Service:
             OverloadError: the queue is full.
             EngineStopped: the model answers no more.
         """
-        check_conversation(messages, answered=False)
+        check_conversation(messages, answered=False, ordered=False)
         context = self.assistant.context_length
         characters = sum(len(message.text) for message in messages)
         if characters > context * self._longest_token:  # not worth reading
@@ -173,10 +179,12 @@ class Service:
                 "characters",
                 hint="Shorten it.",
             )
+        processor = self.assistant.processor
         with self._encoding:
-            example = self.assistant.encode(messages)
+            example = processor.encode(to_chat(messages), add_generation_prompt=True)
+        example |= processor.pixels(to_chat(messages, open_image))
         room = context - len(example["input_ids"])
-        length = max_new_tokens or max(1, min(DEFAULT_NEW_TOKENS, room))
+        length = max(1, min(max_new_tokens or DEFAULT_NEW_TOKENS, room))
         seed = sampling.pop("seed", None)
         generations: list[Generation] = []
         try:
@@ -184,7 +192,9 @@ class Service:
                 drawn = Sampling(
                     max_new_tokens=length, seed=None if seed is None else (seed + choice) % 2**63, **sampling
                 )
-                request = Request.of(example, drawn, deadline=self.settings.limits.answer_seconds)
+                request = Request.of(
+                    example, drawn, deadline=self.settings.limits.answer_seconds, on_end=self.metrics.count_answer
+                )
                 generations.append(self.engine.submit(request))
         except EdenError:
             for generation in generations:

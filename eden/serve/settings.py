@@ -59,8 +59,10 @@ class Settings:
         image_hosts: hosts that images may be fetched from; empty fetches none.
         cors_origins: web sites whose scripts may call the API; empty is none.
         host_names: names the server is called by (the `Host` header); None takes any.
-        max_running: answers written at once.
+        root_path: the path that a proxy knows the server by, as `/eden`; empty is the root.
+        max_running: answers written at once, if there is memory for them.
         max_waiting: questions that wait for them; more are turned away.
+        silent_seconds: a stream that has nothing to say for so long sends a comment, so that no proxy hangs up.
     """
 
     name: str | None = None
@@ -69,5 +71,7 @@ class Settings:
     image_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     host_names: tuple[str, ...] | None = None
+    root_path: str = ""
     max_running: int = 8
     max_waiting: int = 64
+    silent_seconds: float = 15.0

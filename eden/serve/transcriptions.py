@@ -19,8 +19,14 @@ from .responses import Transcription, TranscriptionSegment, VerboseTranscription
 from .schema import RequestError, check_model, to_request_error
 from .service import Service
 
-FORMATS = ("json", "text", "srt", "verbose_json")
-FIELDS = ("file", "model", "language", "response_format", "temperature")
+SUPPORTED = {
+    "response_format": ("json", "text", "srt", "verbose_json"),
+    "temperature": ("0",),
+    "stream": ("false",),
+    "timestamp_granularities[]": ("segment",),
+}
+"""Fields with the values they may have, the default first; a field that is empty is not there."""
+FIELDS = ("file", "model", "language", *SUPPORTED)
 HEARD_AS = "whisper-1"
 """OpenAI's name for the job; clients that cannot be told another use it."""
 
@@ -32,8 +38,10 @@ FORM_SCHEMA: dict[str, Any] = {
         "file": {"type": "string", "format": "binary"},
         "model": {"type": "string", "description": f"the served model's name, or {HEARD_AS}"},
         "language": {"type": "string", "description": "a code as `en`"},
-        "response_format": {"type": "string", "enum": list(FORMATS), "default": "json"},
+        "response_format": {"type": "string", "enum": list(SUPPORTED["response_format"])},
         "temperature": {"type": "number", "enum": [0], "description": "speech is heard greedily"},
+        "stream": {"type": "boolean", "enum": [False]},
+        "timestamp_granularities[]": {"type": "string", "enum": ["segment"]},
     },
 }
 
@@ -63,6 +71,7 @@ async def transcribe(service: Service, http: Request) -> Response:
 
 async def _read(service: Service, form: FormData) -> tuple[bytes, str, str | None]:
     """The recording's bytes, the format of the answer, and the language."""
+    form = FormData([(name, value) for name, value in form.multi_items() if value != ""])
     for name in form:
         if name not in FIELDS:
             raise RequestError("not supported by this server", param=name[:100], code="unsupported_parameter")
@@ -74,17 +83,17 @@ async def _read(service: Service, form: FormData) -> tuple[bytes, str, str | Non
     words: dict[str, str] = {name: value for name, value in form.items() if isinstance(value, str)}
     if (model := words.get("model", "")) != HEARD_AS:
         check_model(model, service.name)
-    if words.get("temperature", "0") not in ("0", "0.0"):
-        raise RequestError("only 0 is supported", param="temperature", code="unsupported_parameter")
-    response_format = words.get("response_format", "json")
-    if response_format not in FORMATS:
-        raise RequestError(f"use one of {', '.join(FORMATS)}", param="response_format", code="unsupported_parameter")
+    words["temperature"] = words.get("temperature", "").strip("0.") or "0"
+    for name, supported in SUPPORTED.items():
+        if words.setdefault(name, supported[0]).lower() not in supported:
+            only = " or ".join(supported)
+            raise RequestError(f"only {only} is supported", param=name, code="unsupported_parameter")
     limit = service.settings.limits.audio_bytes
     if (file.size or 0) > limit:
         raise RequestError(
             f"the recording has more than {limit:,} bytes", param="file", code="media_too_large", status=413
         )
-    return await file.read(), response_format, words.get("language") or None
+    return await file.read(), words["response_format"].lower(), words.get("language")
 
 
 def _answer(transcript: Transcript, response_format: str) -> Response:
