@@ -33,6 +33,7 @@ def overrides(data: Path, backbones: tuple[Path, Path], out: Path, **training: A
         f"data.path={data}",
         "data.images=null",
         "data.eval_fraction=0.125",
+        "data.split_by=sample",  # each picture is in four of them
         f"training.output_dir={out}",
         *(f"training.{name}={value}" for name, value in settings.items()),
     ]
