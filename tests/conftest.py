@@ -151,13 +151,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = []
     for index in range(32):
         colour = COLOURS[index % len(COLOURS)]
-        make_image(colour).save(folder / f"{colour}.png")
         with_picture = index % 4 != 3
+        if with_picture:
+            make_image(colour).save(folder / f"{index:02d}.png")
         question = "<image>\nwhich colour" if with_picture else f"say {colour}"
         record: dict[str, Any] = {
             "id": f"{index:02d}",
             "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": colour}],
         }
-        records.append(record | ({"image": f"{colour}.png"} if with_picture else {}))
+        records.append(record | ({"image": f"{index:02d}.png"} if with_picture else {}))
     (folder / "train.json").write_text(json.dumps(records))
     return folder / "train.json"

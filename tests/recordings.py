@@ -29,7 +29,8 @@ def encode(
     """
     container_format, codec = CONTAINERS[kind]
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container_format) as container:
+    pages = {"page_duration": "20000"} if kind == "ogg" and pauses else {}  # a page of Ogg has only one time
+    with av.open(buffer, "w", format=container_format, options=pages) as container:
         stream = container.add_stream(codec, rate=rate, layout=layout)
         resampler = av.AudioResampler(
             format=stream.format.name, layout=layout, rate=rate, frame_size=stream.codec_context.frame_size or 0

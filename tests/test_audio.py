@@ -83,7 +83,7 @@ def test_what_is_no_recording_is_one_line(name: str, tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", CONTAINERS)
+@pytest.mark.parametrize("kind", sorted(CONTAINERS.keys() - {"aac"}))  # which says nowhere how long it is
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.8])
 def test_a_file_that_was_cut_off_is_refused(kind: str, share: float) -> None:
     data = encode(HUM, kind)
@@ -108,10 +108,10 @@ def test_a_clock_that_was_set_is_no_pause() -> None:
     assert len(open_audio(encode(HUM, "ogg", pauses={1.0: 0.3}))) == pytest.approx(3 * SAMPLE_RATE, abs=1600)
 
 
-@pytest.mark.parametrize("kind", ["wav", "aiff"])
+@pytest.mark.parametrize("kind", ["wav", "aiff", "caf"])
 def test_what_stands_behind_the_sound_may_be_cut_off(kind: str) -> None:
     data = encode(HUM, kind, rate=16_000)
-    name, order = (b"LIST", "<I") if kind == "wav" else (b"ANNO", ">I")
+    name, order = {"wav": (b"LIST", "<I"), "aiff": (b"ANNO", ">I"), "caf": (b"info", ">Q")}[kind]
     assert len(open_audio(data + name + struct.pack(order, 1000) + b"INFO")) == len(HUM)
     assert len(open_audio(data + name)) == len(HUM)
 

@@ -1,20 +1,34 @@
 """Models on disk: assembled, quantized, adapted, saved, loaded, merged."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import bitsandbytes
+import huggingface_hub
 import pytest
 import torch
 from conftest import make_image, make_model, make_processor
 from peft import PeftModel
 
-from eden import CheckpointError, Message, StorageError
-from eden.checkpoint import Checkpoint, add_adapters, count_parameters, load, load_for_training, merge, save
+from eden import CheckpointError, InputError, Message, RecipeError, StorageError
+from eden.checkpoint import (
+    Checkpoint,
+    add_adapters,
+    count_parameters,
+    load,
+    load_as_stored,
+    load_for_training,
+    merge,
+    save,
+)
 from eden.checkpoint.backbones import LoadOptions, assemble
 from eden.checkpoint.four_bits import is_dequantized
+from eden.core.files import new_file, new_folder
+from eden.core.location import find_model
 from eden.inference.assistant import Assistant
+from eden.media.speech import find_whisper
 from eden.model import MultimodalPhiForConditionalGeneration
 from eden.recipe import LoraSection, ModelSection, QuantizationSection, load_recipe
 
@@ -144,6 +158,119 @@ def test_merged_equals_adapter_in_greedy_output(whole: Path, tmp_path: Path) -> 
     assert not isinstance(merged.model, PeftModel)
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
     assert answers(merged) == expected
+
+
+def test_a_merge_rounds_once_and_keeps_the_stored_format(whole: Path, tmp_path: Path) -> None:
+    """Whatever this machine would load the model in."""
+    stored = load(str(whole), LoadOptions(dtype="bfloat16"))
+    save(stored, tmp_path / "base")
+    adapt(tmp_path / "base", tmp_path / "run")
+    loaded = load_as_stored(str(tmp_path / "run"))
+    wanted = {}
+    for name, layer in loaded.model.named_modules():
+        if hasattr(layer, "get_delta_weight") and hasattr(layer, "base_layer"):
+            delta = layer.get_delta_weight("default").float()
+            name = name.removeprefix("base_model.model.") + ".weight"
+            wanted[name] = (layer.base_layer.weight.float() + delta).to(torch.bfloat16)
+    assert len(wanted) > 4
+    save(merge(loaded), tmp_path / "merged")
+    merged = load(str(tmp_path / "merged"), LoadOptions(dtype="bfloat16"))
+    assert merged.config.to_dict()["dtype"] in ("bfloat16", torch.bfloat16)
+    for name, weight in merged.core.named_parameters():
+        assert name not in wanted or weight.equal(wanted[name]), name
+    assert {p.dtype for p in load_as_stored(str(tmp_path / "merged")).core.parameters()} == {torch.bfloat16}
+
+
+def test_an_adapter_names_the_commit_of_its_base(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's cache stands in for the hub, where the base becomes another after the run."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--me--base"
+    first, second = "1" * 40, "2" * 40
+    shutil.copytree(whole, repository / "snapshots" / first)
+    other = load(str(whole))
+    shake(other.core)
+    save(other, repository / "snapshots" / second)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(first)
+    settings = ["model.base=me/base", "quantization=null", "lora.target_modules=[qkv_proj]", "data.path=x"]
+    trained = load_for_training(load_recipe("digits", settings))
+    save(trained, tmp_path / "run")
+    (repository / "refs" / "main").write_text(second)
+    again = load(str(tmp_path / "run"))
+    assert (again.base, again.base_revision) == ("me/base", first)
+    weight = again.core.model.language_model.embed_tokens.weight
+    assert weight.equal(load(str(whole)).core.model.language_model.embed_tokens.weight)
+    assert not weight.equal(load("me/base").core.model.language_model.embed_tokens.weight)
+    pinned = load_for_training(load_recipe("digits", [*settings, f"model.base_revision={second}"]))
+    assert pinned.model.peft_config["default"].revision == second
+
+
+@pytest.mark.parametrize("name", ["runs/demo", "./demo", "~/demo", "here/demo", "a/b/c", "a\\b", "here/"])
+def test_a_path_that_is_not_there_is_no_hub_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    for look in (load, find_whisper):
+        with pytest.raises(CheckpointError, match=f"{re.escape(name)}: no such folder|holds no"):
+            look(name)
+
+
+@pytest.mark.parametrize("layer", [99, -99])
+def test_a_layer_that_the_tower_has_not_is_refused_before_a_weight_is_loaded(
+    backbones: tuple[Path, Path], tmp_path: Path, layer: int
+) -> None:
+    vision = tmp_path / "vision"
+    shutil.copytree(backbones[0], vision, ignore=shutil.ignore_patterns("*.safetensors"))
+    patches = ["model.vision_feature=patches", f"model.vision_feature_layer={layer}", "data.path=x"]
+    recipe = load_recipe("align", [f"model.vision={vision}", f"model.language={backbones[1]}", *patches])
+    with pytest.raises(RecipeError, match=rf"model\.vision_feature_layer is {layer}, and .* has \d layers"):
+        load_for_training(recipe)
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine stops while files are moved to their place; whoever looks next moves the rest."""
+    folder = tmp_path / "run"
+    with new_folder(folder) as new:
+        for name in ("a", "b", "c"):
+            (new / name).write_text("first")
+    (folder / "kept").write_text("kept")
+    moves, move = [], Path.replace
+
+    def stops(self: Path, target: Path) -> Path:
+        moves.append(target)
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        return move(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stops)
+        with pytest.raises(KeyboardInterrupt), new_folder(folder) as new:
+            for name in ("a", "b", "c"):
+                (new / name).write_text("second")
+    assert {path.read_text() for path in folder.glob("[abc]")} == {"first", "second"}
+    with pytest.raises(CheckpointError, match="holds no config"):
+        find_model(str(folder))
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "a": "second",
+        "b": "second",
+        "c": "second",
+        "kept": "kept",
+    }
+    with pytest.raises(ZeroDivisionError), new_folder(folder) as new:
+        (new / "a").write_text(str(1 // 0))
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "c", "kept"]
+
+
+def test_a_source_that_cannot_be_read_is_not_a_target_that_cannot_be_written(tmp_path: Path) -> None:
+    for write in (new_folder, new_file):
+        with pytest.raises(InputError, match=r"gone\.txt: cannot be read"), write(tmp_path / "out") as new:
+            (new if write is new_file else new / "a").write_text((tmp_path / "gone.txt").read_text())
+        with pytest.raises(StorageError, match=r"out: cannot write"), write(tmp_path / "out") as new:
+            (new / "x" / "a").write_text("")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write"), new_folder(tmp_path / "file" / "out"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("kind", ["run", "merged"])

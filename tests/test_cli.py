@@ -13,7 +13,21 @@ from eden.media.audio import SAMPLE_RATE, to_wav
 from tiny_build.dataset import write_dataset
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-VERBS = ["ask", "cache", "chat", "check", "demo", "evaluate", "export", "plan", "push", "train", "transcribe", "xray"]
+VERBS = [
+    "ask",
+    "cache",
+    "chat",
+    "check",
+    "demo",
+    "evaluate",
+    "export",
+    "plan",
+    "push",
+    "report",
+    "train",
+    "transcribe",
+    "xray",
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """What is kept of a data set: read once, encoded once, whole or not there; and what is drawn from several of them."""
 
 import base64
+import gc
 import json
 import pickle
 import signal
@@ -68,9 +69,13 @@ def test_records_are_read_once_and_again_when_the_file_changes(tmp_path: Path, c
     write(path, 11)
     changed, _ = load_samples(path)
     assert len(changed) == 11 and changed[10].messages[1].text == "d 10"
+    assert [sample.id for sample in first] == [str(index) for index in range(10)] and file in kept(cache)
+    del first, again, changed
+    gc.collect()
+    write(path, 12)
+    assert len(load_samples(path)[0]) == 12
     (now,) = kept(cache)
-    assert now != file, "what was kept of the earlier version is gone"
-    assert [sample.id for sample in first] == [str(index) for index in range(10)], "who had it open keeps it"
+    assert now != file, "what was kept of the earlier versions is gone"
 
 
 def test_samples_are_a_sequence_and_travel_to_other_processes(tmp_path: Path) -> None:
@@ -244,6 +249,7 @@ def test_a_run_survives_damaged_images_and_lists_them(tmp_path: Path, backbones:
         tmp_path,
         f"data.path={path}",
         "data.eval_fraction=0.25",
+        "data.split_by=sample",
         "data.on_error=skip",
         "data.features=live",
         f"model.vision={backbones[0]}",
@@ -322,6 +328,20 @@ def test_samples_are_one_group_over_pictures_and_recordings_that_others_have(tmp
     path.write_text(json.dumps([record | {"query": "q", "response": "a"} for record in chain]))
     with pytest.raises(RecipeError, match=r"data\.split_by=sample"):
         read_data(recipe(tmp_path, f"data.path={path}", "model.speech=eden-tiny"), Console(quiet=True))
+
+
+def test_what_workers_will_open_again_is_not_forgotten(tmp_path: Path) -> None:
+    """The data file becomes another while a run reads it, and is read by somebody else."""
+    path = write(tmp_path / "d.json", 3)
+    store = open_store(path)
+    for_worker, folder = pickle.dumps(store), store.folder
+    write(path, 4)
+    assert len(open_store(path)) == 4 and folder.exists()
+    assert len(pickle.loads(for_worker)) == 3
+    del store
+    gc.collect()
+    write(path, 5)
+    assert len(open_store(path)) == 5 and not folder.exists()
 
 
 def test_sources_are_mixed_by_weight(tmp_path: Path) -> None:

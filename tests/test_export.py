@@ -253,6 +253,23 @@ def test_a_space_of_an_adapter_whose_base_stays_here_is_merged(tmp_path: Path) -
     assert answers(load(str(space / "model"))) == said
 
 
+def test_an_export_replaces_nothing_unasked(tmp_path: Path, metadata: Path) -> None:
+    model = make_model("patches")
+    save(Checkpoint(model, make_processor(model.config.num_image_tokens), "x", None), tmp_path / "base")
+    said = answers(adapt(tmp_path / "base", tmp_path / "run"))
+    before = names(tmp_path / "run")
+    for to in ("hf", "space", "gguf"):
+        refused = run_eden(metadata, "export", tmp_path / "run", tmp_path / "run", "--to", to)
+        assert refused.returncode == 2 and "the folder is not empty" in refused.stderr and "--force" in refused.stderr
+    assert names(tmp_path / "run") == before
+    result = run_eden(metadata, "export", tmp_path / "run", tmp_path / "run", "--to", "hf", "--force")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == str(tmp_path / "run")
+    assert "adapter_config.json" not in names(tmp_path / "run") and "model.safetensors" in names(tmp_path / "run")
+    assert answers(load(str(tmp_path / "run"))) == said
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "run"}
+
+
 def test_a_space_of_a_model_on_the_hub_only_names_it(metadata: Path, tmp_path: Path) -> None:
     """The hub's cache stands in for the hub; the configuration has the sizes of Phi-3.5-mini."""
     config = MultimodalPhiConfig(

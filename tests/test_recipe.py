@@ -294,3 +294,19 @@ def test_recipes_are_read_without_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("report_to=wandb", r"training\.report_to.*pip install wandb"),
+        ("report_to=[swanlab]", r"training\.report_to.*pip install swanlab"),
+        ("report_to=[none, wandb]", r"training\.report_to.*none is not supported"),
+        ("use_liger_kernel=true", r"training\.use_liger_kernel.*pip install liger-kernel"),
+    ],
+)
+def test_a_package_that_a_run_would_need_is_named_before_it(setting: str, words: str) -> None:
+    recipe = load_recipe("digits", [f"training.{setting}", "data.path=x"])
+    with pytest.raises(RecipeError, match=words) as caught:
+        recipe.training_arguments()
+    assert "\n" not in str(caught.value)

@@ -22,9 +22,10 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from ..core.location import refuse_missing_folder
 from ..core.numeric_format import Machine, Name, NumericFormat, numeric_format
 from ..core.private_api import commit_of, inherit_quantization, is_in_four_bits
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError, RecipeError, first_line
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor, ProjectionBlock
 from ..recipe import ModelSection, QuantizationSection
 from .four_bits import dequantize
@@ -98,8 +99,7 @@ def assemble(
         CheckpointError: a backbone is missing, of another architecture, or lacks a token or a spare embedding row.
     """
     vision, language = str(section.vision), str(section.language)
-    _backbone_config(vision, section.vision_revision, ("clip", "clip_vision_model"), "CLIP")
-    text_config = _backbone_config(language, section.language_revision, ("phi3",), "Phi-3")
+    text_config = check_backbones(section)
     dtype = options.torch_dtype(text_config)
     with readable(vision):
         tower = CLIPVisionModelWithProjection.from_pretrained(vision, revision=section.vision_revision, dtype=dtype)
@@ -132,6 +132,22 @@ def assemble(
     return _join(config, tower, language_model, processor, options.torch_device), processor
 
 
+def check_backbones(section: ModelSection) -> PreTrainedConfig:
+    """Sees that two backbones can be joined, before a weight is loaded; returns the language model's configuration.
+
+    Raises:
+        CheckpointError: a backbone is missing or of another architecture.
+        RecipeError: the tower has no such layer.
+    """
+    vision = str(section.vision)
+    config = _backbone_config(vision, section.vision_revision, ("clip", "clip_vision_model"), "CLIP")
+    layers, layer = getattr(config, "vision_config", config).num_hidden_layers, section.vision_feature_layer
+    if section.vision_feature == "patches" and not -layers - 1 <= layer <= layers:
+        what = f"model.vision_feature_layer is {layer}, and {vision} has {layers} layers"
+        raise RecipeError(what, hint=f"Write a number from {-layers - 1} to {layers}; -2 is usual.")
+    return _backbone_config(str(section.language), section.language_revision, ("phi3",), "Phi-3")
+
+
 def _join(
     config: MultimodalPhiConfig,
     tower: CLIPVisionModelWithProjection,
@@ -160,6 +176,7 @@ def _join(
 
 
 def _backbone_config(name: str, revision: str | None, model_types: tuple[str, ...], kind: str) -> PreTrainedConfig:
+    refuse_missing_folder(name)
     with readable(name):
         config = AutoConfig.from_pretrained(name, revision=revision)
     if config.model_type not in model_types:

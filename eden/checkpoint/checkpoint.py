@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..core import files, private_api
 from ..core.location import EDEN_TINY, find_model
+from ..core.numeric_format import Name
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from ..model.attention import PACKED_SDPA
@@ -36,12 +37,14 @@ class Checkpoint:
         name: what the user asked for.
         base: the model an adapter trained on this one must name; None for a model assembled from backbones,
             which `config.backbones` names instead.
+        base_revision: the commit of `base` on the hub; None of a folder.
     """
 
     model: MultimodalPhiForConditionalGeneration | PeftModel
     processor: MultimodalPhiProcessor
     name: str
     base: str | None
+    base_revision: str | None = None
 
     @property
     def is_adapter(self) -> bool:
@@ -96,7 +99,27 @@ def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision:
         model = PeftModel.from_pretrained(base.model, str(artifact.folder))
     if artifact.speech_model is not None:  # a run may have given its model another speech model than the base has
         base.config.speech_model = artifact.speech_model
-    return Checkpoint(model.eval(), base.processor, name, base.base)
+    return Checkpoint(model.eval(), base.processor, name, base.base, base.base_revision)
+
+
+def load_as_stored(name: str) -> Checkpoint:
+    """Loads an artifact in the number format that its base's weights are stored in, whatever this machine prefers.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    return load(name, LoadOptions(dtype=_stored_format(name, None)))
+
+
+def _stored_format(name: str, revision: str | None) -> Name:
+    artifact = Artifact.open(name, revision=revision)
+    if artifact.is_adapter:
+        base, of_base = artifact.base, artifact.base_revision
+        if not base:
+            base, of_base = artifact.backbones.language, artifact.backbones.language_revision
+        return _stored_format(str(base), of_base)
+    stored = artifact.content.get("dtype") or artifact.content.get("torch_dtype")
+    return stored if stored in ("bfloat16", "float16") else "float32"
 
 
 def load_processor(name: str, *, revision: str | None = None) -> MultimodalPhiProcessor:
@@ -158,11 +181,12 @@ def load_for_training(recipe: Recipe, weights: Mapping[str, torch.Tensor] | None
     private_api.keep_unpacked(checkpoint.core)
     adapted = add_adapters(checkpoint.core, recipe.lora)
     adapted.peft_config["default"].base_model_name_or_path = checkpoint.base
+    adapted.peft_config["default"].revision = checkpoint.base_revision
     if weights is not None:
         from peft import set_peft_model_state_dict
 
         set_peft_model_state_dict(adapted, dict(weights))
-    return Checkpoint(adapted, checkpoint.processor, checkpoint.name, checkpoint.base)
+    return Checkpoint(adapted, checkpoint.processor, checkpoint.name, checkpoint.base, checkpoint.base_revision)
 
 
 def add_adapters(model: MultimodalPhiForConditionalGeneration, lora: LoraSection | None) -> PeftModel:
@@ -217,6 +241,8 @@ def save(checkpoint: Checkpoint, folder: str | Path) -> Path:
 def merge(checkpoint: Checkpoint) -> Checkpoint:
     """The same model with its adapters folded into its weights; it stands on its own.
 
+    A weight is added to in fp32 and rounded once, to the number format that the model is loaded in.
+
     Raises:
         CheckpointError: the model is loaded in 4 bits, where folding would round the adapters away.
     """
@@ -225,8 +251,18 @@ def merge(checkpoint: Checkpoint) -> Checkpoint:
     if private_api.is_in_four_bits(checkpoint.core) or is_dequantized(checkpoint.core):
         hint = "Load it without quantization."
         raise CheckpointError("a model in 4 bits cannot be merged", where=checkpoint.name, hint=hint)
-    model = checkpoint.model.merge_and_unload()
-    return Checkpoint(model, checkpoint.processor, checkpoint.name, checkpoint.name)
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model, dtype = checkpoint.model, checkpoint.core.model.language_model.embed_tokens.weight.dtype
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer) and hasattr(layer, "merge"):
+            layer.float()
+            layer.merge()
+            layer.get_base_layer().to(dtype)
+    merged = model.merge_and_unload()
+    for parameter in merged.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return Checkpoint(merged, checkpoint.processor, checkpoint.name, checkpoint.name)
 
 
 def count_parameters(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
@@ -260,8 +296,9 @@ def _load_whole(artifact: Artifact, name: str, options: LoadOptions) -> Checkpoi
     processor = load_processor(str(folder))
     if options.quantization is None:
         model = model.to(options.torch_device)
+    is_here = name == EDEN_TINY or Path(name).is_dir()  # else a snapshot of the hub, whose folder is its commit
     base = str(Path(name).resolve()) if Path(name).is_dir() else name
-    return Checkpoint(model.eval(), processor, name, base)
+    return Checkpoint(model.eval(), processor, name, base, None if is_here else folder.name)
 
 
 def _load_base(artifact: Artifact, options: LoadOptions) -> Checkpoint:
@@ -279,4 +316,5 @@ def _fold_projector(checkpoint: Checkpoint) -> Checkpoint:
             where=checkpoint.name,
             hint=f"Merge it first: eden export {checkpoint.name} --to hf DIR, then model.base=DIR.",
         )
-    return Checkpoint(checkpoint.model.merge_and_unload(), checkpoint.processor, checkpoint.name, checkpoint.base)
+    model = checkpoint.model.merge_and_unload()
+    return Checkpoint(model, checkpoint.processor, checkpoint.name, checkpoint.base, checkpoint.base_revision)

@@ -82,7 +82,7 @@ def transcribe(
     model: Annotated[
         str, typer.Option("-m", "--model", help="A Whisper: eden-tiny, a size as `small`, a hub id, or a folder.")
     ] = "eden-tiny",
-    language: Annotated[str | None, typer.Option(help="As `en`; told by the first words if not given.")] = None,
+    language: Annotated[str | None, typer.Option(help="As `en`; told in each window if not given.")] = None,
     as_srt: Annotated[bool, typer.Option("--srt", help="Print subtitles.")] = False,
     as_text: Annotated[bool, typer.Option("--text", help="Print the words alone (the default).")] = False,
     as_json: Json = False,

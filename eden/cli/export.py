@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.files import replaced_folder
 from ..errors import InputError
-from .options import Json, err, load_assistant, print_json
+from .options import Json, err, print_json
 
 if TYPE_CHECKING:
     from ..export.hub import Push
@@ -29,33 +31,41 @@ def export(
     outtype: Annotated[
         str | None, typer.Option("--outtype", help="Of gguf's numbers: f16 (the default), bf16 or q8_0.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace all that is in the folder.")] = False,
     as_json: Json = False,
 ) -> None:
     """Turn an artifact into what other tools load, or into a page on the web."""
     if outtype is not None and to != "gguf":
         raise InputError("--outtype is for --to gguf only", hint="Leave it out.")
-    written = [out]
-    if to == "hf":
-        from .. import checkpoint as checkpoints
-
-        merged = checkpoints.merge(load_assistant(model, four_bit=False).checkpoint)
-        checkpoints.save(merged, out)
-    elif to == "space":
-        from ..export.space import write_space
-
-        with err.status(f"exporting {model}"):
-            write_space(model, out)
-    elif to == "gguf":
-        from ..export.gguf import write_gguf
-
-        with err.status(f"exporting {model}"):
-            written = list(write_gguf(model, out, outtype or "f16"))
-    else:
-        raise InputError(f"cannot export to {to!r}", hint="Use --to hf, --to space or --to gguf.")
+    exists = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if exists and not (force and out.is_dir()):
+        hint = "Choose another, or add --force, which replaces all that is in it."
+        raise InputError("the folder is not empty" if out.is_dir() else "not a folder", where=str(out), hint=hint)
+    with replaced_folder(out) if exists else nullcontext(out) as folder:
+        written = [out / path.name if path != folder else out for path in _write(model, folder, to, outtype)]
     if as_json:
         print_json({"folder": str(out)} | ({"files": [path.name for path in written]} if to == "gguf" else {}))
     else:
         print(*written, sep="\n")
+
+
+def _write(model: str, out: Path, to: str, outtype: str | None) -> list[Path]:
+    if to == "hf":
+        from .. import checkpoint as checkpoints
+
+        with err.status(f"exporting {model}"):
+            return [checkpoints.save(checkpoints.merge(checkpoints.load_as_stored(model)), out)]
+    if to == "space":
+        from ..export.space import write_space
+
+        with err.status(f"exporting {model}"):
+            return [write_space(model, out)]
+    if to == "gguf":
+        from ..export.gguf import write_gguf
+
+        with err.status(f"exporting {model}"):
+            return list(write_gguf(model, out, outtype or "f16"))
+    raise InputError(f"cannot export to {to!r}", hint="Use --to hf, --to space or --to gguf.")
 
 
 def push(

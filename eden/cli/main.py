@@ -26,7 +26,7 @@ from .export import export, push
 from .options import err
 from .plan import plan
 from .serve import serve
-from .train import demo, train
+from .train import demo, report, train
 
 app = typer.Typer(
     name="eden",
@@ -51,7 +51,7 @@ def _main(
         check_environment()
 
 
-for verb in (demo, ask, chat, transcribe, check, xray, cache, plan, train, evaluate, serve, export, push):
+for verb in (demo, ask, chat, transcribe, check, xray, cache, plan, train, report, evaluate, serve, export, push):
     app.command()(verb)
 
 

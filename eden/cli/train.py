@@ -28,6 +28,17 @@ def demo(
         print(f"serve it  eden serve {result.artifact}")
 
 
+def report(run: Annotated[Path, typer.Argument(help="The folder of a finished run.")], as_json: Json = False) -> None:
+    """Make the report of a finished run again."""
+    from ..training.train import report as make_report
+
+    page = make_report(run, err)
+    if as_json:
+        print_json({"report": str(page)})
+    else:
+        print(page)
+
+
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes, as key.name=value.")] = None,

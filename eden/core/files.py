@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
-from ..errors import StorageError
+from ..errors import InputError, StorageError
 
 
 def cache_folder() -> Path:
@@ -97,7 +97,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Fills a temporary folder beside `path` and moves its files to `path` when the block ends well.
+    """Fills a temporary folder and moves its files to `path` when the block ends well: all of them, or none.
 
     Files of the same names are replaced, others stay: a training folder keeps its checkpoints beside its artifact.
 
@@ -107,26 +107,67 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with _storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        finish_folder(path)
+        exists = path.exists()  # then within it, for it may be a disk of its own
+        beside = Path(tempfile.mkdtemp(dir=path if exists else path.parent, prefix=f".{path.name}."))
         try:
             yield beside
-            path.mkdir(exist_ok=True)
-            for item in sorted(beside.iterdir()):
-                target = path / item.name
-                if item.is_dir() and target.exists():
-                    shutil.rmtree(target)
+            beside.chmod(0o755)
+            for item in beside.iterdir():
                 if item.is_file():
                     item.chmod(0o644)
-                item.replace(target)
+            beside.rename(path / _WRITTEN if exists else path)
+            finish_folder(path)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
 
+_WRITTEN = ".written"
+"""Of a folder, what `new_folder` has written to its end and not yet moved to its place."""
+
+
+def finish_folder(path: Path) -> None:
+    """Goes on where `new_folder` was killed while it moved files to their place; whoever reads the folder asks first.
+
+    Raises:
+        StorageError: the folder is not writable.
+    """
+    written = path / _WRITTEN
+    if not written.is_dir():
+        return
+    with _storage_errors(path):
+        for item in sorted(written.iterdir()):
+            if item.is_dir():
+                shutil.rmtree(path / item.name, ignore_errors=True)
+            item.replace(path / item.name)
+        written.rmdir()
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """A folder to be filled, which takes the place of all that is at `path` when the block ends well.
+
+    Raises:
+        StorageError: the disk is full or the place is not writable; nothing at `path` has changed.
+    """
+    with _storage_errors(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as beside:
+        new, old = Path(beside) / "new", Path(beside) / "old"
+        yield new
+        path.rename(old)
+        new.rename(path)
+
+
 @contextmanager
 def _storage_errors(path: Path) -> Iterator[None]:
+    """What the system says of `path` is a StorageError; of another file, which is read to write it, an InputError."""
     try:
         yield
     except OSError as error:
+        name = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+        ours = name in (path, *path.parents) or path in name.parents or name.name.startswith(f".{path.name}.")
+        if not ours and not any(parent.name.startswith(f".{path.name}.") for parent in name.parents):
+            what = f"cannot be read ({error.strerror or error})"
+            raise InputError(what, where=str(name), hint="Check the path and rights.") from error
         raise storage_error(error, path) from error
     except Exception as error:
         # safetensors wraps the operating system's error in its own kind

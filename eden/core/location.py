@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import CheckpointError, first_line
+from .files import finish_folder
 
 EDEN_TINY = "eden-tiny"
 """The name of the model inside the package."""
@@ -27,6 +28,7 @@ def find_model(name: str, *, revision: str | None = None, files: list[str] | Non
 
     folder = EDEN_TINY_FOLDER if name == EDEN_TINY else Path(name)
     if not folder.is_dir():
+        refuse_missing_folder(name)
         try:
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
         except (HFValidationError, HfHubHTTPError, OSError) as error:
@@ -35,6 +37,7 @@ def find_model(name: str, *, revision: str | None = None, files: list[str] | Non
                 where=name,
                 hint="Check the path or the hub id, and the network.",
             ) from error
+    finish_folder(folder)
     if not (folder / "config.json").exists():
         raise CheckpointError(
             "the folder holds no config.json, so it is no Eden artifact",
@@ -42,6 +45,21 @@ def find_model(name: str, *, revision: str | None = None, files: list[str] | Non
             hint="Give the folder that a training run ended with.",
         )
     return folder
+
+
+def refuse_missing_folder(name: str) -> None:
+    """Sees that what is no folder can be a hub id, so that a path is never looked up as somebody's repository.
+
+    Raises:
+        CheckpointError: it is a path by its writing, or one into a folder that is there, as `runs/demo` beside `runs/`.
+    """
+    owner, slash, rest = name.partition("/")
+    if not Path(name).exists() and (
+        is_local(name) or name.startswith("~") or "\\" in name or "/" in rest or name.endswith("/")
+        or (slash and (owner == "runs" or Path(owner).is_dir()))
+    ):  # fmt: skip
+        hint = "Check the path; a hub id is owner/name, without a folder of the owner's name here."
+        raise CheckpointError("no such folder", where=name, hint=hint)
 
 
 def is_local(name: str) -> bool:

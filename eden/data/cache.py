@@ -6,12 +6,17 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from filelock import FileLock
 
 from ..core.files import cache_folder, new_file, storage_error
 from ..errors import StorageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,8 +88,40 @@ def _build(path: Path, build: Callable[[Path], None]) -> None:
         ) from error
 
 
+def in_use(folder: Path) -> IO[bytes] | None:
+    """Holds a folder of the cache, which `forget_earlier` then leaves there, until what is returned is closed or gone.
+
+    A run's workers open its files again by their paths. Where files cannot be locked, open ones cannot be removed.
+    """
+    if fcntl is None:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = (folder / _HELD).open("ab")
+        fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    return held
+
+
+_HELD = "in-use"
+
+
 def forget_earlier(folder: Path) -> None:
-    """Removes what was made of earlier versions of a data file. Who has it open keeps it until he ends."""
+    """Removes what was made of earlier versions of a data file, but for what somebody holds (`in_use`)."""
     for other in folder.parent.iterdir():
-        if other != folder:
+        if other != folder and not _is_held(other):
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _is_held(folder: Path) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        with (folder / _HELD).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

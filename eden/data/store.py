@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import MessageError
 from ..messages import Audio, Image, Message, Text, check_conversation
-from .cache import cached_table, data_folder, forget_earlier, open_table
+from .cache import cached_table, data_folder, forget_earlier, in_use, open_table
 from .formats import Media, Sample, empty_error, id_of, open_with_media, parse
 from .image_index import Source, source_name
 from .records import DataFile, Record, RecordError
@@ -66,6 +66,7 @@ class RecordStore:
         self.data, self.media = data, media
         self.folder = data_folder(str(Path(data.path).absolute()), f"{FORMAT} {data.identity}")
         self._path = self.folder / "records.arrow"
+        self._held = in_use(self.folder)
 
         def build(beside: Path) -> None:
             _write(data, beside, on_progress)
@@ -74,7 +75,7 @@ class RecordStore:
         self.table = cached_table(self._path, build)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "table"}
+        return {name: value for name, value in vars(self).items() if name not in ("table", "_held")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

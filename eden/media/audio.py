@@ -33,10 +33,7 @@ UNLIMITED = float("inf")
 PAUSES = frozenset({"ogg", "m4a", "webm"})
 """Containers whose packets have times of their own."""
 
-DEMUXERS = {
-    "wav": "wav", "flac": "flac", "mp3": "mp3", "ogg": "ogg", "m4a": "mp4", "webm": "webm", "aac": "aac",
-    "aiff": "aiff", "caf": "caf",
-}  # fmt: skip
+DEMUXERS = {name: name for name in ("wav", "flac", "mp3", "ogg", "webm", "aac", "aiff", "caf")} | {"m4a": "mp4"}
 """Containers that are opened, by content and not by file name, and ffmpeg's names of them; all others stay closed."""
 FORMATS = tuple(DEMUXERS)
 CODECS = (
@@ -277,7 +274,7 @@ def _check_complete(file: BinaryIO, kind: str, where: str) -> None:
     end_of_block = _END_OF_BLOCK.get(kind)
     if end_of_block is None:
         return
-    size, position = file.seek(0, io.SEEK_END), 12 if kind in ("wav", "aiff") else 0
+    size, position = file.seek(0, io.SEEK_END), {"wav": 12, "aiff": 12, "caf": 8}.get(kind, 0)
     while position < size:
         file.seek(position)
         head = file.read(27)
@@ -308,6 +305,12 @@ def _end_of_big_chunk(head: bytes, position: int, file: BinaryIO) -> int | None:
     return _end_of_chunk(head[:4] + head[7:3:-1], position, file)
 
 
+def _end_of_caf_chunk(head: bytes, position: int, file: BinaryIO) -> int | None:
+    """Of a chunk of Apple's Core Audio Format."""
+    size = int.from_bytes(head[4:12], signed=True) if len(head) >= 12 else 0
+    return position + 12 + size if size > 0 else None
+
+
 def _end_of_page(head: bytes, position: int, file: BinaryIO) -> int | None:
     """Of an Ogg page (RFC 3533)."""
     if not head.startswith(b"OggS"):
@@ -331,6 +334,7 @@ def _end_of_box(head: bytes, position: int, file: BinaryIO) -> int | None:
 _END_OF_BLOCK: dict[str, Callable[[bytes, int, BinaryIO], int | None]] = {
     "wav": _end_of_chunk,
     "aiff": _end_of_big_chunk,
+    "caf": _end_of_caf_chunk,
     "ogg": _end_of_page,
     "m4a": _end_of_box,
 }

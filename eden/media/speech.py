@@ -9,6 +9,7 @@ https://github.com/SYSTRAN/faster-whisper, https://arxiv.org/abs/2303.00747 (win
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.files import cache_folder, new_folder, sha256
-from ..core.location import EDEN_TINY, EDEN_TINY_FOLDER
+from ..core.location import EDEN_TINY, EDEN_TINY_FOLDER, refuse_missing_folder
 from ..core.private_api import whisper_class
 from ..errors import CheckpointError, InputError, first_line
 from ..messages import AudioSource
@@ -33,6 +34,8 @@ EDEN_TINY_WHISPER = EDEN_TINY_FOLDER / "whisper"
 BLOCK_SECONDS = 120
 SHORTEST_SPEECH = 0.2
 """Seconds; a shorter recording holds no word."""
+SURE = 0.5
+"""Probability of a language below which a window is heard in that of the words before it: a few words tell little."""
 PAUSE_MS, PADDING_MS = 500, 200
 """A pause that may end a window, and what is kept around speech."""
 JOINED = 2 / 3
@@ -44,11 +47,12 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class Segment:
-    """Words said without a long pause; times in seconds from the beginning of the recording."""
+    """Words said without a long pause, and the code of their language; times in seconds from the recording's begin."""
 
     start: float
     end: float
     text: str
+    language: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Transcript:
 
     Attributes:
         text: all words, or nothing where nobody speaks.
-        language: its code, as `en`; None where nobody speaks and none was given.
+        language: the code, as `en`, of the one that is spoken longest; None where nobody speaks and none was given.
         duration: of the recording, in seconds.
         segments: the words with their times.
     """
@@ -84,7 +88,7 @@ class Transcriber:
     Args:
         model: `eden-tiny`, a size faster-whisper knows (`small`, `large-v3`, ...), a hub id, or a folder; a Hugging
             Face checkpoint is converted to CTranslate2 once and kept in the cache.
-        language: a code as `en`; None lets Whisper tell from the first words.
+        language: a code as `en`, also `en-US` or `English`; None or `auto` lets Whisper tell in each window.
         device: `cpu` or `cuda`; None is the GPU if there is one.
         compute_type: CTranslate2's; None is int8 on a CPU and float16 on a GPU.
         beam_size: hypotheses that are followed at once; 1 is greedy and faster.
@@ -150,14 +154,15 @@ class Transcriber:
             CheckpointError: the Whisper cannot be loaded.
             InputError: it does not know the language.
         """
-        self._check_language(language, self.model)  # what is wrong with it is said before anything is decoded
+        # What is wrong with it is said before anything is decoded.
+        language = self._code(language or self.language, self.model)
         pieces: Iterable[Waveform]
         if isinstance(source, np.ndarray):
             pieces = [source.astype(np.float32, copy=False)]
         else:
             pieces = read_audio(source, max_bytes=max_bytes, max_seconds=max_seconds)
         segments: list[Segment] = []
-        language, start = language or self.language, 0.0
+        start = 0.0
         rest = np.zeros(0, dtype=np.float32)
         for block, is_last in _blocks(pieces):
             waveform = np.concatenate([rest, block])
@@ -166,13 +171,17 @@ class Transcriber:
             if not is_last and windows and windows[-1][1] > cut - SAMPLE_RATE:
                 cut = windows.pop()[0]  # the last words may go on in the next block
             if windows:
-                found, language = self._transcribe_windows(waveform[:cut], windows, language, start, on_progress)
-                segments += found
+                known = segments[-1].language if segments else None
+                segments += self._transcribe_windows(waveform[:cut], windows, language, known, start, on_progress)
             rest, start = waveform[cut:], start + cut / SAMPLE_RATE
             if on_progress is not None:
                 on_progress(start)
         text = " ".join(segment.text for segment in segments)
-        return Transcript(text, language, round(start, 3), tuple(segments))
+        spoken: dict[str | None, float] = {}
+        for segment in segments:
+            spoken[segment.language] = spoken.get(segment.language, 0.0) + segment.end - segment.start
+        most = max(spoken, key=lambda code: spoken[code]) if spoken else language
+        return Transcript(text, most, round(start, 3), tuple(segments))
 
     def _windows(self, waveform: Waveform) -> list[tuple[int, int]]:
         """Where somebody speaks, in samples: cut at pauses, joined again while a window has room."""
@@ -199,12 +208,31 @@ class Transcriber:
         waveform: Waveform,
         windows: list[tuple[int, int]],
         language: str | None,
+        known: str | None,
         offset: float,
         on_progress: Progress | None,
-    ) -> tuple[list[Segment], str]:
-        """The segments of the windows, `offset` seconds later, and the language they are in."""
+    ) -> list[Segment]:
+        """The segments of the windows, `offset` seconds later; without a language, each window tells its own."""
+        parts = [(waveform, windows, offset)]
+        if language is None and self.model.model.is_multilingual:
+            parts = [(waveform[a:b], [(0, b - a)], offset + a / SAMPLE_RATE) for a, b in windows]
+        segments = []
+        for sound, clips, at in parts:
+            found, info = self._decode(sound, clips, language)
+            if known is not None and info.language_probability < SURE:
+                found, info = self._decode(sound, clips, known)
+            known = info.language
+            for segment in found:
+                start, end = round(at + segment.start, 3), round(at + segment.end, 3)
+                segments.append(Segment(start, end, segment.text.strip(), known))
+                if on_progress is not None:
+                    on_progress(end)
+        return segments
+
+    def _decode(self, waveform: Waveform, windows: list[tuple[int, int]], language: str | None) -> tuple[Any, Any]:
+        """faster-whisper's segments, which are decoded when they are taken, and what it knows of the whole."""
         # One greedy temperature, so that a recording always gives the same words; the windows are independent.
-        found, info = self.model.transcribe(
+        return self.model.transcribe(
             waveform,
             language=language,
             beam_size=self.beam_size,
@@ -212,13 +240,6 @@ class Transcriber:
             condition_on_previous_text=False,
             clip_timestamps=[sample / SAMPLE_RATE for window in windows for sample in window],
         )
-        segments = []
-        for segment in found:
-            start, end = round(offset + segment.start, 3), round(offset + segment.end, 3)
-            segments.append(Segment(start, end, segment.text.strip()))
-            if on_progress is not None:
-                on_progress(end)
-        return segments, info.language
 
     @cached_property
     def _folder(self) -> Path:
@@ -251,11 +272,20 @@ class Transcriber:
                 where=str(folder),
                 hint="Copy or download it again.",
             ) from error
-        self._check_language(self.language, model)
+        self._code(self.language, model)
         return model
 
-    def _check_language(self, language: str | None, model: WhisperModel) -> None:
-        if language is not None and language not in model.supported_languages:
+    def _code(self, language: str | None, model: WhisperModel) -> str | None:
+        """The code of a language as people write it; None of `auto`."""
+        written = (language or "auto").strip().lower()
+        if written == "auto":
+            return None
+        code = re.split("[-_]", written)[0]
+        if code not in model.supported_languages:
+            from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+            code = TO_LANGUAGE_CODE.get(written, code)
+        if code not in model.supported_languages:
             known = "English only" if not model.model.is_multilingual else "Whisper's languages, by code as `en`"
             raise InputError(
                 f"it does not hear the language {language!r}",
@@ -263,6 +293,7 @@ class Transcriber:
                 hint=f"It knows {known}.",
                 kind="unsupported_language",
             )
+        return code
 
 
 def find_whisper(name: str) -> Path:
@@ -276,6 +307,8 @@ def find_whisper(name: str) -> Path:
     folder = EDEN_TINY_WHISPER if name == EDEN_TINY else Path(name)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
+
+        refuse_missing_folder(name)
 
         try:
             if name in available_models():

@@ -221,16 +221,26 @@ def argument_faults(training: dict[str, Any]) -> Faults:
 
 
 def optimizer_faults(arguments: TrainingArguments) -> Faults:
-    """Makes the optimizer and its schedule for a single weight, and gives what they cannot be made from.
+    """Makes reporters, and the optimizer and its schedule for a single weight; gives what they cannot be made from.
 
     Trainer makes them only before its first step, when the model has been loaded and the data read.
     """
     import torch
     from transformers import Trainer, get_scheduler
+    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.utils import is_liger_kernel_available
 
     def refused(key: str, why: str) -> tuple[str, str, str]:
         return f"training.{key}", f"transformers refuses training.{key}", why
 
+    for name in arguments.report_to:
+        try:
+            for callback in get_reporting_integration_callbacks([name]):
+                callback()
+        except (ImportError, RuntimeError, AssertionError, ValueError) as error:
+            yield refused("report_to", first_line(error))
+    if arguments.use_liger_kernel and not is_liger_kernel_available():
+        yield refused("use_liger_kernel", "liger-kernel is not installed. Run `pip install liger-kernel`")
     weight = torch.nn.Linear(1, 1)
     if arguments.optim_target_modules is None:  # else it looks for modules by name, in the model itself
         try:

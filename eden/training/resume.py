@@ -27,8 +27,9 @@ from ..recipe import Recipe, load_recipe
 from .distributed_trainer import rows_a_step, wants_shards
 
 RECIPE, RUN, REPORT = "recipe.yaml", "run.json", "report.html"
-ARTIFACT = ("adapter_config.json", "adapter_model.safetensors", "README.md", REPORT)
-"""A finished run's files; the report is written last."""
+CARD = "README.md"
+ARTIFACT = ("adapter_config.json", "adapter_model.safetensors", CARD)
+"""A finished run's files; the card is written last, but for the report, which can be made again."""
 
 MAY_CHANGE = (
     "data.features",
@@ -83,8 +84,8 @@ def begin(
 ) -> None:
     """Writes into the run's folder which run it is, before its first step; the main process writes.
 
-    `computed_in` is the number format of its products. A report of an earlier end is removed, for the run is at its
-    end no more.
+    `computed_in` is the number format of its products. The card and the report of an earlier end are removed, for the
+    run is at its end no more.
 
     Raises:
         DataError: the run goes on, and its samples are not as many or as long as those it began with: the ones it has
@@ -111,7 +112,8 @@ def begin(
     if distributed.is_main():
         recipe.save(folder / RECIPE)
         write_file(folder / RUN, json.dumps(run | {"computed_in": computed_in}, indent=1))
-        (folder / REPORT).unlink(missing_ok=True)
+        for name in (CARD, REPORT):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _facts(folder: Path) -> dict[str, Any]:

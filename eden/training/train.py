@@ -33,13 +33,16 @@ from ..data.formats import Sample
 from ..data.packing import PackedDataset
 from ..data.prepare import read_data
 from ..data.store import Samples
+from ..errors import InputError, first_line
 from ..inference.assistant import Assistant
 from ..media.images import open_image
-from ..recipe import Recipe
+from ..recipe import Recipe, load_recipe
 from .model_card import model_card
-from .resume import RECIPE, REPORT, Start, begin, find_start
+from .resume import CARD, RECIPE, REPORT, Start, begin, find_start
 from .trainer import LOG, EdenTrainer, Schedule
 
+FACTS = "facts.json"
+"""What a report says beside what the run's other files say: facts, and the answers before training."""
 PREDICTIONS = 8
 """Held-out samples that are answered before and after training, for the report."""
 
@@ -87,6 +90,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     run.encode()
     run.fit(start)
     run.write()
+    run.try_report()
     distributed.wait()
     return TrainingResult(run.folder, run.folder / REPORT, run.log, run.skipped)
 
@@ -97,8 +101,34 @@ def _earlier_result(folder: Path) -> TrainingResult:
     return TrainingResult(folder, folder / REPORT, [json.loads(row) for row in rows], [])
 
 
+def report(folder: str | Path, console: Console | None = None) -> Path:
+    """Makes the report of a finished run again; its held-out samples are answered anew.
+
+    Args:
+        folder: of the run.
+        console: where progress is shown; None shows it on stderr.
+
+    Raises:
+        InputError: the folder holds no finished run.
+        DataError, CheckpointError: what its recipe names is missing or wrong by now.
+        StorageError: the disk is full.
+    """
+    folder = Path(folder)
+    if not (folder / FACTS).exists():
+        raise InputError("no finished run", where=str(folder), hint="Give a folder that eden train has written.")
+    kept = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    run = Run(load_recipe(folder / RECIPE), console or Console(stderr=True))
+    run.folder, run.log, run.facts, run.before = folder, _earlier_result(folder).log, kept["facts"], kept["before"]
+    _, eval_samples, run.skipped = read_data(run.recipe, run.console)
+    run.checkpoint = checkpoints.load(str(folder))
+    run.eval_set = run._encoded("held-out", eval_samples)
+    run.shown = run._pick_samples()
+    run.report()
+    return folder / REPORT
+
+
 class Run:
-    """A recipe on its way to an artifact: `load`, `encode`, `fit` and `write`, in this order.
+    """A recipe on its way to an artifact: `load`, `encode`, `fit`, `write` and `try_report`, in this order.
 
     Attributes:
         recipe: what to train, on what, and how.
@@ -110,12 +140,17 @@ class Run:
         train_set: samples to learn from, once they are encoded.
         eval_set: held-out ones.
         log: Trainer's log rows, once the model is trained.
+        shown: held-out samples that the report shows, with the answers from before training in `before`.
+        facts: what model card and report say of the run.
     """
 
     checkpoint: Checkpoint
     train_set: ConversationDataset
     eval_set: ConversationDataset
     log: list[dict[str, Any]]
+    shown: list[Sample]
+    before: list[str]
+    facts: dict[str, str | int | float]
 
     def __init__(self, recipe: Recipe, console: Console):
         self.started = time.monotonic()
@@ -159,9 +194,9 @@ class Run:
             self._use_features()
 
     def fit(self, start: Start) -> None:
-        """Trains to the end, and has held-out questions answered before and after."""
-        shown = self._pick_samples()
-        before = self._answers(shown)
+        """Trains to the end, and has held-out questions answered before."""
+        self.shown = self._pick_samples()
+        self.before = self._answers(self.shown)
         rows = self._packed()
         begin(self.recipe, self.arguments, self.train_set, self.numeric_format.name, start, self.console)
         trainer = EdenTrainer(
@@ -169,32 +204,50 @@ class Run:
         )
         self.log = trainer.run(start.checkpoint)
         self.steps, weights = trainer.state.global_step, trainer.gathered() if trainer.is_sharded else None
-        for dataset in (self.train_set, self.eval_set):
-            self._skip("left out of the loss:", dataset.damaged(distributed.summed(dataset.damage.int())))
+        trainer.accelerator.free_memory()  # the optimizer is not needed any more, and answering is
+        del trainer
         if weights is not None and distributed.is_main():
-            del trainer  # its shards make room for the whole model
             self.checkpoint = checkpoints.load_for_training(self.recipe, weights)
-        answers = zip(shown, before, self._answers(shown), strict=True)
-        self.predictions = [_prediction(*row) for row in answers]
 
     def write(self) -> None:
         """Writes the artifact; the main process does."""
         if not distributed.is_main():
             return
-        facts, recipe, folder = self._facts(), self.recipe.to_yaml(), self.folder
+        self.facts, recipe, folder = self._facts(), self.recipe.to_yaml(), self.folder
         with self.console.status("saving the artifact"):
             checkpoints.save(self.checkpoint, folder)
             write_file(folder / RECIPE, recipe)
-            write_file(folder / "README.md", model_card(folder.name, facts, recipe))
-            page = training_page(
-                title=f"Training of {folder.name}",
-                facts=facts,
-                log=self.log,
-                predictions=self.predictions,
-                recipe=recipe,
-                skipped=self.skipped,
+            write_file(folder / FACTS, json.dumps({"facts": self.facts, "before": self.before}, indent=1))
+            write_file(folder / CARD, model_card(folder.name, self.facts, recipe))
+
+    def try_report(self) -> None:
+        """Writes the report; nothing that goes wrong in it may end a run whose artifact is whole."""
+        for dataset in (self.train_set, self.eval_set):
+            self._skip("left out of the loss:", dataset.damaged(distributed.summed(dataset.damage.int())))
+        if not distributed.is_main():
+            return
+        try:
+            self.report()
+        except Exception as error:
+            self.console.print(
+                f"warning: the report was not written ({first_line(error)}); the artifact is whole. "
+                f"`eden report {self.folder}` makes it again",
+                **AS_IT_IS,
             )
-            write_page(folder / REPORT, page)
+
+    def report(self) -> None:
+        """Writes the report, with held-out questions answered."""
+        before = self.before if len(self.before) == len(self.shown) else [""] * len(self.shown)
+        answers = zip(self.shown, before, self._answers(self.shown), strict=True)
+        page = training_page(
+            title=f"Training of {self.folder.name}",
+            facts=self.facts,
+            log=self.log,
+            predictions=[_prediction(*row) for row in answers],
+            recipe=self.recipe.to_yaml(),
+            skipped=self.skipped,
+        )
+        write_page(self.folder / REPORT, page)
 
     def _skip(self, how: str, why: Iterable[object]) -> None:
         for line in map(str, why):
