@@ -186,7 +186,7 @@ def test_an_adapter_names_the_commit_of_its_base(whole: Path, tmp_path: Path, mo
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     repository = tmp_path / "hub" / "models--me--base"
-    first, second = "1" * 40, "2" * 40
+    first, second = "a" * 40, "b" * 40
     shutil.copytree(whole, repository / "snapshots" / first)
     other = load(str(whole))
     shake(other.core)

@@ -155,7 +155,7 @@ BAD = {
     "no such image": (["ask", "--image", "gone.png", "hi"], "gone.png: no such image file"),
     "no such recording": (["ask", "--audio", "gone.wav"], "gone.wav: no such recording"),
     "no recording": (["transcribe", __file__], "not a recording Eden can read"),
-    "no such Whisper": (["transcribe", __file__, "-m", "./gone"], "no such folder, and no such Whisper"),
+    "no such Whisper": (["transcribe", __file__, "-m", "./gone"], "./gone: no such folder"),
     "two formats": (["transcribe", __file__, "--json", "--srt"], "more than one format"),
     "a language it does not hear": (["transcribe", __file__, "--language", "de"], "does not hear the language"),
     "noise without speech": (["evaluate", "eden-tiny", "world", "--noise-db", "3"], "without --spoken"),

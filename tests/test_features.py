@@ -248,7 +248,7 @@ def test_the_command_counts_samples_and_images_and_names_the_bad_ones(tmp_path: 
     failed = CliRunner().invoke(app, [*arguments, "data.on_error=fail"])
     assert isinstance(failed.exception, DataError)
     assert re.fullmatch(rf"{data} record [37] .*2.png: .* \(1 more\)\. data.on_error=skip .*", str(failed.exception))
-    live = CliRunner().invoke(app, ["cache", "digits", f"data.path={data}"])
+    live = CliRunner().invoke(app, ["cache", "digits", f"data.path={data}", "data.features=live"])
     assert "not cached: data.features is live" in live.stderr and "8 samples and 0 images ready" in live.stdout
 
 

@@ -259,7 +259,7 @@ def merge(checkpoint: Checkpoint) -> Checkpoint:
             layer.float()
             layer.merge()
             layer.get_base_layer().to(dtype)
-    merged = model.merge_and_unload()
+    merged = model.unload()
     for parameter in merged.parameters():
         parameter.data = parameter.data.to(dtype)
     return Checkpoint(merged, checkpoint.processor, checkpoint.name, checkpoint.name)

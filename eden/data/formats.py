@@ -14,8 +14,6 @@ assistant with `"weight": 0` is not learnt.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from ..errors import DataError
 from ..messages import Audio, Image, Message, Part, Role, Text
 from .folders import Folder
 from .records import PAIRS, TURNS, DataFile, Record, RecordError, caption_request, open_data
+from .sources import Media, check_characters, image_of, part_of, recording_of
 
 __all__ = ["Media", "RecordError", "Sample", "parse", "read_samples"]
 
@@ -39,8 +38,6 @@ ROLES: dict[str, Role] = {
 """Who speaks, in lower case."""
 CONTROL_TOKEN = re.compile(r"<\|[^\s<>|]{1,40}\|>|</?s>|<unk>")
 """Tokens of their own that tokenizers of the Phi family have: the check has no model whose tokenizer it could ask."""
-LONGEST_NAME = 4096
-"""Bytes of a path, on most systems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +53,6 @@ class Sample:
     id: str
     messages: tuple[Message, ...]
     where: str
-
-
-@dataclass(frozen=True, slots=True)
-class Media:
-    """Where the files stand that records name; without folders the names themselves stand for them."""
-
-    images: Folder | None = None
-    audio: Path | None = None
-
-    def image(self, name: str) -> str | Path:
-        return name if self.images is None else self.images.image(name)
-
-    def recording(self, name: str) -> str | Path:
-        return name if self.audio is None else self.audio / name
 
 
 def open_with_media(
@@ -146,20 +129,11 @@ def parse(record: Record, media: Media) -> tuple[str, tuple[Message, ...]]:
             f"the text contains the control token {found.group()}",
             hint="Remove it; the chat template writes the control tokens.",
         )
-    _check_characters(text, "the text")
+    check_characters(text, "the text")
     answers = [message for message in messages if message.role == "assistant"]
     if answers and not any(message.learnt for message in answers):
         raise RecordError("empty_answer", "every answer has the weight 0", hint="Give one a 1, or drop the record.")
     return form, messages
-
-
-def _check_characters(text: str, noun: str) -> None:
-    if not text.isascii() and (lone := re.search("[\ud800-\udfff]", text)):
-        raise RecordError(
-            "bad_text",
-            f"{noun} contains half a character, \\u{ord(lone.group()):x}",
-            hint="Write whole characters; the text was cut inside one.",
-        )
 
 
 def _read(record: Record, media: Media) -> tuple[str, tuple[Message, ...]]:
@@ -198,18 +172,13 @@ def _sources(record: Record, media: Media) -> _Sources:
     if "file_name" in value and not given:
         raise RecordError("bad_record", "the record names no image", hint="Write its `file_name`.")
     images = [
-        _image(name, media) if isinstance(name, str) else Image(_embedded(name, record))
+        image_of(name, media) if isinstance(name, str) else Image(_embedded(name, record))
         for name in _names(given, "image")
     ]
-    return {"<image>": [*images], "<audio>": [_recording(name, media) for name in _names(value.get("audio"), "audio")]}
-
-
-def _image(source: str, media: Media) -> Image:
-    return Image(_data(source, "image") or media.image(_local(source, "image")))
-
-
-def _recording(source: str, media: Media) -> Audio:
-    return Audio(_data(source, "audio") or media.recording(_local(source, "audio")))
+    return {
+        "<image>": [*images],
+        "<audio>": [recording_of(name, media) for name in _names(value.get("audio"), "audio")],
+    }
 
 
 def _names(given: Any, key: str) -> list[Any]:
@@ -300,7 +269,7 @@ def _from_turns(
         content: list[Part] = []
         for part in parts:
             if not isinstance(part, str):
-                content.append(_part(part, media))
+                content.append(part_of(part, media))
             else:
                 content += _with_media(part, sources) if beside else [Text(part)]
         messages.append(Message(_role(turn), _tidy(content) if beside else tuple(content), _is_learnt(turn)))
@@ -370,62 +339,6 @@ def _no_pair() -> RecordError:
         "the record has neither `question` and `answer` nor `text`",
         hint="Write a question with its answer, or a caption as `text`.",
     )
-
-
-def _part(part: Any, media: Media) -> Part:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return Text(part["text"])
-    if kind in ("image", "image_url"):
-        # OpenAI's {"image_url": {"url": ...}}, and transformers' {"image": ...}, {"url": ...} and {"path": ...}.
-        return _image(_source(part, ("image_url", "image", "url", "path")), media)
-    if kind in ("audio", "input_audio"):
-        # OpenAI's {"input_audio": {"data": ..., "format": ...}}, and transformers' {"audio": ...} and so on.
-        given = part.get("input_audio")
-        if isinstance(given, dict) and isinstance(given.get("data"), str):
-            return Audio(_decoded(given["data"], "audio"))
-        return _recording(_source(part, ("input_audio", "audio", "url", "path")), media)
-    raise RecordError(
-        "bad_record", f"a part of type {kind!r} is not known", hint="Use text, image_url and input_audio parts."
-    )
-
-
-def _source(part: Mapping[str, Any], keys: tuple[str, ...]) -> str:
-    """What a media part names: a path or a URL."""
-    source = next((part[key] for key in keys if key in part), None)
-    if isinstance(source, dict):
-        source = source.get("url") or source.get("path")
-    if not isinstance(source, str) or not source:
-        raise RecordError("bad_record", f"a part of type {part['type']} names no file", hint="Write its path.")
-    return source
-
-
-def _data(source: str, kind: str) -> bytes | None:
-    """What a data URL holds; None of anything else."""
-    return _decoded(source.partition(";base64,")[2], kind) if source[:5].lower() == "data:" else None
-
-
-def _decoded(payload: str, kind: str) -> bytes:
-    try:
-        if payload:
-            return base64.b64decode(payload, validate=True)
-    except binascii.Error:
-        pass
-    hint = "Write data:image/png;base64,..." if kind == "image" else 'Write {"data": BASE64, "format": "wav"}.'
-    raise RecordError(f"damaged_{kind}", "the data is not valid base64", hint=hint)
-
-
-def _local(source: str, kind: str) -> str:
-    """The name of a file, if it can be one of this machine."""
-    if source.startswith(("http://", "https://")):
-        noun = "image" if kind == "image" else "recording"
-        hint = "Download it and write its path."
-        raise RecordError(f"remote_{kind}", f"the {noun} {source:.200} is remote", hint=hint)
-    if len(source) > LONGEST_NAME:
-        what = f"the name of a file has {len(source):,} characters: {source:.40}..."
-        raise RecordError("bad_record", what, hint=f"Write a path, or the file itself as data:{kind}/TYPE;base64,...")
-    _check_characters(source, "the name of a file")
-    return source
 
 
 def _speaker(turn: Any) -> Role | None:
