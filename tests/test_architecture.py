@@ -98,7 +98,7 @@ def test_a_room_imports_only_what_it_may(name: str) -> None:
     assert not {line for line in reached if room(line.split()[-1]) not in may}
 
 
-@pytest.mark.parametrize("name", [*FLOOR, *BESIDE])
+@pytest.mark.parametrize("name", [*FLOOR, *sorted(BESIDE)])
 def test_no_imports_go_in_a_circle(name: str) -> None:
     """Inside a room; between rooms, their floors forbid it."""
     inside = {module for module in MODULES if room(module) == name}
@@ -112,7 +112,7 @@ def test_what_stands_beside_the_rooms_imports_none() -> None:
     assert not {room(other) for name in BESIDE for other in IMPORTS[f"eden.{name}"]} - BESIDE
 
 
-@pytest.mark.parametrize("library", ONLY_IN)
+@pytest.mark.parametrize("library", sorted(ONLY_IN))
 def test_a_library_that_one_place_uses_for_all(library: str) -> None:
     users = {name for name in MODULES if any(target.split(".")[0] == library for target in imported(name))}
     assert users == ONLY_IN[library]
