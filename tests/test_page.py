@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from gradio.utils import get_upload_folder
 from playwright.sync_api import Browser, expect
 from servers import EXAMPLES, SCENE, Running, nginx, serving, until
 
+from eden.serve.conversation import Conversation, Turn
 from eden.serve.page import launch_page
 from eden.serve.settings import Limits, Settings
 
@@ -78,27 +80,21 @@ def ask_anew(person: Person) -> None:
     person.sees("Four.")
 
 
-CLEAR_AT_THE_END = """() => {
-    const box = document.querySelector("#eden-box");
-    let busy = false;
-    new MutationObserver((_, observer) => {
-        const stop = box.querySelector(".stop-button");
-        busy = busy || stop !== null;
-        if (busy && stop === null) {
-            observer.disconnect();
-            document.querySelector("#eden-chat [aria-label=Clear]").click();
-            document.body.dataset.cleared = "yes";
-        }
-    }).observe(box, {childList: true, subtree: true});
-}"""
+def test_what_is_cleared_at_an_answers_end_stays_cleared(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the answer's last word on the screen and Gradio's own, which says all of it once more."""
+    released, ask = threading.Event(), Conversation.ask
 
+    def held(self: Conversation, *arguments: Any) -> Iterator[Turn]:
+        yield from ask(self, *arguments)
+        assert released.wait(60)
 
-def test_what_is_done_at_once_after_an_answer_is_not_undone(person: Person) -> None:
-    """Cleared in the moment in which the page is idle, before the server's last word on the answer has come."""
-    person.page.evaluate(CLEAR_AT_THE_END)
+    monkeypatch.setattr(Conversation, "ask", held)
     person.ask("How many objects are there?", EXAMPLES / "scene.png")
-    person.page.wait_for_function("document.body.dataset.cleared", timeout=60 * SECONDS)
-    person.lets_it_draw()  # until the server has said all of the answer
+    person.sees("Four.")
+    with person.page.expect_response(re.compile("/run/predict")):
+        person.page.get_by_label("Clear").first.click()
+    released.set()
+    person.waits()
     person.attach(EXAMPLES / "scene.png")
     expect(person.answers).to_have_count(0)
     expect(person.attached).to_have_count(1)
