@@ -141,16 +141,16 @@ def test_what_is_no_whisper_is_one_line(hugging_face_whisper: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("written", ["en", "EN", "en-US", "en_GB", "English", " english "])
-def test_a_language_as_people_write_it(ears: Transcriber, spoken: Waveform, written: str) -> None:
-    transcript = ears.transcribe(spoken, language=written)
+def test_a_language_as_people_write_it(transcriber: Transcriber, spoken: Waveform, written: str) -> None:
+    transcript = transcriber.transcribe(spoken, language=written)
     assert (transcript.text, transcript.language) == (QUESTION, "en")
     assert [segment.language for segment in transcript.segments] == ["en"]
 
 
 @pytest.mark.parametrize("written", ["German", "de-AT", "Klingon", "x"])
-def test_a_language_it_does_not_hear(ears: Transcriber, written: str) -> None:
+def test_a_language_it_does_not_hear(transcriber: Transcriber, written: str) -> None:
     with pytest.raises(InputError, match=f"does not hear the language '{written}'"):
-        ears.transcribe(tone(1.0), language=written)
+        transcriber.transcribe(tone(1.0), language=written)
 
 
 def test_the_fingerprint_tells_what_a_transcript_depends_on(hugging_face_whisper: Path) -> None:
