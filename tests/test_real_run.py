@@ -174,12 +174,13 @@ def test_what_is_saved_is_as_published(place: Place) -> None:
     theirs, processor = AutoTokenizer.from_pretrained(snapshots / COMMIT), load_processor(str(place.run))
     conversation = [
         {"role": "system", "content": "be kind"},
-        {"role": "user", "content": "what is </s>  it?\n"},
+        {"role": "user", "content": "what is  it?\n"},
         {"role": "assistant", "content": " a dog"},
     ]
     expected = theirs.apply_chat_template(conversation)["input_ids"]
     assert processor.encode(conversation)["input_ids"] == expected
-    assert theirs.convert_tokens_to_ids("</s>") == 2 in expected
+    with pytest.raises(ValueError, match="</s>"):  # an added token like the others, though it is not special
+        processor.encode([{"role": "user", "content": "what is </s>?"}])
     assert processor.image_token_id == len(theirs) == config["image_token_id"]
 
 
