@@ -370,7 +370,7 @@ def test_a_set_of_which_nothing_is_left_is_refused(
     turns = [{"from": "human", "value": "a" * 500}, {"from": "gpt", "value": "b"}]
     (tmp_path / "long.json").write_text(json.dumps([{"id": "long", "conversations": turns}]))
     if "data.eval_fraction=null" in changes:
-        changes = [*changes, "data.split_by=media", f"data.eval_path={tmp_path / 'long.json'}"]
+        changes = [*changes, "data.split_by=null", f"data.eval_path={tmp_path / 'long.json'}"]
     recipe = load_recipe("phi3.5-mini", [*overrides(data, backbones, tmp_path / "run"), "data.on_error=skip", *changes])
     with pytest.raises(DataError, match=message) as caught:
         train(recipe, console=Console(quiet=True))
@@ -396,7 +396,7 @@ def damaged(folder: Path, is_cut: Callable[[int], bool], number: int = 12) -> Pa
 def short(data: Path, eval_data: Path, backbones: tuple[Path, Path], out: Path, *changes: str) -> Recipe:
     """Four steps of two, with an evaluation after two."""
     steps = {"max_steps": 4, "logging_steps": 1, "eval_steps": 2, "save_strategy": "no"}
-    held_out = ("data.eval_fraction=null", "data.split_by=media", f"data.eval_path={eval_data}", "data.on_error=skip")
+    held_out = ("data.eval_fraction=null", "data.split_by=null", f"data.eval_path={eval_data}", "data.on_error=skip")
     return load_recipe("phi3.5-mini", [*overrides(data, backbones, out, **steps), *held_out, *changes])
 
 
