@@ -737,14 +737,9 @@ class OpenWebUI:
 
 
 @pytest.fixture
-def open_webui(tmp_path: Path) -> str:
-    """Its command: the one on the path, or else installed into an environment of its own."""
-    if (found := shutil.which("open-webui")) is not None:
-        return found
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "environment"], check=True)
-    pip = tmp_path / "environment" / "bin" / "pip"
-    subprocess.run([pip, "install", "-q", "torch==2.13.0", "open-webui==0.12.4"], check=True)
-    return str(pip.with_name("open-webui"))
+def open_webui() -> str:
+    """Its command, version 0.12.4, which wants an environment of its own on the path."""
+    return shutil.which("open-webui") or pytest.skip("no open-webui: pip install open-webui==0.12.4, elsewhere")
 
 
 @pytest.mark.fresh
