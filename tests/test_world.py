@@ -17,7 +17,7 @@ import pytest
 from eden.data.validate import load_samples
 from eden.messages import Image, Message, Text
 from eden.tiny import foreign
-from eden.tiny.conversations import ANYWHERE, CONTEXTS, MOST_TURNS, POSITIONS, conversation_set, converse, place
+from eden.tiny.conversations import ANYWHERE, CONTEXTS, MOST_TURNS, POSITIONS, about, conversation_set, converse, place
 from eden.tiny.dataset import evaluation_set
 from eden.tiny.questions import KINDS, NUMBERS, PLURALS, Question, ask, describe, is_correct
 from eden.tiny.smalltalk import DECLINED, NO_PICTURE, SMALL_TALK
@@ -36,7 +36,7 @@ from eden.tiny.world import (
     scenes,
 )
 from tiny_build.build import JUDGED_ON, installed_photographs
-from tiny_build.dataset import any_question, write_dataset
+from tiny_build.dataset import write_dataset
 
 SPLITS: tuple[Split, ...] = ("train", "test", "unseen_pairs")
 HELD_OUT_NAMES = [f"{colour} {shape}" for colour, shape in HELD_OUT_PAIRS]
@@ -149,7 +149,7 @@ def test_a_pair_held_out_is_never_drawn_or_named_in_training() -> None:
         for scene in many(split):
             assert not {thing.pair for thing in scene.objects} & HELD_OUT_PAIRS
             for _ in range(10):
-                question = any_question(scene, rng)
+                question = about(scene, KINDS, rng)
                 assert not any(name in f"{question.text} {question.answer}".lower() for name in HELD_OUT_NAMES)
 
 

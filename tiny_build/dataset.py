@@ -9,15 +9,9 @@ from pathlib import Path
 from eden.core.files import write_file
 from eden.media.audio import to_wav
 from eden.media.speech_synthesis import random_voice, speak
-from eden.tiny.questions import KINDS, Question, ask
-from eden.tiny.world import Scene, Split, scenes
-
-
-def any_question(scene: Scene, rng: random.Random) -> Question:
-    """A question of a random kind among those that this scene allows."""
-    while True:
-        if (question := ask(scene, rng.choice(KINDS), rng)) is not None:
-            return question
+from eden.tiny.conversations import about
+from eden.tiny.questions import KINDS
+from eden.tiny.world import Split, scenes
 
 
 def write_dataset(
@@ -46,7 +40,7 @@ def write_dataset(
         image.save(folder / name)
         conversation, recordings = [], []
         for turn in range(turns):
-            question = any_question(scene, rng)
+            question = about(scene, KINDS, rng)
             asked = question.text
             if spoken:
                 asked = "<audio>"

@@ -6,11 +6,10 @@ import random
 import re
 from collections.abc import Collection, Iterator
 
-from eden.tiny.questions import NUMBERS, PLURALS, at_place, with_article
+from eden.tiny.conversations import about
+from eden.tiny.questions import KINDS, NUMBERS, PLURALS, at_place, with_article
 from eden.tiny.smalltalk import SMALL_TALK
 from eden.tiny.world import COLOURS, HELD_OUT_PAIRS, PLACES, SHAPES, SIZES, sample_scene
-
-from .dataset import any_question
 
 THINGS = ("object", "shape", "thing")
 PLACE_NAMES = tuple(place for row in PLACES for place in row)
@@ -72,7 +71,7 @@ def _any(rng: random.Random, loose: list[str]) -> str:
     """One sentence of any kind; loose words only where some are given."""
     draw = rng.random()
     if draw < 0.4:
-        return any_question(sample_scene(rng, "train"), rng).text
+        return about(sample_scene(rng, "train"), KINDS, rng).text
     if draw < 0.7:
         return _fill(rng.choice(QUESTIONS), rng)
     if draw < 0.8:

@@ -10,11 +10,11 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, GenerationConf
 
 from eden.core import location
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
-from eden.tiny.questions import describe
+from eden.tiny.conversations import about
+from eden.tiny.questions import KINDS, describe
 from eden.tiny.smalltalk import SMALL_TALK
 from eden.tiny.world import IMAGE_SIZE
 
-from .dataset import any_question
 from .tokenizer import train_tokenizer
 from .tower import Pool
 
@@ -53,7 +53,7 @@ def build_tokenizer(pool: Pool, seed: int) -> PreTrainedTokenizerFast:
     rng = random.Random(f"tokenizer {seed}")
     sentences = [text for pair in SMALL_TALK for text in pair] * 5 + COMMON_WORDS.split() * 3
     for scene in pool.scenes[:4000]:
-        question = any_question(scene, rng)
+        question = about(scene, KINDS, rng)
         sentences += [describe(scene), question.text, question.answer]
     return train_tokenizer(sentences)
 

@@ -14,7 +14,6 @@ import torch
 from safetensors import safe_open
 from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
-from ..core.numeric_format import numeric_format
 from ..core.private_api import attention_of
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig
@@ -124,7 +123,7 @@ def _of_artifact(artifact: Artifact, options: LoadOptions) -> VisionEncoder:
 def _of_backbone(section: ModelSection, options: LoadOptions) -> VisionEncoder:
     name, revision = str(section.vision), section.vision_revision
     with readable(name):
-        dtype = getattr(torch, options.dtype or numeric_format().name)
+        dtype = getattr(torch, str(options.dtype))
         tower = CLIPVisionModelWithProjection.from_pretrained(name, revision=revision, dtype=dtype)
         image_processor = AutoImageProcessor.from_pretrained(name, revision=revision)
     tower = tower.to(options.torch_device).eval().requires_grad_(False)

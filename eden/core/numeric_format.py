@@ -1,8 +1,7 @@
 """The number format a machine computes in, decided in one place.
 
-bf16 halves memory and is fast where a processor has units for it. Where it has none, a CPU emulates it, many
-times slower than fp32, and a GPU refuses or emulates it. So `bfloat16` in a recipe
-means: bf16 where the machine has it.
+bf16 halves memory and is fast where a processor has units for it. Where it has none, a CPU emulates it, many times
+slower than fp32, and a GPU refuses or emulates it. So `bfloat16` in a recipe means: bf16 where the machine has it.
 """
 
 from __future__ import annotations

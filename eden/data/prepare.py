@@ -16,7 +16,7 @@ from ..errors import DataError, RecipeError
 from ..media.speech import Transcriber
 from ..recipe import DataSection, Recipe, SourceSection
 from .store import RecordStore, Samples
-from .transcripts import HeardStore, TranscriptStore, heard_words, in_words
+from .transcripts import HeardStore, TranscriptStore, heard_words, words_or_faults
 from .validate import load_samples
 
 
@@ -142,12 +142,8 @@ def _in_words(samples: Samples, recipe: Recipe, skipped: list[str], console: Con
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     unheard = []
-    for row in spoken:
-        try:
-            in_words(store.sample(row), heard)
-        except DataError as fault:
-            if recipe.data.on_error == "fail":
-                raise
-            skipped.append(str(fault))
+    for row, found in zip(spoken, words_or_faults(map(store.sample, spoken), heard, recipe.data.on_error), strict=True):
+        if isinstance(found, DataError):
+            skipped.append(str(found))
             unheard.append(row)
     return Samples.of(HeardStore(store, heard, unheard), samples.row[~np.isin(samples.row, unheard)])

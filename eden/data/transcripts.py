@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -103,14 +103,25 @@ def transcribe_samples(
     words = heard_words(samples, store, on_progress)
     transcribed: list[Sample] = []
     faults: list[DataError] = []
+    for found in words_or_faults(samples, words, on_error):
+        if isinstance(found, DataError):
+            faults.append(found)
+        else:
+            transcribed.append(found)
+    return transcribed, faults
+
+
+def words_or_faults(
+    samples: Iterable[Sample], heard: Mapping[str, str | AudioError], on_error: str
+) -> Iterator[Sample | DataError]:
+    """Each sample in words, or why it is not; `on_error` as of `transcribe_samples`."""
     for sample in samples:
         try:
-            transcribed.append(in_words(sample, words))
+            yield in_words(sample, heard)
         except DataError as fault:
             if on_error == "fail":
                 raise
-            faults.append(fault)
-    return transcribed, faults
+            yield fault
 
 
 def heard_words(

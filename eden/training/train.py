@@ -328,13 +328,16 @@ class Run:
 
     def _facts(self) -> dict[str, str | int | float]:
         recipe, config = self.recipe, self.checkpoint.config
+        four_bit = str(recipe.quantization.bnb_4bit_quant_type) if recipe.quantization else "no"
+        if is_dequantized(self.checkpoint.core):
+            four_bit += ", held as the fp32 numbers it stands for"
         counts = checkpoints.count_parameters(self.checkpoint).values()
         facts: dict[str, str | int | float] = {
             "base": recipe.model.base or f"{recipe.model.vision} + {recipe.model.language}",
             "image features": config.vision_feature,
             "speech": config.speech_model,
             "computed in": str(self.numeric_format).removeprefix("computing in "),
-            "4-bit": recipe.quantization.bnb_4bit_quant_type if recipe.quantization else "no",
+            "4-bit": four_bit,
             "trained parameters": sum(part["trained"] for part in counts),
             "frozen parameters": sum(part["frozen"] for part in counts),
             "training samples": len(self.train_set),
