@@ -89,6 +89,7 @@ def become(request: dict[str, Any], files: list[int]) -> None:
         os.dup2(file, standard)
         os.close(file)
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are told not to hear it
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
