@@ -18,33 +18,61 @@
 A message is one line: what is wrong, where (file, line, sample), and what to do about it.
 """
 
+from __future__ import annotations
 
-class EdenError(Exception):
-    """Base of all errors that Eden raises on purpose.
+from dataclasses import dataclass, replace
+from typing import Self
 
-    Args:
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong: in every error, and in the report of a data set.
+
+    Attributes:
+        kind: a short, stable name, for programs that count or branch.
         what: what is wrong, in words a user can act on.
-        where: the file, line, sample id or key it was found at.
+        where: the file, line, sample or key it was found at.
         hint: what to do about it.
-        kind: a short, stable name of the fault, for programs that count or branch.
+        sample_id: of the record, if it is a record's and could be read.
     """
 
-    exit_code = 1
-
-    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None, kind: str = ""):
-        self.what = what
-        self.where = where
-        self.hint = hint
-        self.kind = kind
-        super().__init__(what, where, hint)
+    kind: str
+    what: str
+    where: str | None = None
+    hint: str | None = None
+    sample_id: str | None = None
 
     @property
     def advice(self) -> str:
         """What is wrong and what to do, but not where: that may be a path, which is not for everybody."""
         return f"{self.what}. {self.hint}" if self.hint else self.what
 
+    def at(self, where: str, sample_id: str | None = None) -> Fault:
+        """The same, found at another place; its own place, if it has one, is told with what is wrong."""
+        what = f"{self.where}: {self.what}" if self.where else self.what
+        return replace(self, what=what, where=where, sample_id=sample_id)
+
     def __str__(self) -> str:
         return " ".join((f"{self.where}: {self.advice}" if self.where else self.advice).split())
+
+
+class EdenError(Exception):
+    """Base of all errors that Eden raises on purpose.
+
+    Args:
+        what: what is wrong, in words; or the whole fault.
+        where, hint, kind: of the fault.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str | Fault, *, where: str | None = None, hint: str | None = None, kind: str = ""):
+        self.fault = what if isinstance(what, Fault) else Fault(kind, what, where, hint)
+        super().__init__(self.fault)
+
+    def at(self, where: str, sample_id: str | None = None) -> Self:
+        """The same error, found at another place."""
+        return type(self)(self.fault.at(where, sample_id))
 
 
 class InputError(EdenError):

@@ -382,7 +382,7 @@ def test_bad_models_are_named_with_a_hint(whole: Path, backbones: tuple[Path, Pa
     for name, message in bad.items():
         with pytest.raises(CheckpointError, match=message) as caught:
             load(name)
-        assert name in str(caught.value) and caught.value.hint and "\n" not in str(caught.value)
+        assert name in str(caught.value) and caught.value.fault.hint and "\n" not in str(caught.value)
 
 
 def test_an_artifact_whose_base_is_gone_says_which(whole: Path, tmp_path: Path) -> None:

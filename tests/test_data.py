@@ -161,7 +161,7 @@ def test_an_image_of_another_folder_is_never_taken(tmp_path: Path, given: int) -
     records = [llava("<image>q", "a", image=name, id=name) for name in [*["0.png"] * given, *names]]
     report, good = check(write(tmp_path, *records))
     assert [fault.sample_id for fault in report.faults] == names and len(good) == given
-    assert [fault.message for fault in report.faults] == [f"{tmp_path / name}: no such image file" for name in names]
+    assert [fault.what for fault in report.faults] == [f"{tmp_path / name}: no such image file" for name in names]
 
 
 NOT_LEARNT = {"role": "assistant", "content": "a", "weight": 0}
@@ -219,7 +219,7 @@ def test_every_fault_is_named_counted_and_skippable(folder: Path, kind: str, rec
     (fault,) = report.faults
     assert (fault.kind, fault.sample_id) == (kind, "7")
     assert fault.where == f"{path} record 2 (id 7)"
-    assert fault.message and fault.hint and len(fault.message) < 400
+    assert fault.what and fault.hint and len(fault.what) < 400
     assert (report.samples, report.faulty, [sample.id for sample in samples]) == (2, 1, ["good"])
 
     with pytest.raises(DataError, match=r"record 2 \(id 7\)") as caught:
@@ -244,7 +244,7 @@ def test_half_a_character_in_an_id_does_no_harm(tmp_path: Path) -> None:
 def test_more_images_than_placeholders_is_a_fault_too(folder: Path) -> None:
     (error,) = read_samples(write(folder, llava("q", "a", image="red.png")))
     assert isinstance(error, RecordError)
-    assert error.what == "the text has 0 <image> and the record 1 image"
+    assert error.fault.what == "the text has 0 <image> and the record 1 image"
 
 
 @pytest.mark.parametrize("text", ["👍", "7", "…", "é", "\u200bno", "日本"])

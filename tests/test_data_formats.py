@@ -392,4 +392,4 @@ def test_an_error_stands_where_pythons_json_says(chunk: int, text: str, monkeypa
         json.loads(text)
     with pytest.raises(DataError) as caught:
         list(JsonStream(io.StringIO(text), "x").items())
-    assert caught.value.where == f"x line {expected.value.lineno} column {expected.value.colno}"
+    assert caught.value.fault.where == f"x line {expected.value.lineno} column {expected.value.colno}"

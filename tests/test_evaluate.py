@@ -376,7 +376,7 @@ def test_a_fault_of_a_file_is_one_line_with_its_place(message: str, tmp_path: Pa
         file.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(InputError, match=message) as caught:
         open_task(name, questions=file)
-    assert "\n" not in str(caught.value) and caught.value.hint
+    assert "\n" not in str(caught.value) and caught.value.fault.hint
 
 
 def test_files_that_do_not_belong_together_are_named(benchmark_files: Path, tmp_path: Path) -> None:

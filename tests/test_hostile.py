@@ -406,7 +406,7 @@ def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytes
                 where="image_url",
                 resolve=lambda host: ["93.184.216.34"] if hung.wait(60) else [],
             )
-        assert refused.value.code == "image_fetch_failed" and "not known" in refused.value.what
+        assert refused.value.code == "image_fetch_failed" and "not known" in refused.value.fault.what
     finally:
         hung.set()
 

@@ -165,7 +165,7 @@ def test_a_wrong_recipe_is_refused_in_one_line(name: str, tmp_path: Path) -> Non
         load_recipe(path)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
-    assert caught.value.hint
+    assert caught.value.fault.hint
 
 
 WRONG_OVERRIDES = {
@@ -209,7 +209,9 @@ def test_a_base_takes_the_place_of_two_backbones_when_they_are_taken_out() -> No
     ) as caught:
         load_recipe("phi3.5-mini", ["model.base=x"])
     hint = [
-        word.strip(",.") for word in str(caught.value.hint).split() if word.startswith("model.") and "=null" in word
+        word.strip(",.")
+        for word in str(caught.value.fault.hint).split()
+        if word.startswith("model.") and "=null" in word
     ]
     recipe = load_recipe("phi3.5-mini", ["model.base=x", *(word for word in hint if word != "model.base=null")])
     assert (recipe.model.base, recipe.model.vision, recipe.model.language) == ("x", None, None)

@@ -175,8 +175,8 @@ def test_bad_bytes_are_one_line_with_a_hint(name: str) -> None:
     with pytest.raises(ImageError) as caught:
         open_image(data, where="upload")
     error = caught.value
-    assert error.kind == kind
-    assert str(error).startswith("upload: ") and "\n" not in str(error) and error.hint
+    assert error.fault.kind == kind
+    assert str(error).startswith("upload: ") and "\n" not in str(error) and error.fault.hint
 
 
 def test_limits_are_checked_before_decoding(tmp_path: Path) -> None:
@@ -201,4 +201,4 @@ def test_paths_that_are_no_files(
     os.mkfifo("pipe.png")
     with pytest.raises(ImageError) as caught:
         look(source)
-    assert "\n" not in str(caught.value) and caught.value.kind == "missing_image"
+    assert "\n" not in str(caught.value) and caught.value.fault.kind == "missing_image"

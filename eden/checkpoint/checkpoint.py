@@ -89,9 +89,9 @@ def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision:
         base = _load_base(artifact, options)
     except CheckpointError as error:
         raise CheckpointError(
-            f"its base model cannot be loaded: {error.where}: {error.what}",
+            f"its base model cannot be loaded: {error.fault.where}: {error.fault.what}",
             where=str(artifact.folder),
-            hint=error.hint or "Put the base model back where it was.",
+            hint=error.fault.hint or "Put the base model back where it was.",
         ) from error
     from peft import PeftModel
 

@@ -57,7 +57,7 @@ def check(
 
 def _print_report(report: Report) -> None:
     for fault in report.faults:
-        print(f"{fault.where}: {fault.message}. {fault.hint}")
+        print(fault)
     if report.unnamed:
         print(f"... and {report.unnamed:,} more faults (--faults {len(report.faults) + report.unnamed} names them all)")
     print(f"{report.samples:,} samples, {report.faulty:,} faulty" + ("" if report.faulty else ": all good"))
@@ -128,7 +128,7 @@ def cache(
         if faulty and loaded.data.on_error == "fail":
             more = f" ({len(faulty) - 1:,} more)" if len(faulty) > 1 else ""
             hint = "data.on_error=skip leaves faulty samples out."
-            raise DataError(f"{faulty[0].what}{more}", where=faulty[0].where, hint=hint)
+            raise DataError(f"{faulty[0].fault.what}{more}", where=faulty[0].fault.where, hint=hint)
         skipped += dict.fromkeys(map(str, faulty))  # a mix may hold a sample more than once
         samples, ready = samples - len(faulty), len(images) - len(store.faults)
     for line in skipped:

@@ -120,7 +120,7 @@ def data_page(report: Mapping[str, Any]) -> str:
     if report["faulty"]:
         kinds = [[kind.replace("_", " "), f"{number:,}"] for kind, number in report["faults_by_kind"].items()]
         blocks.append({"kind": "table", "title": "Faults by kind", "columns": ["kind", "number"], "rows": kinds})
-        rows = [[fault["where"], fault["message"], fault["hint"]] for fault in report["faults"]]
+        rows = [[fault["where"], fault["what"], fault["hint"]] for fault in report["faults"]]
         left = report["unnamed_faults"]
         title = "Faults" + (f" (the first {len(rows):,}; {left:,} more)" if left else "")
         blocks.append({"kind": "table", "title": title, "columns": ["where", "what", "hint"], "rows": rows})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -83,9 +84,8 @@ def _build(path: Path, build: Callable[[Path], None]) -> None:
     except OSError as error:
         raise storage_error(error, path) from error
     except StorageError as error:
-        raise StorageError(
-            error.what, where=error.where, hint="Free some space, or name another cache folder in EDEN_CACHE."
-        ) from error
+        hint = "Free some space, or name another cache folder in EDEN_CACHE."
+        raise StorageError(replace(error.fault, hint=hint)) from error
 
 
 def in_use(folder: Path) -> IO[bytes] | None:

@@ -6,6 +6,7 @@ An image comes as pixels, or, once the data set was given a cache of them, as th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -74,7 +75,7 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 example |= self._images(sources)
             except ImageError as error:  # it was there when the run began
                 if self._on_error == "fail":
-                    raise _damage(sample, error) from error
+                    raise DataError(error.fault.at(sample.where)) from error
                 self.damage[index] = True
                 example["labels"] = np.full_like(labels, IGNORE_INDEX)
                 example |= self._no_images(len(sources))
@@ -144,9 +145,11 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
             DataError: every sample was left out; the message names the first of them and what is wrong with it.
         """
         if not len(self):
-            why = f"; the first one left out: {self.skipped[0].what}" if self.skipped else ""
-            where, hint = (self.skipped[0].where, self.skipped[0].hint) if self.skipped else ("data", "Give some.")
-            raise DataError(f"no sample is left {purpose}{why}", where=where, hint=hint)
+            if not self.skipped:
+                raise DataError(f"no sample is left {purpose}", where="data", hint="Give some.")
+            first = self.skipped[0].fault
+            what = f"no sample is left {purpose}; the first one left out: {first.what}"
+            raise DataError(replace(first, what=what))
 
     def is_whole(self, index: int) -> bool:
         """Whether the sample's images can be opened; with `on_error="fail"`, one that cannot is a DataError."""
@@ -173,7 +176,7 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 try:
                     open_image(image)
                 except ImageError as error:
-                    found = _damage(sample, error)
+                    found = DataError(error.fault.at(sample.where))
                     if str(found) not in listed:  # a mix may hold a sample more than once
                         yield found
                     listed.add(str(found))
@@ -214,8 +217,3 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
 def _images_of(sample: Sample) -> list[Source]:
     return [image.source for message in sample.messages for image in message.images]  # type: ignore[misc]
-
-
-def _damage(sample: Sample, error: ImageError) -> DataError:
-    what = f"{error.where}: {error.what}" if error.where else error.what
-    return DataError(what, where=sample.where, hint=error.hint, kind=error.kind)

@@ -103,7 +103,7 @@ def to_sample(data: DataFile, record: Record, media: Media) -> Sample | RecordEr
     try:
         return Sample(own_id or str(record.number), parse(record, media)[1], where)
     except RecordError as error:
-        return RecordError(error.kind, error.what, hint=str(error.hint), where=where, sample_id=own_id)
+        return error.at(where, own_id)
 
 
 def id_of(record: Record) -> str | None:
@@ -125,21 +125,23 @@ def parse(record: Record, media: Media) -> tuple[str, tuple[Message, ...]]:
     text = "\n".join([part.text for message in messages for part in message.content if isinstance(part, Text)])
     if "<" in text and (found := CONTROL_TOKEN.search(text)):
         raise RecordError(
-            "control_token",
             f"the text contains the control token {found.group()}",
+            kind="control_token",
             hint="Remove it; the chat template writes the control tokens.",
         )
     check_characters(text, "the text")
     answers = [message for message in messages if message.role == "assistant"]
     if answers and not any(message.learnt for message in answers):
-        raise RecordError("empty_answer", "every answer has the weight 0", hint="Give one a 1, or drop the record.")
+        raise RecordError(
+            "every answer has the weight 0", kind="empty_answer", hint="Give one a 1, or drop the record."
+        )
     return form, messages
 
 
 def _read(record: Record, media: Media) -> tuple[str, tuple[Message, ...]]:
     value = record.value
     if not isinstance(value, dict):
-        raise RecordError("bad_record", "the record is not an object", hint="Write one JSON object a record.")
+        raise RecordError("the record is not an object", kind="bad_record", hint="Write one JSON object a record.")
     key = next((key for key in TURNS if isinstance(value.get(key), list)), None)
     pair = next((keys for keys in PAIRS if set(keys) <= value.keys()), None)
     is_llava = False
@@ -155,7 +157,7 @@ def _read(record: Record, media: Media) -> tuple[str, tuple[Message, ...]]:
         form, turns = "text", _from_caption(record)
     else:
         hint = "Use LLaVA's format or OpenAI's messages."
-        raise RecordError("bad_record", "the record has neither `conversations` nor `messages`", hint=hint)
+        raise RecordError("the record has neither `conversations` nor `messages`", kind="bad_record", hint=hint)
     system = value.get("system")
     if isinstance(system, str) and system.strip() and not (turns and _speaker(turns[0]) == "system"):
         turns = [{"role": "system", "content": system}, *turns]
@@ -170,7 +172,7 @@ def _sources(record: Record, media: Media) -> _Sources:
     value = record.value
     given = next((value[key] for key in ("image", "images", "file_name") if value.get(key) is not None), None)
     if "file_name" in value and not given:
-        raise RecordError("bad_record", "the record names no image", hint="Write its `file_name`.")
+        raise RecordError("the record names no image", kind="bad_record", hint="Write its `file_name`.")
     images = [
         image_of(name, media) if isinstance(name, str) else Image(_embedded(name, record))
         for name in _names(given, "image")
@@ -185,7 +187,9 @@ def _names(given: Any, key: str) -> list[Any]:
     names = [] if given is None else given if isinstance(given, list) else [given]
     for name in names:
         if not (isinstance(name, str) and name) and not (key == "image" and isinstance(name, dict)):
-            raise RecordError("bad_record", f"`{key}` is neither a name nor a list of names", hint="Write file names.")
+            raise RecordError(
+                f"`{key}` is neither a name nor a list of names", kind="bad_record", hint="Write file names."
+            )
     return names
 
 
@@ -193,14 +197,14 @@ def _embedded(name: dict[str, Any], record: Record) -> bytes:
     """The image itself where the record came with it, as Parquet's do."""
     index = name.get("embedded")
     if not isinstance(index, int) or not 0 <= index < len(record.embedded):
-        raise RecordError("bad_record", "`image` is neither a name nor a list of names", hint="Write file names.")
+        raise RecordError("`image` is neither a name nor a list of names", kind="bad_record", hint="Write file names.")
     return record.embedded[index]
 
 
 def _from_llava(turns: list[Any]) -> list[dict[str, Any]]:
     """LLaVA's turns in OpenAI's names."""
     if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in turns):
-        raise RecordError("bad_record", "a turn lacks its text in `value`", hint="Write {from, value} turns.")
+        raise RecordError("a turn lacks its text in `value`", kind="bad_record", hint="Write {from, value} turns.")
     return [turn | {"role": turn.get("from"), "content": turn["value"]} for turn in turns]
 
 
@@ -212,8 +216,8 @@ def _check_placeholders(texts: list[str], sources: _Sources) -> None:
         if wanted != len(found):
             key, noun = ("image", "image") if placeholder == "<image>" else ("audio", "recording")
             raise RecordError(
-                f"{key}_count",
                 f"the text has {wanted} {placeholder} and the record {len(found)} {noun}{'s' * (len(found) != 1)}",
+                kind=f"{key}_count",
                 hint=f"Write one {placeholder} for each {noun}.",
             )
 
@@ -249,9 +253,9 @@ def _from_turns(
     """Turns with the files that stand beside them: at their placeholders, else, but not in LLaVA's, before all."""
     for turn in turns:
         if not isinstance(turn, dict):
-            raise RecordError("bad_record", "a turn is not an object", hint="Write {role, content} turns.")
+            raise RecordError("a turn is not an object", kind="bad_record", hint="Write {role, content} turns.")
         if not isinstance(turn.get("content"), str | list):
-            raise RecordError("bad_record", "a turn lacks its content", hint="Write a string or a list of parts.")
+            raise RecordError("a turn lacks its content", kind="bad_record", hint="Write a string or a list of parts.")
     written = [_placeholders(turn["content"]) for turn in turns]
     # Without files beside the turns, `<image>` in a text is a word like any other, if it is not LLaVA's.
     beside = is_llava or any(value.get(key) is not None for key in ("image", "images", "file_name", "audio"))
@@ -280,7 +284,9 @@ def _is_learnt(turn: Mapping[str, Any]) -> bool:
     """False for OpenAI's `"weight": 0`."""
     weight = turn.get("weight")
     if weight not in (None, 0, 1):
-        raise RecordError("bad_record", f"a turn has the weight {weight!r:.40}", hint="Write 1, or 0 to leave it out.")
+        raise RecordError(
+            f"a turn has the weight {weight!r:.40}", kind="bad_record", hint="Write 1, or 0 to leave it out."
+        )
     return weight != 0 or _speaker(turn) != "assistant"
 
 
@@ -303,7 +309,9 @@ def _placeholders(content: str | list[Any]) -> list[Any]:
 def _from_pairs(pairs: list[Any]) -> list[Any]:
     """The Cauldron's `texts`: a question and its answer in one object."""
     if not all(isinstance(pair, dict) and {"user", "assistant"} <= pair.keys() for pair in pairs):
-        raise RecordError("bad_record", "`texts` holds no {user, assistant} pairs", hint="Write both in each of them.")
+        raise RecordError(
+            "`texts` holds no {user, assistant} pairs", kind="bad_record", hint="Write both in each of them."
+        )
     return [{"role": role, "content": pair[role]} for pair in pairs for role in ("user", "assistant")]
 
 
@@ -313,7 +321,7 @@ def _from_pair(value: Mapping[str, Any], asked: str, answered: str) -> list[Any]
     if isinstance(question, str) and isinstance(more := value.get("input"), str) and more.strip():
         question = f"{question}\n{more}"
     if not (isinstance(history, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in history)):
-        raise RecordError("bad_record", "`history` holds no pairs", hint="Write [[question, answer], ...].")
+        raise RecordError("`history` holds no pairs", kind="bad_record", hint="Write [[question, answer], ...].")
     if not isinstance(question, str) or not isinstance(value[answered], str):
         raise _no_pair()
     pairs = [*history, (question, value[answered])]
@@ -335,8 +343,8 @@ def _from_caption(record: Record) -> list[Any]:
 
 def _no_pair() -> RecordError:
     return RecordError(
-        "bad_record",
         "the record has neither `question` and `answer` nor `text`",
+        kind="bad_record",
         hint="Write a question with its answer, or a caption as `text`.",
     )
 
@@ -349,5 +357,5 @@ def _speaker(turn: Any) -> Role | None:
 def _role(turn: Mapping[str, Any]) -> Role:
     if (role := _speaker(turn)) is None:
         name = turn.get("role")
-        raise RecordError("unknown_role", f"unknown speaker {name!r:.60}", hint=f"Use one of {', '.join(ROLES)}.")
+        raise RecordError(f"unknown speaker {name!r:.60}", kind="unknown_role", hint=f"Use one of {', '.join(ROLES)}.")
     return role

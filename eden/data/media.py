@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from ..core.files import check_the_path
 from ..core.processes import cores, processes
-from ..errors import AudioError, ImageError
+from ..errors import AudioError, Fault, ImageError
 from ..media.audio import audio_seconds
 from ..media.images import open_image, sniff_image
 from ..messages import Audio, Image
@@ -29,18 +30,8 @@ DECODED_IN_PROCESSES = 256
 _AT_ONCE = 64
 
 
-class MediaFault(NamedTuple):
-    """What is wrong with an image or a recording of a record."""
-
-    row: int
-    kind: str
-    what: str
-    where: str
-    hint: str
-
-
-def media_faults(store: RecordStore, look: Look, on_progress: Progress | None = None) -> list[MediaFault]:
-    """Every image and recording that cannot be used, in file order.
+def media_faults(store: RecordStore, look: Look, on_progress: Progress | None = None) -> list[tuple[int, Fault]]:
+    """Every image and recording that cannot be used, each with the row of its record, in file order.
 
     Args:
         store: the records.
@@ -52,14 +43,12 @@ def media_faults(store: RecordStore, look: Look, on_progress: Progress | None = 
         *_of_names(store, "audio_names", lambda names: _audio_errors(store, names, on_progress)),
         *_of_embedded(store, look, on_progress),
     ]
-    return sorted(faults, key=lambda fault: fault.row)  # stable: those of a record stay in reading order
+    return sorted(faults, key=itemgetter(0))  # stable: those of a record stay in reading order
 
 
-Error = tuple[str, str, str, str]
-"""Kind, what, where, hint: an error that travels between processes."""
-
-
-def _of_names(store: RecordStore, column: str, check: Callable[[list[str]], dict[str, Error]]) -> Iterator[MediaFault]:
+def _of_names(
+    store: RecordStore, column: str, check: Callable[[list[str]], dict[str, Fault]]
+) -> Iterator[tuple[int, Fault]]:
     """The rows that name a file with an error; `check` sees each name once."""
     import pyarrow.compute as pc
 
@@ -73,12 +62,12 @@ def _of_names(store: RecordStore, column: str, check: Callable[[list[str]], dict
     found = np.flatnonzero(pc.is_in(names, pa.array(list(errors), pa.string())).to_numpy(zero_copy_only=False))
     rows = pc.list_parent_indices(lists).take(found).to_pylist()
     for row, name in zip(rows, names.take(found).to_pylist(), strict=True):
-        yield MediaFault(row, *errors[name])
+        yield row, errors[name]
 
 
 def image_errors(
     sources: Sequence[Path | str | bytes], look: Look, on_progress: Progress | None = None
-) -> dict[int, Error]:
+) -> dict[int, Fault]:
     """What is wrong with images, by their place among those given.
 
     Args:
@@ -91,7 +80,7 @@ def image_errors(
 
 def _image_errors(
     store: RecordStore, names: Sequence[str], look: Look, on_progress: Progress | None
-) -> dict[str, Error]:
+) -> dict[str, Fault]:
     folder = store.media.images
     assert folder is not None
     if look == "listed":
@@ -100,22 +89,22 @@ def _image_errors(
     return {names[index]: error for index, error in errors.items()}
 
 
-def _missing(path: Path) -> Error:
-    return "missing_image", "no such image file", str(path), check_the_path(path)
+def _missing(path: Path) -> Fault:
+    return Fault("missing_image", "no such image file", str(path), check_the_path(path))
 
 
-def _audio_errors(store: RecordStore, names: Sequence[str], on_progress: Progress | None) -> dict[str, Error]:
+def _audio_errors(store: RecordStore, names: Sequence[str], on_progress: Progress | None) -> dict[str, Fault]:
     errors = _attempted([store.media.recording(name) for name in names], _decode_audio, False, on_progress)
     return {names[index]: error for index, error in errors.items()}
 
 
 def _attempted(
     sources: Sequence[Path | str | bytes],
-    attempt: Callable[[Path | str | bytes], Error | None],
+    attempt: Callable[[Path | str | bytes], Fault | None],
     decoded: bool,
     on_progress: Progress | None,
-) -> dict[int, Error]:
-    errors: dict[int, Error] = {}
+) -> dict[int, Fault]:
+    errors: dict[int, Fault] = {}
     starts = range(0, len(sources), _AT_ONCE)
     with _pool(len(sources) if decoded else 0) as pool:
         chunks = pool.map(partial(_attempt_each, attempt), (sources[start : start + _AT_ONCE] for start in starts))
@@ -127,8 +116,8 @@ def _attempted(
 
 
 def _attempt_each(
-    attempt: Callable[[Path | str | bytes], Error | None], sources: Sequence[Path | str | bytes]
-) -> dict[int, Error]:
+    attempt: Callable[[Path | str | bytes], Fault | None], sources: Sequence[Path | str | bytes]
+) -> dict[int, Fault]:
     return {index: error for index, source in enumerate(sources) if (error := attempt(source)) is not None}
 
 
@@ -139,7 +128,7 @@ def _pool(decoded: int) -> AbstractContextManager[Executor]:
     return processes()
 
 
-def _of_embedded(store: RecordStore, look: Look, on_progress: Progress | None) -> Iterator[MediaFault]:
+def _of_embedded(store: RecordStore, look: Look, on_progress: Progress | None) -> Iterator[tuple[int, Fault]]:
     """Faults of the images and recordings that stand in the records themselves."""
     named = [store.table[f"{kind}_names"].combine_chunks().value_lengths() for kind in ("image", "audio")]
     embedded = store.numbers("images") + store.numbers("recordings") - sum(lengths.to_numpy() for lengths in named)
@@ -154,7 +143,7 @@ def _of_embedded(store: RecordStore, look: Look, on_progress: Progress | None) -
                 on_progress(min(done * _AT_ONCE, len(rows)), len(rows))
 
 
-def _check_rows(store: RecordStore, look: Look, rows: Sequence[int]) -> list[MediaFault]:
+def _check_rows(store: RecordStore, look: Look, rows: Sequence[int]) -> list[tuple[int, Fault]]:
     faults = []
     for row in rows:
         for part in media_of(store.sample(row)):
@@ -162,30 +151,30 @@ def _check_rows(store: RecordStore, look: Look, rows: Sequence[int]) -> list[Med
                 continue
             error = _decode_audio(part.source) if isinstance(part, Audio) else _look_at(part, look)
             if error is not None:
-                faults.append(MediaFault(row, *error))
+                faults.append((row, error))
     return faults
 
 
-def _look_at(part: Image, look: Look) -> Error | None:
+def _look_at(part: Image, look: Look) -> Fault | None:
     assert isinstance(part.source, bytes)
     return None if look == "listed" else _decode(part.source) if look == "decoded" else _sniff(part.source)
 
 
-def _decode(source: Path | str | bytes) -> Error | None:
+def _decode(source: Path | str | bytes) -> Fault | None:
     return _error_of(open_image, source)
 
 
-def _sniff(source: Path | str | bytes) -> Error | None:
+def _sniff(source: Path | str | bytes) -> Fault | None:
     return _error_of(sniff_image, source)
 
 
-def _decode_audio(source: Path | str | bytes) -> Error | None:
+def _decode_audio(source: Path | str | bytes) -> Fault | None:
     return _error_of(audio_seconds, source)
 
 
-def _error_of(check: Callable[..., object], source: Path | str | bytes) -> Error | None:
+def _error_of(check: Callable[..., object], source: Path | str | bytes) -> Fault | None:
     try:
         check(source)
     except (ImageError, AudioError) as error:
-        return error.kind, error.what, str(error.where), str(error.hint)
+        return error.fault
     return None

@@ -46,7 +46,7 @@ def read_data(recipe: Recipe, console: Console) -> tuple[Samples, Samples, list[
                 look="listed",
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total or None),
             )
-        skipped.extend(f"{fault.where}: {fault.message}" for fault in report.faults)
+        skipped.extend(f"{fault.where}: {fault.what}" for fault in report.faults)
         if report.unnamed:
             skipped.append(f"{source.path}: {report.unnamed:,} more faults")
         return _in_words(samples, recipe, skipped, console)

@@ -45,11 +45,7 @@ _COCO = re.compile(r'\s*\{\s*"(?:info|images|annotations|licenses|type|categorie
 
 
 class RecordError(DataError):
-    """A fault of one record; `sample_id` is the record's own id, if it could be read."""
-
-    def __init__(self, kind: str, what: str, *, hint: str, where: str | None = None, sample_id: str | None = None):
-        super().__init__(what, where=where, hint=hint, kind=kind)
-        self.sample_id = sample_id
+    """A fault of one record."""
 
 
 @dataclass(slots=True)
@@ -183,7 +179,7 @@ def _faulty_bytes(text: str, path: Path, unit: str, number: int, kind: str = "ba
     if text.isascii() or (found := _NOT_UTF8.search(text)) is None:
         return None
     what = f"not UTF-8 (the byte 0x{ord(found.group()) - 0xDC00:x})"
-    return RecordError(kind, what, where=f"{path} {unit} {number}", hint="Save the file as UTF-8.")
+    return RecordError(what, kind=kind, where=f"{path} {unit} {number}", hint="Save the file as UTF-8.")
 
 
 def _json_list(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
@@ -202,8 +198,8 @@ def json_lines(path: Path, file: TextIO) -> Iterator[Record | RecordError]:
             yield _faulty_bytes(line, path, "line", number) or Record(number, json.loads(line), line)
         except (ValueError, RecursionError) as error:
             yield RecordError(
-                "bad_json",
                 f"not valid JSON ({error})",
+                kind="bad_json",
                 where=f"{path} line {number}",
                 hint="Correct the line.",
             )
@@ -242,7 +238,9 @@ def _csv_header(cells: list[str], path: Path) -> list[str]:
 def _csv_record(header: list[str], cells: list[str], path: Path, line: int) -> Record | RecordError:
     if len(cells) > len(header):
         what = f"the line has {len(cells)} cells and the header {len(header)}"
-        return RecordError("bad_record", what, where=f"{path} line {line}", hint="Quote the cell that is cut in two.")
+        return RecordError(
+            what, kind="bad_record", where=f"{path} line {line}", hint="Quote the cell that is cut in two."
+        )
     value = {name: cell for name, cell in zip(header, cells, strict=False) if cell or name == "file_name"}
     faulty = _faulty_bytes("".join(cells), path, "line", line, "bad_record")
     return faulty or Record(line, value, json.dumps(value))

@@ -35,8 +35,8 @@ class Media:
 def check_characters(text: str, noun: str) -> None:
     if not text.isascii() and (lone := re.search("[\ud800-\udfff]", text)):
         raise RecordError(
-            "bad_text",
             f"{noun} contains half a character, \\u{ord(lone.group()):x}",
+            kind="bad_text",
             hint="Write whole characters; the text was cut inside one.",
         )
 
@@ -63,7 +63,7 @@ def part_of(part: Any, media: Media) -> Part:
             return Audio(_decoded(given["data"], "audio"))
         return recording_of(_source(part, ("input_audio", "audio", "url", "path")), media)
     raise RecordError(
-        "bad_record", f"a part of type {kind!r} is not known", hint="Use text, image_url and input_audio parts."
+        f"a part of type {kind!r} is not known", kind="bad_record", hint="Use text, image_url and input_audio parts."
     )
 
 
@@ -73,7 +73,7 @@ def _source(part: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     if isinstance(source, dict):
         source = source.get("url") or source.get("path")
     if not isinstance(source, str) or not source:
-        raise RecordError("bad_record", f"a part of type {part['type']} names no file", hint="Write its path.")
+        raise RecordError(f"a part of type {part['type']} names no file", kind="bad_record", hint="Write its path.")
     return source
 
 
@@ -89,7 +89,7 @@ def _decoded(payload: str, kind: str) -> bytes:
     except binascii.Error:
         pass
     hint = "Write data:image/png;base64,..." if kind == "image" else 'Write {"data": BASE64, "format": "wav"}.'
-    raise RecordError(f"damaged_{kind}", "the data is not valid base64", hint=hint)
+    raise RecordError("the data is not valid base64", kind=f"damaged_{kind}", hint=hint)
 
 
 def _file_name(source: str, kind: str) -> str:
@@ -97,9 +97,11 @@ def _file_name(source: str, kind: str) -> str:
     if source.startswith(("http://", "https://")):
         noun = "image" if kind == "image" else "recording"
         hint = "Download it and write its path."
-        raise RecordError(f"remote_{kind}", f"the {noun} {source:.200} is remote", hint=hint)
+        raise RecordError(f"the {noun} {source:.200} is remote", kind=f"remote_{kind}", hint=hint)
     if len(source) > LONGEST_NAME:
         what = f"the name of a file has {len(source):,} characters: {source:.40}..."
-        raise RecordError("bad_record", what, hint=f"Write a path, or the file itself as data:{kind}/TYPE;base64,...")
+        raise RecordError(
+            what, kind="bad_record", hint=f"Write a path, or the file itself as data:{kind}/TYPE;base64,..."
+        )
     check_characters(source, "the name of a file")
     return source

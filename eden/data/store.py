@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from ..errors import MessageError
+from ..errors import Fault, MessageError
 from ..messages import Audio, Image, Message, Text, check_conversation
 from .cache import cached_table, data_folder, forget_earlier, in_use, open_table
 from .formats import Media, Sample, empty_error, id_of, open_with_media, parse
@@ -27,7 +27,7 @@ from .records import DataFile, Record, RecordError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = "3"
+FORMAT = "4"
 """Part of every identity: change it when records are read or counted differently."""
 BATCH, BATCH_BYTES = 4096, 16 * 2**20
 """Rows written at once, and what they may hold: a row may have images in it."""
@@ -97,10 +97,10 @@ class RecordStore:
         sample_id = self.table["id"][row].as_py()
         return self.data.where(self.table["number"][row].as_py(), sample_id)
 
-    def fault(self, row: int) -> RecordError:
+    def fault(self, row: int) -> Fault:
         """What is wrong with a faulty record."""
-        kind, what, hint = (self.table[f"fault_{name}"][row].as_py() for name in ("kind", "what", "cure"))
-        return RecordError(kind, what, hint=hint, where=self.where(row), sample_id=self.table["id"][row].as_py())
+        kind, what, hint = (self.table[f"fault_{name}"][row].as_py() for name in ("kind", "what", "hint"))
+        return Fault(kind, what, self.where(row), hint, self.table["id"][row].as_py())
 
     def number_of_images(self, rows: Indices) -> int:
         """Images in some rows, repetitions counted."""
@@ -286,7 +286,7 @@ def _schema() -> pa.Schema:
             "embedded": pa.list_(pa.large_binary()),
             "fault_kind": pa.string(),
             "fault_what": pa.string(),
-            "fault_cure": pa.string(),
+            "fault_hint": pa.string(),
             "turns": pa.int32(),
             "answers": pa.int32(),
             "characters": pa.int64(),
@@ -311,20 +311,18 @@ _NAMES_ONLY = Media()
 def _row(record: Record | RecordError) -> tuple[Any, ...]:
     """A record as a row of the file; what is wrong with it is part of the row."""
     if isinstance(record, RecordError):
-        number = int(str(record.where).rsplit(" ", 1)[1])
-        return number, None, None, (), record.kind, record.what, record.hint, *_NO_COUNTS
+        number = int(str(record.fault.where).rsplit(" ", 1)[1])
+        return number, None, None, (), record.fault.kind, record.fault.what, record.fault.hint, *_NO_COUNTS
     own_id = id_of(record)
     try:
         form, messages = parse(record, _NAMES_ONLY)
         check_conversation(messages, answered=True)
-    except RecordError as error:
-        fault = error.kind, error.what, error.hint
-    except MessageError as error:
-        fault = error.kind, f"{error.where}: {error.what}" if error.where else error.what, error.hint
+    except (RecordError, MessageError) as error:
+        fault = error.fault.at("")
     else:
         return (record.number, own_id, record.text, record.embedded, *_NO_FAULT, *_counts(own_id or "", messages, form))
-    what = fault[1].encode("utf-8", "replace").decode()
-    return record.number, own_id, None, (), fault[0], what, fault[2], *_NO_COUNTS
+    what = fault.what.encode("utf-8", "replace").decode()
+    return record.number, own_id, None, (), fault.kind, what, fault.hint, *_NO_COUNTS
 
 
 def _counts(sample_id: str, messages: Sequence[Message], form: str) -> tuple[Any, ...]:

@@ -161,8 +161,7 @@ def in_words(sample: Sample, heard: Mapping[str, str | AudioError]) -> Sample:
     try:
         return replace(sample, messages=tuple(transcribe_message(message, words) for message in sample.messages))
     except AudioError as error:
-        what = f"{error.where}: {error.what}" if error.where else error.what
-        raise DataError(what, where=sample.where, hint=error.hint, kind=error.kind) from error
+        raise DataError(error.fault.at(sample.where)) from error
 
 
 class HeardStore(RecordStore):

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import DataError
-from .media import Look, MediaFault, media_faults
+from ..errors import DataError, Fault
+from .media import Look, media_faults
 from .store import KINDS, Progress, RecordStore, Samples, open_store
 
 NAMED_FAULTS = 1000
@@ -23,25 +23,6 @@ BARS = 24
 
 Histogram = list[dict[str, int]]
 """Bars in order: `from` and `to`, both counted in, and `samples`."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with one record.
-
-    Attributes:
-        where: file and record or line.
-        sample_id: the record's id, if it could be read.
-        kind: a short, stable name of the fault, for counting.
-        message: what is wrong.
-        hint: what to do about it.
-    """
-
-    where: str
-    sample_id: str | None
-    kind: str
-    message: str
-    hint: str
 
 
 @dataclass
@@ -112,9 +93,9 @@ def check(
     faulty = store.faulty()
     of_media = media_faults(store, look, on_progress)
     kinds = Counter(store.table["fault_kind"].combine_chunks().drop_null().to_pylist())
-    kinds.update(fault.kind for fault in of_media)
+    kinds.update(fault.kind for _, fault in of_media)
     faults = [fault for fault, _ in zip(_in_order(store, faulty, of_media), range(named), strict=False)]
-    faulty[[fault.row for fault in of_media]] = True
+    faulty[[row for row, _ in of_media]] = True
     report = Report(str(path), len(store), int(faulty.sum()), faults, dict(kinds.most_common()), **describe(store))
     return report, Samples.of(store, np.flatnonzero(~faulty))
 
@@ -147,7 +128,7 @@ def load_samples(
         first, number = report.faults[0], sum(report.faults_by_kind.values())
         more = f" ({number - 1:,} more faults)" if number > 1 else ""
         raise DataError(
-            first.message + more,
+            first.what + more,
             where=first.where,
             hint=f"{first.hint} `eden check` lists every fault; data.on_error=skip leaves faulty samples out.",
         )
@@ -155,18 +136,17 @@ def load_samples(
 
 
 def _in_order(
-    store: RecordStore, faulty: np.ndarray[Any, np.dtype[np.bool_]], of_media: list[MediaFault]
+    store: RecordStore, faulty: np.ndarray[Any, np.dtype[np.bool_]], of_media: list[tuple[int, Fault]]
 ) -> Iterator[Fault]:
     """Faults in file order; made one by one, for there may be as many as records."""
-    rows = sorted([(int(row), -1) for row in np.flatnonzero(faulty)] + [(f.row, i) for i, f in enumerate(of_media)])
+    rows = sorted(
+        [(int(row), -1) for row in np.flatnonzero(faulty)] + [(row, i) for i, (row, _) in enumerate(of_media)]
+    )
     for row, index in rows:
         if index < 0:
-            error = store.fault(row)
-            yield Fault(str(error.where), error.sample_id, error.kind, error.what, str(error.hint))
+            yield store.fault(row)
         else:
-            fault = of_media[index]
-            sample_id = store.table["id"][row].as_py()
-            yield Fault(store.where(row), sample_id, fault.kind, f"{fault.where}: {fault.what}", fault.hint)
+            yield of_media[index][1].at(store.where(row), store.table["id"][row].as_py())
 
 
 def describe(store: RecordStore) -> dict[str, Any]:

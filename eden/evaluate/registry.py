@@ -115,13 +115,10 @@ def _data_file(
     report, samples = check(path, images, audio, look="listed", on_progress=on_progress)
     if report.faulty:
         fault = report.faults[0]
+        what = f"{fault.what} ({report.faulty:,} of {report.samples:,} records are faulty)"
         missing = fault.kind == "missing_image"
-        raise DataError(
-            f"{fault.message} ({report.faulty:,} of {report.samples:,} records are faulty)",
-            where=fault.where,
-            hint="Give the folder of the images with --images." if missing else f"{fault.hint} `eden check` lists all.",
-            kind=fault.kind,
-        )
+        hint = "Give the folder of the images with --images." if missing else f"{fault.hint} `eden check` lists all."
+        raise DataError(replace(fault, what=what, hint=hint))
     questions = [
         Question(
             id=sample.id,

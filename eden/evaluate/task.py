@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -102,10 +102,7 @@ def check_images(questions: Sequence[Question], on_progress: Progress | None = N
     if not errors:
         return
     first = min(errors)
-    kind, what, where, hint = errors[first]
-    raise DataError(
-        f"{where}: {what} ({len(errors):,} of {len(sources):,} images cannot be used)",
-        where=named[sources[first]].where,
-        hint="Give the folder they are in with --images." if kind == "missing_image" else hint,
-        kind=kind,
-    )
+    fault = errors[first].at(named[sources[first]].where)
+    what = f"{fault.what} ({len(errors):,} of {len(sources):,} images cannot be used)"
+    hint = "Give the folder they are in with --images." if fault.kind == "missing_image" else fault.hint
+    raise DataError(replace(fault, what=what, hint=hint))

@@ -188,8 +188,7 @@ def _naming(name: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        where = f"{name}: {error.where}" if error.where else name
-        raise type(error)(error.what, where=where, hint=error.hint, kind=error.kind) from error
+        raise error.at(name) from error
 
 
 @dataclass

@@ -209,6 +209,5 @@ class Generation:
         if self._error is None:
             return
         if isinstance(self._error, EdenError):  # a new one each time: several threads may raise it
-            again = type(self._error)(self._error.what, where=self._error.where, hint=self._error.hint)
-            raise again from self._error.__cause__
+            raise type(self._error)(self._error.fault) from self._error.__cause__
         raise RunError(f"the question could not be answered: {first_line(self._error)}") from self._error

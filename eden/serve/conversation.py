@@ -198,7 +198,7 @@ def is_recording(file: str) -> bool:
 
 def in_a_sentence(error: EdenError) -> str:
     """What is wrong and what to do about it; not where, which is a path on the server."""
-    text = error.advice[:1].upper() + error.advice[1:]
+    text = error.fault.advice[:1].upper() + error.fault.advice[1:]
     return text if text.endswith(".") else f"{text}."
 
 

@@ -275,15 +275,17 @@ def to_request_error(error: Exception, param: str | None = None) -> RequestError
         log.error("the server failed", exc_info=error)
         return RequestError("the server failed", code="internal_error", status=500)
     if isinstance(error, OverloadError):
-        return RequestError(error.advice, code="overloaded", status=503, headers={"Retry-After": "1"})
+        return RequestError(error.fault.advice, code="overloaded", status=503, headers={"Retry-After": "1"})
     if isinstance(error, EngineStopped):
         return RequestError(
             "the model does not answer any more", code="engine_stopped", status=503, headers={"Retry-After": "10"}
         )
-    if isinstance(error, ImageError) and error.where:
-        param = f"{error.where}.image_url"
+    if isinstance(error, ImageError) and error.fault.where:
+        param = f"{error.fault.where}.image_url"
     fallback = {ContextError: "context_length_exceeded", ImageError: "invalid_image", AudioError: "invalid_audio"}
-    return RequestError(error.advice, param=param, code=error.kind or fallback.get(type(error), "invalid_value"))
+    return RequestError(
+        error.fault.advice, param=param, code=error.fault.kind or fallback.get(type(error), "invalid_value")
+    )
 
 
 def _image_bytes(url: str, where: str, limits: Limits, fetch_image: FetchImage | None) -> bytes:

@@ -65,7 +65,9 @@ async def transcribe(service: Service, http: Request) -> Response:
     try:
         transcript = await service.in_thread(service.transcribe, source, language, speech=True)
     except EdenError as error:
-        raise to_request_error(error, param="language" if error.kind == "unsupported_language" else "file") from error
+        raise to_request_error(
+            error, param="language" if error.fault.kind == "unsupported_language" else "file"
+        ) from error
     return _answer(transcript, response_format)
 
 

@@ -198,7 +198,9 @@ def _unusable(what: str, dataset: Any) -> RunError:
     if first is None:  # it can be opened again
         return RunError(what, hint="Run `eden check --decode` on the data.")
     hint = "`eden check --decode` lists every damaged image."
-    return RunError(f"{what}: every image is damaged, the first: {first.what}", where=first.where, hint=hint)
+    return RunError(
+        f"{what}: every image is damaged, the first: {first.fault.what}", where=first.fault.where, hint=hint
+    )
 
 
 class _Log(TrainerCallback):
