@@ -188,7 +188,7 @@ def test_an_image_folder_with_metadata(tmp_path: Path, kind: str) -> None:
 def test_metadata_that_says_too_little(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,question\na.png,Why?\n,Why?\n")
     found = list(read_samples(tmp_path))
-    assert [item.kind for item in found if isinstance(item, RecordError)] == ["bad_record", "bad_record"]
+    assert [item.fault.kind for item in found if isinstance(item, RecordError)] == ["bad_record", "bad_record"]
     report, _ = check(tmp_path)
     assert report.faulty == 2
 
@@ -237,7 +237,7 @@ def test_a_byte_that_is_not_utf8_is_one_fault(tmp_path: Path, kind: str) -> None
     path.write_bytes(whole[:at] + b"\xe9" + whole[at + 2 :])
     first, second, third = read_samples(path)
     assert isinstance(first, Sample) and isinstance(second, Sample)
-    assert isinstance(third, RecordError) and third.kind == "bad_json"
+    assert isinstance(third, RecordError) and third.fault.kind == "bad_json"
     unit = {"list": "record", "lines": "line", "captions": "annotation"}[kind]
     assert str(third).startswith(f"{path} {unit} 3: not UTF-8 (the byte 0xe9).")
     report, _ = check(path, look="listed")
@@ -335,14 +335,14 @@ def test_messages_with_images_beside_them(tmp_path: Path, content: str, kind: st
         assert isinstance(found, Sample)
         assert found.messages[0] == Message("user", (Image(tmp_path / "a.png"), Text("Which?")))
     else:
-        assert isinstance(found, RecordError) and found.kind == kind
+        assert isinstance(found, RecordError) and found.fault.kind == kind
 
 
 def test_an_image_marked_as_embedded_where_none_is(tmp_path: Path) -> None:
     record = {"image": {"embedded": 0}, "conversations": [{"from": "human", "value": "<image>"}]}
     (tmp_path / "d.jsonl").write_text(json.dumps(record))
     (found,) = read_samples(tmp_path / "d.jsonl")
-    assert isinstance(found, RecordError) and found.kind == "bad_record"
+    assert isinstance(found, RecordError) and found.fault.kind == "bad_record"
 
 
 @pytest.mark.parametrize(
