@@ -6,7 +6,7 @@
 4. practice of what is hardest to learn, on new pictures; saved to `DIR/seed-0-practice`
 5. conversations in any order, with pictures in any place, among them pictures that are not of the world; saved to
    `DIR/seed-0-conversations`
-6. questions that the picture follows: first those that look for a colour, then all, and conversations with them
+6. questions that the picture follows: those that look for a colour, those that compare two, then all, and conversations
 7. the accuracies, measured with the weights as they are saved
 
 A build that was cut off goes on from the last stage that was saved. The photographs of the last stages are those that
@@ -42,17 +42,19 @@ from eden.evaluate import evaluate, open_task
 from eden.inference.assistant import Assistant
 from eden.model import MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from eden.model.attention import PACKED_SDPA
-from eden.tiny.conversations import ANYWHERE, CONTEXTS
+from eden.tiny.conversations import ANYWHERE, CONTEXTS, about
 from eden.tiny.foreign import open_photographs
 from eden.tiny.world import sample_scene
 
 from .curriculum import (
     ASKED_FIRST,
+    BESIDE_COMPARED,
     FOUND_BY_COLOUR,
     TALKED_ABOUT,
     BuildConfig,
     Example,
     answer_questions,
+    compare_colours,
     conversation,
     encode_pool,
     question_first,
@@ -166,13 +168,26 @@ def _answer_first_words(
     model, processor = _load(config, first)
     pool, features, rng = _look_at_new_pictures(config, "behind", model, processor, photographs, console)
 
+    def asked_first(kinds: Sequence[str], behind: float) -> Example:
+        return question_first(pool, processor, lambda scene: about(scene, kinds, rng), behind, rng)
+
+    def compared(behind: float) -> Example:
+        return question_first(pool, processor, lambda scene: compare_colours(scene, rng), behind, rng)
+
     def any_words() -> Example:
+        if rng.random() < config.compared_share:
+            return compared(0.8)
         if rng.random() < config.behind_share:
-            return question_first(pool, processor, ASKED_FIRST, 0.7, rng)
+            return asked_first(ASKED_FIRST, 0.7)
         return conversation(pool, processor, TALKED_ABOUT, ANYWHERE, rng)
 
     for name, draw, steps in (
-        ("colours", lambda: question_first(pool, processor, FOUND_BY_COLOUR, 1.0, rng), config.colour_steps),
+        ("colours", lambda: asked_first(FOUND_BY_COLOUR, 1.0), config.colour_steps),
+        (
+            "colours compared",
+            lambda: compared(1.0) if rng.random() < 0.6 else asked_first(BESIDE_COMPARED, 1.0),
+            config.colour_steps,
+        ),
         ("behind", any_words, config.behind_steps),
     ):
         batch, rate = config.behind_batch, config.behind_rate

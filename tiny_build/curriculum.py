@@ -16,7 +16,8 @@ from eden.data.collate import collate_flat
 from eden.messages import to_chat
 from eden.model import MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from eden.tiny.conversations import SYSTEM, Position, Turn, about, converse, small_talk, to_messages
-from eden.tiny.questions import KINDS
+from eden.tiny.questions import KINDS, Question, ask
+from eden.tiny.world import Scene
 
 from .optimize import optimize
 from .tower import Pool, to_pixels
@@ -28,6 +29,8 @@ TALKED_ABOUT = [*PRACTISED, "size", *5 * ["description"]]
 FOUND_BY_COLOUR = [*6 * ["shape"], *2 * ["existence"], *2 * ["place"]]
 """What a model has to look for by a colour that was named before the picture came. Mixed with other questions this is
 not learned in 6,000 steps; alone, about pictures of several objects, in 300."""
+BESIDE_COMPARED = [*3 * ["relation"], *2 * ["shape"], "count", "existence"]
+"""What is asked beside comparisons of colours, so that what was learned before stays."""
 ASKED_FIRST = [*TAUGHT, *TAUGHT, *3 * ["relation"], *2 * ["place"], "count"]
 Example: TypeAlias = tuple[dict[str, Any], list[int]]
 """An encoded conversation, and the numbers of its pictures in the pool."""
@@ -57,11 +60,14 @@ class BuildConfig:
     conversation_batch: int = 32
     conversation_rate: float = 0.5
     colour_steps: int = 500
+    """Of each of two parts: things found by their colour, then colours compared."""
     behind_steps: int = 3_500
     behind_batch: int = 48
     behind_rate: float = 0.7
     behind_share: float = 0.75
     """Of a step's conversations, single questions most of which the picture follows."""
+    compared_share: float = 0.12
+    """And comparisons of colours."""
     questions_asked: int | None = None
     """At most this many a group when the accuracies are measured."""
 
@@ -186,15 +192,28 @@ def conversation(
 
 
 def question_first(
-    pool: Pool, processor: MultimodalPhiProcessor, kinds: Sequence[str], behind: float, rng: random.Random
+    pool: Pool,
+    processor: MultimodalPhiProcessor,
+    asked: Callable[[Scene], Question | None],
+    behind: float,
+    rng: random.Random,
 ) -> Example:
     """A question about a picture, mostly of several objects; `behind` is how often the picture follows it."""
-    index = rng.randrange(len(pool.scenes))
-    while len(pool.scenes[index].objects) == 1 and rng.random() < 0.7:
+    question = None
+    while question is None:
         index = rng.randrange(len(pool.scenes))
-    position: Position = "behind" if rng.random() < behind else "before"
-    turns = [Turn(about(pool.scenes[index], kinds, rng), 0, position)]
+        if len(pool.scenes[index].objects) > 1 or rng.random() < 0.3:
+            question = asked(pool.scenes[index])
+    turns = [Turn(question, 0, "behind" if rng.random() < behind else "before")]
     return _encode(processor, turns, rng, rng.choice(SYSTEM) if rng.random() < 0.1 else None), [index]
+
+
+def compare_colours(scene: Scene, rng: random.Random) -> Question | None:
+    """Whether there is more of one colour than of another; as most pictures have neither, few answers of No stay."""
+    question = ask(scene, "comparison", rng)
+    if question is None or " more " not in question.text or " objects than " not in question.text:
+        return None
+    return question if question.answer == "Yes." or rng.random() < 0.4 else None
 
 
 def _encode(
