@@ -18,6 +18,7 @@ from pathlib import Path
 import cli
 import pytest
 from conftest import make_image
+from safetensors.torch import load_file
 
 PROGRAM = """
 import errno, json, os, signal, sys
@@ -106,8 +107,10 @@ def outcome(name: str, place: Place) -> dict[str, object]:
     """What a command leaves, without what tells of the hour."""
     work = place.work
     if name == "cache":
-        features = sorted((work / "cache").rglob("*.safetensors"))
-        return {str(path.relative_to(work)): path.read_bytes() for path in features}
+        # Rounded: another run may have put other pictures together.
+        chunks = [load_file(path) for path in (work / "cache").rglob("*.safetensors")]
+        sums = sorted(float(row.double().sum()) for chunk in chunks for rows in chunk.values() for row in rows)
+        return {"sums": [round(total, 1) for total in sums]}
     if name == "train":
         rows = [json.loads(line) for line in (work / "run" / "training.jsonl").read_text().splitlines()]
         names = {path.name for path in (work / "run").iterdir() if path.is_file()}
@@ -165,7 +168,4 @@ def test_what_was_whole_stays_whole_and_going_on_works(
         if result.returncode == 2 and "--resume" in result.stderr:  # it says how to go on
             result = place.run([*command_of(name, place), "--resume"])
     assert result.returncode == 0, result.stderr
-    left = outcome(name, place)
-    if (name, fault) == ("cache", "a picture is gone"):  # a chunk of the other pictures may stand beside
-        left = {path: left[path] for path in expected}
-    assert left == expected
+    assert outcome(name, place) == expected
