@@ -82,7 +82,7 @@ def begin(
     start: Start,
     console: Console,
 ) -> None:
-    """Writes into the run's folder which run it is, before its first step; the main process writes.
+    """Writes into the run's folder which run it is, before its first step; the main process does.
 
     `computed_in` is the number format of its products. The card and the report of an earlier end are removed, for the
     run is at its end no more.
@@ -96,7 +96,7 @@ def begin(
     run = {"rows_a_step": rows_a_step(arguments), "samples": len(train_set), "tokens": int(train_set.lengths.sum())}
     begun = _facts(folder) if start.checkpoint is not None else {}
     computed = str(begun.pop("computed_in", computed_in))
-    if computed != computed_in and distributed.is_main():
+    if computed != computed_in:
         console.print(
             f"the run began in {computed} and goes on in {computed_in}, which is what this machine computes in: its "
             "losses will not be those of the uninterrupted run to the last digit",
@@ -109,11 +109,10 @@ def begin(
             where=str(folder / RUN),
             hint="Bring the data back as it was, or begin another run in another training.output_dir.",
         )
-    if distributed.is_main():
-        recipe.save(folder / RECIPE)
-        write_file(folder / RUN, json.dumps(run | {"computed_in": computed_in}, indent=1))
-        for name in (CARD, REPORT):
-            (folder / name).unlink(missing_ok=True)
+    recipe.save(folder / RECIPE)
+    write_file(folder / RUN, json.dumps(run | {"computed_in": computed_in}, indent=1))
+    for name in (CARD, REPORT):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,8 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     run.load()
     run.encode()
     run.fit(start)
-    run.write()
+    distributed.from_main(run.write)
     run.try_report()
-    distributed.wait()
     return TrainingResult(run.folder, run.folder / REPORT, run.log, run.skipped)
 
 
@@ -176,12 +175,12 @@ class Run:
     def load(self) -> None:
         """Reads the samples and loads the model."""
         set_seed(self.arguments.seed)
-        with distributed.main_first():  # what is heard and counted is kept, and found by the others
-            *self._samples, skipped = read_data(self.recipe, self.console)
+        # What is heard and counted is kept, and found by the others.
+        *self._samples, skipped = distributed.main_first(lambda: read_data(self.recipe, self.console))
         self._skip("skipped", skipped)
         self.console.print(str(self.numeric_format), **AS_IT_IS)
         with self.console.status(f"loading {self.recipe.model.base or self.recipe.model.language}"):
-            self.checkpoint = checkpoints.load_for_training(self.recipe)
+            self.checkpoint = distributed.together(lambda: checkpoints.load_for_training(self.recipe))
 
     def encode(self) -> None:
         """Makes the samples data sets, and their images features where that is the recipe's way."""
@@ -196,13 +195,16 @@ class Run:
     def fit(self, start: Start) -> None:
         """Trains to the end, and has held-out questions answered before."""
         self.shown = self._pick_samples()
-        self.before = self._answers(self.shown)
+        self.before = distributed.from_main(lambda: self._answers(self.shown))
         rows = self._packed()
-        begin(self.recipe, self.arguments, self.train_set, self.numeric_format.name, start, self.console)
+        computed_in = self.numeric_format.name
+        distributed.from_main(
+            lambda: begin(self.recipe, self.arguments, self.train_set, computed_in, start, self.console)
+        )
         trainer = EdenTrainer(
             self.checkpoint, self.arguments, rows, self.eval_set if len(self.eval_set) else None, self.console
         )
-        self.log = trainer.run(start.checkpoint)
+        self.log = distributed.together(partial(trainer.run, start.checkpoint))
         self.steps, weights = trainer.state.global_step, trainer.gathered() if trainer.is_sharded else None
         trainer.accelerator.free_memory()  # the optimizer is not needed any more, and answering is
         del trainer
@@ -210,9 +212,7 @@ class Run:
             self.checkpoint = checkpoints.load_for_training(self.recipe, weights)
 
     def write(self) -> None:
-        """Writes the artifact; the main process does."""
-        if not distributed.is_main():
-            return
+        """Writes the artifact."""
         self.facts, recipe, folder = self._facts(), self.recipe.to_yaml(), self.folder
         with self.console.status("saving the artifact"):
             checkpoints.save(self.checkpoint, folder)
@@ -224,8 +224,9 @@ class Run:
         """Writes the report; nothing that goes wrong in it may end a run whose artifact is whole."""
         for dataset in (self.train_set, self.eval_set):
             self._skip("left out of the loss:", dataset.damaged(distributed.summed(dataset.damage.int())))
-        if not distributed.is_main():
-            return
+        distributed.from_main(self._try_report)
+
+    def _try_report(self) -> None:
         try:
             self.report()
         except Exception as error:
