@@ -210,10 +210,14 @@ def test_nothing_is_trained_of_a_finished_run(finished: Path, data: Path, backbo
     """Told anew in what does not make it another."""
     before, said = contents(finished), Console(file=io.StringIO())
     same = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=2", "training.seed=42"]
-    result = again(finished, data, backbones, *same, "training.save_steps=0.5", "data.features=live", said=said)
+    features = json.loads((finished / "run.json").read_text())["features"]
+    result = again(finished, data, backbones, *same, "training.save_steps=0.5", f"data.features={features}", said=said)
     assert "is finished" in said.file.getvalue()
     assert (result.artifact, result.report) == (finished, finished / "report.html")
     assert [row["step"] for row in result.log if "loss" in row] == list(range(2, 21, 2))
+    other = {"live": "cached", "cached": "live"}[features]
+    with pytest.raises(RecipeError, match=f"data.features is {other}, and the run began with {features}"):
+        again(finished, data, backbones, f"data.features={other}")
     assert contents(finished) == before
 
 
