@@ -186,6 +186,7 @@ class Run:
     def load(self) -> None:
         """Reads the samples and loads the model."""
         set_seed(self.arguments.seed)
+        distributed.main_first(lambda: checkpoints.check_model(self.recipe.model))  # reading data may take minutes
         # What is heard and counted is kept, and found by the others.
         *self._samples, skipped = distributed.main_first(lambda: read_data(self.recipe, self.console))
         self._skip("skipped", skipped)
