@@ -284,6 +284,26 @@ def test_the_likeliest_token_alone_is_drawn_from_a_share_of_nothing(client: Open
     assert hot.choices[0].message.content == DESCRIPTION
 
 
+CALL = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "tool", "tool_call_id": "c", "content": "Four."},
+        {"role": "function", "name": "look", "content": "Four."},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "content": "", "function_call": CALL["function"]},
+    ],
+    ids=["result", "function's result", "call", "function call"],
+)
+def test_a_history_of_tools_is_refused_in_a_sentence(client: OpenAI, turn: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"calls no tools.* leave those turns out") as refused:
+        turns: Any = [{"role": "user", "content": "hi"}, turn, {"role": "user", "content": "hi"}]
+        client.chat.completions.create(model="eden-tiny", messages=turns)
+    assert (refused.value.param, refused.value.code) == ("messages[1]", "unsupported_parameter")
+
+
 def test_tools_are_taken_and_the_answer_is_in_words(client: OpenAI) -> None:
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
     plain = complete(client, image_part(), "How many objects are there?")

@@ -3,7 +3,9 @@
 import base64
 import gc
 import json
+import os
 import pickle
+import platform
 import signal
 import sys
 from collections import Counter
@@ -18,8 +20,10 @@ from conftest import make_image, make_processor
 from rich.console import Console
 
 from eden import DataError, RecipeError
+from eden.core.files import write_file
 from eden.core.processes import cores
 from eden.data import tokens
+from eden.data.cache import shrink
 from eden.data.dataset import ConversationDataset
 from eden.data.prepare import read_data
 from eden.data.store import Samples, open_store
@@ -342,6 +346,38 @@ def test_what_workers_will_open_again_is_not_forgotten(tmp_path: Path) -> None:
     gc.collect()
     write(path, 5)
     assert len(open_store(path)) == 5 and not folder.exists()
+
+
+def test_the_cache_is_listed_limited_and_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDEN_CACHE", str(tmp_path / "cache"))
+    stores = {name: open_store(write(tmp_path / f"{name}.json", 20)) for name in "abc"}
+    a, b, c = folders = [store.folder for store in stores.values()]
+    transcripts = write_file(tmp_path / "cache" / "transcripts" / "a.jsonl", "{}")
+    assert shrink(1) == [], "all are held by this process"
+    del stores
+    gc.collect()
+    for age, folder in enumerate(folders):
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (10**9 - age, 10**9 - age))
+    listed = json.loads(cli.eden("cache", "--list", "--json").stdout)["entries"]
+    rows = [(row["path"], row["in_use"]) for row in listed]
+    assert rows == [(str(path), False) for path in (c, b, a, transcripts)], "the longest unused first"
+    limit = sum(row["bytes"] for row in listed[1:])
+    assert [entry.path for entry in shrink(limit)] == [c] and not c.exists(), "one is enough"
+    held = open_store(tmp_path / "b.json")
+    result = cli.eden("cache", "--clear")
+    assert (a.exists(), b.exists(), transcripts.exists()) == (False, True, False), result.stdout
+    assert held.folder == b and len(held) == 20
+    (b / "in-use-dead").write_text(json.dumps({"machine": platform.node(), "pid": 2**22 + 1, "began": 1.0}))
+    del held
+    gc.collect()
+    assert [entry.path for entry in shrink(0)] == [b], "the mark of a process that was killed holds nothing"
+
+
+@pytest.mark.parametrize("options", [[], ["digits", "--list"], ["--list", "--clear"]])
+def test_the_cache_is_told_one_thing(options: list[str]) -> None:
+    result = cli.eden("cache", *options)
+    assert result.returncode == 2 and "Give a recipe, or --list, or --clear." in result.stderr
 
 
 def test_sources_are_mixed_by_weight(tmp_path: Path) -> None:

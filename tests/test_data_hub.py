@@ -15,7 +15,7 @@ import pytest
 from conftest import make_image
 from hub import NAMESPACE, Hub, Repository
 
-Check: TypeAlias = Callable[[str], subprocess.CompletedProcess[str]]
+Check: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
 SET = f"hf://datasets/{NAMESPACE}/colours"
 
 
@@ -55,7 +55,7 @@ def hub(one_hub: tuple[Hub, dict[str, str]]) -> Hub:
 @pytest.fixture
 def check(one_hub: tuple[Hub, dict[str, str]], hub: Hub, tmp_path: Path) -> Check:
     environment = os.environ | one_hub[1] | {"EDEN_CACHE": str(tmp_path)}
-    return lambda path: cli.eden("check", path, "--decode", "--json", env=environment)
+    return lambda path, **options: cli.eden("check", path, "--decode", "--json", env=environment, **options)
 
 
 def test_its_rows_are_samples(check: Check) -> None:
@@ -66,12 +66,12 @@ def test_its_rows_are_samples(check: Check) -> None:
         assert (report["samples"], report["faulty"], report["counts"]["images"]) == (number, 0, number)
 
 
-def test_a_commit_is_read_once(hub: Hub, check: Check) -> None:
-    """What the rows hold is in Eden's cache then; only the commit is asked for."""
+def test_a_commit_is_read_once(hub: Hub, check: Check, tmp_path: Path) -> None:
+    """What the rows hold is in Eden's cache then, wherever it is asked for; only the commit is asked for."""
     first = check(SET)
     files = hub.repositories[f"datasets/{NAMESPACE}/colours"].files
     files.clear()
-    again = check(SET)
+    again = check(SET, cwd=tmp_path)
     assert again.returncode == 0 and again.stdout == first.stdout
 
 

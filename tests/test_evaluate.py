@@ -13,6 +13,7 @@ from typing import Any
 import cli
 import pytest
 import torch
+from conftest import make_image
 from rich.console import Console
 
 import eden
@@ -571,6 +572,14 @@ def test_questions_are_known_by_all_that_is_asked(benchmark_files: Path) -> None
     of_another_image = dataclasses.replace(message, content=(*others[-1].messages[0].images, *message.content[1:]))
     changes = ({}, {"expected": "no"}, {"messages": (asked_otherwise,)}, {"messages": (of_another_image,)})
     assert len({known(**change) for change in changes}) == 4 and known() == task_fingerprint(task)
+    before, picture = known(), Path(str(message.images[0].source))
+    content = picture.read_bytes()
+    try:
+        make_image("navy").save(picture, "PNG")
+        assert known() != before, "another picture by the same name"
+    finally:
+        picture.write_bytes(content)
+    assert known() == before
 
 
 def test_two_runs_are_compared_over_the_questions_they_share(assistant: eden.Assistant, tmp_path: Path) -> None:

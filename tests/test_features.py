@@ -1,5 +1,6 @@
 """The feature cache: what the tower would give, once, whatever happens on the way."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -121,7 +122,18 @@ def test_a_cache_made_ahead_is_the_runs_own(start: str, attention: str, backbone
     if start == "backbones":
         name, overrides = "phi3.5-mini", [f"model.vision={backbones[0]}", f"model.language={backbones[1]}"]
     recipe = load_recipe(name, [f"model.attn_implementation={attention}", *overrides])
-    assert load_vision_encoder(recipe).fingerprint == VisionEncoder.of(load_for_training(recipe)).fingerprint
+    encoder = load_vision_encoder(recipe)
+    assert encoder.fingerprint == VisionEncoder.of(load_for_training(recipe)).fingerprint
+
+
+def test_another_version_of_a_library_makes_other_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, installed = load_vision_encoder(load_recipe("digits")), importlib.metadata.version
+    fingerprints = {encoder.fingerprint}
+    for library in ("torch", "transformers", "pillow"):
+        other = {library: "0"}
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, other=other: other.get(name) or installed(name))
+        fingerprints.add(encoder.fingerprint)
+    assert len(fingerprints) == 4
 
 
 def test_bad_images_are_named_and_not_read_again(tmp_path: Path) -> None:

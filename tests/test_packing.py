@@ -1,5 +1,6 @@
 """Packed rows and the loss without logits: faster ways to the very same numbers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_a_packed_run_learns_from_all(backbones: tuple[Path, Path], data: Path, 
         *("data.row_length=256", "data.features=auto", "training.max_steps=12", "training.learning_rate=1e-2"),
     )
     assert seen[-2] < seen[0] - 0.3
-    assert (tmp_path / "packed" / "features.txt").read_text() in ("live\n", "cached\n")
+    assert json.loads((tmp_path / "packed" / "run.json").read_text())["features"] in ("live", "cached")
 
 
 @pytest.mark.parametrize("base", ["eden-tiny"])

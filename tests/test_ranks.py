@@ -100,16 +100,20 @@ def run(launcher: list[str], *arguments: str) -> subprocess.CompletedProcess[str
     return cli.Started([*launcher, "eden", *arguments]).finished()
 
 
-def run_two(*arguments: str) -> str:
-    """Two processes that are told of each other as torchrun would, without its start; what both say on stderr."""
+def start_two(*arguments: str, main: dict[str, str] | None = None) -> list[cli.Python]:
+    """Two processes that are told of each other as torchrun would, without its start; `main` is the first's alone."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    both = [
-        cli.Python("-m", "eden", *arguments, env=os.environ | told | {"RANK": rank, "LOCAL_RANK": rank})
-        for rank in ("0", "1")
+    return [
+        cli.Python(*arguments, env=os.environ | told | {"RANK": rank, "LOCAL_RANK": rank} | own)
+        for rank, own in (("0", main or {}), ("1", {}))
     ]
-    results = [process.finished() for process in both]
+
+
+def run_two(*arguments: str) -> str:
+    """Both run `eden` to its end; what they say on stderr."""
+    results = [process.finished() for process in start_two("-m", "eden", *arguments)]
     said = "".join(result.stderr for result in results)
     assert [result.returncode for result in results] == [0, 0], said
     return said
@@ -262,6 +266,63 @@ def test_a_failure_in_one_process_ends_the_other(exact: list[str], data: Path, t
     assert result.returncode != 0
     (line,) = errors_of(result.stderr)
     assert "in process 1" in line and "last.png" in line
+
+
+ALONE = """
+import os, signal, sys, time
+from datetime import timedelta
+import torch.distributed
+from eden.core import distributed
+from eden.errors import DataError, EdenError
+distributed.SILENCE, distributed.ALIVE_EVERY = timedelta(seconds=3), 0.1
+torch.distributed.init_process_group("gloo")
+def work(what):
+    if not distributed.is_main():
+        return distributed.wait()
+    if what == "fails":
+        raise DataError("no such file", where="x.json line 3", hint="Check it.")
+    if what == "stops":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if what == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(5)  # longer than the others would wait for one of which they hear nothing
+    return what
+try:
+    print(getattr(distributed, sys.argv[1])(lambda: work(sys.argv[2])), flush=True)
+    distributed.leave()
+except EdenError as error:
+    print(error, flush=True)
+    os._exit(0)  # as the command does
+"""
+CAUSE, GONE = "x.json line 3: no such file. Check it.", "another process is gone or does not answer"
+
+
+@pytest.mark.parametrize("how", ["main_first", "from_main", "together"])
+def test_what_fails_in_the_main_process_alone_ends_the_others_with_its_cause(how: str) -> None:
+    main, other = (process.finished().stdout.strip() for process in start_two("-c", ALONE, how, "fails"))
+    assert (main, other) == (CAUSE, f"process 0 has failed: {CAUSE}")
+
+
+def test_the_others_wait_as_long_as_the_main_process_is_at_work() -> None:
+    results = [process.finished() for process in start_two("-c", ALONE, "from_main", "works")]
+    assert [result.stdout for result in results] == ["works\n", "works\n"], results
+
+
+@pytest.mark.parametrize("how", ["stops", "dies"])
+def test_the_others_do_not_wait_for_a_main_process_that_is_gone(how: str) -> None:
+    main, other = start_two("-c", ALONE, "from_main", how)
+    assert other.finished().stdout.startswith(GONE)
+    main.kill()
+
+
+def test_a_main_process_without_a_cache_ends_the_other_with_its_cause(exact: list[str], tmp_path: Path) -> None:
+    """Without a launcher that would end it."""
+    (tmp_path / "cache").write_text("a file")
+    arguments = ("-m", "eden", *exact, f"training.output_dir={tmp_path / 'run'}")
+    both = start_two(*arguments, main={"EDEN_CACHE": str(tmp_path / "cache")})
+    (line,), (other,) = (errors_of(process.finished().stderr) for process in both)
+    assert "Not a directory" in line and line.removeprefix("error ") in other and "in process 1" in other
+    assert not (tmp_path / "run").exists()
 
 
 def test_ctrl_c_saves_one_checkpoint_of_both_processes_in_4_bits(

@@ -1,5 +1,6 @@
 """Hearing: eden-tiny's own Whisper on speech in every container, long and short, and conversion of Hugging Face's."""
 
+import importlib.metadata
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -153,8 +154,12 @@ def test_a_language_it_does_not_hear(transcriber: Transcriber, written: str) -> 
         transcriber.transcribe(tone(1.0), language=written)
 
 
-def test_the_fingerprint_tells_what_a_transcript_depends_on(hugging_face_whisper: Path) -> None:
+def test_the_fingerprint_tells_what_a_transcript_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Transcriber().fingerprint == Transcriber(workers=2).fingerprint
+    installed, before = importlib.metadata.version, Transcriber().fingerprint
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.metadata, "version", lambda name: "0" if name == "ctranslate2" else installed(name))
+        assert Transcriber().fingerprint != before, "of another version"
     others = {
         Transcriber(**options).fingerprint
         for options in ({}, {"language": "en"}, {"beam_size": 1}, {"compute_type": "float32"})

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import eden
 from eden import CheckpointError, DataError, RecipeError, RunError, StorageError
+from eden.core.location import EDEN_TINY_FOLDER
 from eden.recipe import Recipe, load_recipe
 from eden.training.train import train
 
@@ -210,10 +211,14 @@ def test_nothing_is_trained_of_a_finished_run(finished: Path, data: Path, backbo
     """Told anew in what does not make it another."""
     before, said = contents(finished), Console(file=io.StringIO())
     same = ["training.per_device_train_batch_size=1", "training.gradient_accumulation_steps=2", "training.seed=42"]
-    result = again(finished, data, backbones, *same, "training.save_steps=0.5", "data.features=live", said=said)
+    features = json.loads((finished / "run.json").read_text())["features"]
+    result = again(finished, data, backbones, *same, "training.save_steps=0.5", f"data.features={features}", said=said)
     assert "is finished" in said.file.getvalue()
     assert (result.artifact, result.report) == (finished, finished / "report.html")
     assert [row["step"] for row in result.log if "loss" in row] == list(range(2, 21, 2))
+    other = {"live": "cached", "cached": "live"}[features]
+    with pytest.raises(RecipeError, match=f"data.features is {other}, and the run began with {features}"):
+        again(finished, data, backbones, f"data.features={other}")
     assert contents(finished) == before
 
 
@@ -282,6 +287,35 @@ def test_a_run_without_checkpoints_is_finished_or_cannot_go_on(
         RecipeError, match=r"no checkpoint to resume from\. Choose another training\.output_dir, or delete"
     ):
         again(out, data, backbones, "training.max_steps=40")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("model.vision=openai/clip-vit-bas", "openai/clip-vit-bas: cannot be loaded"),
+        ("model.language={clip}", "a model of type 'clip"),
+        ("model.language={empty}", "empty: the folder holds no weights"),
+        ("base={phi}", "a model of type 'phi3' cannot see"),
+        ("base={adapter}", "gone: no such folder"),
+    ],
+)
+def test_a_model_that_cannot_be_used_costs_no_reading(
+    change: str, what: str, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The data, which would be refused as well, are not read before."""
+    clip, phi = backbones
+    (tmp_path / "data.json").write_text("not JSON")
+    shutil.copytree(phi, tmp_path / "empty", ignore=shutil.ignore_patterns("*.safetensors"))
+    adapter = tmp_path / "adapter"
+    shutil.copytree(EDEN_TINY_FOLDER, adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
+    changes = [change.format(clip=clip, phi=phi, empty=tmp_path / "empty", adapter=adapter)]
+    if change.startswith("base"):
+        changes = ["model.vision=null", "model.language=null", f"model.{changes[0]}", "model.vision_feature=null"]
+    recipe = load_recipe("phi3.5-mini", [*overrides(tmp_path / "data.json", backbones, tmp_path / "run"), *changes])
+    with pytest.raises(CheckpointError, match=what):
+        train(recipe, console=Console(quiet=True))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_first_checkpoint_that_was_cut_off_is_no_run(data: Path, tmp_path: Path) -> None:

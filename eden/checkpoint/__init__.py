@@ -3,6 +3,7 @@
 from .checkpoint import (
     Checkpoint,
     add_adapters,
+    check_model,
     count_parameters,
     load,
     load_as_stored,
@@ -17,6 +18,7 @@ from .checkpoint import (
 __all__ = [
     "Checkpoint",
     "add_adapters",
+    "check_model",
     "count_parameters",
     "load",
     "load_as_stored",

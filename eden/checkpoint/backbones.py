@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from ..core.location import refuse_missing_folder
+from ..core.location import refuse_missing_folder, refuse_without_weights
 from ..core.numeric_format import Machine, Name, NumericFormat, numeric_format
 from ..core.private_api import commit_of, inherit_quantization, is_in_four_bits
 from ..errors import CheckpointError, RecipeError, first_line
@@ -177,6 +177,7 @@ def _join(
 
 def _backbone_config(name: str, revision: str | None, model_types: tuple[str, ...], kind: str) -> PreTrainedConfig:
     refuse_missing_folder(name)
+    refuse_without_weights(Path(name))
     with readable(name):
         config = AutoConfig.from_pretrained(name, revision=revision)
     if config.model_type not in model_types:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import files, private_api
-from ..core.location import EDEN_TINY, find_model
+from ..core.location import EDEN_TINY, find_model, is_local, refuse_without_weights
 from ..core.numeric_format import Name
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from ..model.attention import PACKED_SDPA
 from ..recipe import LoraSection, ModelSection, Recipe
 from .artifact import Artifact
-from .backbones import LoadOptions, assemble, readable
+from .backbones import LoadOptions, assemble, check_backbones, readable
 from .four_bits import dequantize, is_dequantized
 
 if TYPE_CHECKING:
@@ -153,6 +153,26 @@ def speech_model_of_run(section: ModelSection) -> str:
     if section.base is None:
         return MultimodalPhiConfig().speech_model
     return speech_model(section.base, revision=section.base_revision)
+
+
+def check_model(section: ModelSection) -> None:
+    """Sees that a recipe's model is there and of a kind that fits, without reading a weight.
+
+    Raises:
+        CheckpointError: a model is missing, not readable, without weights, or of another kind.
+        RecipeError: the tower has no such layer.
+    """
+    if section.base is None:
+        check_backbones(section)
+        return
+    artifact = Artifact.open(section.base, revision=section.base_revision, files=["*.json"])
+    _ = artifact.config  # refuses another kind
+    if is_local(section.base):
+        refuse_without_weights(artifact.folder)
+    if artifact.base is not None:
+        check_model(ModelSection(base=artifact.base, base_revision=artifact.base_revision))
+    elif artifact.is_adapter:
+        check_backbones(artifact.backbones)
 
 
 def load_for_training(recipe: Recipe, weights: Mapping[str, torch.Tensor] | None = None) -> Checkpoint:

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
+from ..core.environment import versions
 from ..core.private_api import attention_of
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig
@@ -80,11 +81,14 @@ class VisionEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for encoders that give equal features: weights, kernels, architecture, layer, pixels, number format."""
+        """Equal for encoders that give equal features: weights, kernels, architecture, layer, pixels, number format,
+        and the versions of the libraries that decode, resize and compute.
+        """
         digest = hashlib.sha256()
         architecture = {key: value for key, value in self.tower.config.to_dict().items() if not key.startswith("_")}
         del architecture["dtype"]  # what was once saved; the weights below have their own
-        taken = [self.feature, self.layer, attention_of(self.tower.config)]
+        made_by = versions("torch", "transformers", "pillow", "numpy")
+        taken = [self.feature, self.layer, attention_of(self.tower.config), made_by]
         for part in (architecture, self.image_processor.to_dict(), taken):
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
         for name, weight in sorted(self.tower.state_dict().items()):

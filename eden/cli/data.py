@@ -104,12 +104,19 @@ def xray(
 
 
 def cache(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    recipe: Annotated[str | None, typer.Argument(help="A recipe file, or the name of a shipped recipe.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes, as key.name=value.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that encode images.", min=1)] = 1,
+    list_: Annotated[bool, typer.Option("--list", help="Show what is kept, and how large it is.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all that no process is using.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compute once what a run needs of its data: transcripts, image features. Goes on where it was stopped."""
+    if (recipe is not None) + list_ + clear != 1:
+        raise InputError("neither one thing nor another", hint="Give a recipe, or --list, or --clear.")
+    if recipe is None:
+        _print_cache(clear, as_json)
+        return
     from ..recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
@@ -137,3 +144,20 @@ def cache(
         print_json({"samples": samples, "images": ready, "skipped": skipped})
     else:
         print(f"{samples:,} samples and {ready:,} images ready, {len(skipped):,} skipped")
+
+
+def _print_cache(clear: bool, as_json: bool) -> None:
+    from datetime import datetime
+
+    from ..data.cache import entries, shrink
+
+    found = shrink(0) if clear else entries()
+    total = sum(entry.size for entry in found)
+    if as_json:
+        rows = [{"path": str(entry.path), "bytes": entry.size, "in_use": entry.held} for entry in found]
+        print_json({"removed" if clear else "entries": rows, "bytes": total})
+        return
+    for entry in found:
+        state = "in use" if entry.held else f"{datetime.fromtimestamp(entry.used):%Y-%m-%d}"
+        print(f"{entry.size / 1e6:>12,.1f} MB  {state:<10}  {entry.path}")
+    print(f"{total / 1e6:>12,.1f} MB {'removed' if clear else 'kept'}")

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from .. import __version__
-from ..core.distributed import is_main, rank, wait_for_launcher
+from ..core.distributed import ELSEWHERE, is_main, rank, wait_after, wait_for_launcher
 from ..core.environment import check_environment
 from ..core.processes import cores
 from ..errors import EdenError, Interrupted
@@ -62,6 +62,10 @@ def main() -> None:
         app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
     except EdenError as error:
         _say(error, "--debug" in sys.argv)
+        if error.fault.kind == ELSEWHERE:  # the connections to a process that hangs would be waited for
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == Interrupted.exit_code and is_main():  # so typer ends at Ctrl-C, without a word
@@ -73,12 +77,11 @@ def main() -> None:
 
 
 def _say(error: EdenError, debug: bool) -> None:
-    place = ""
-    if not is_main():
-        if isinstance(error, Interrupted):  # all of them were, and the main one says so
-            return wait_for_launcher(1.0)
-        wait_for_launcher()
-        place = f"in process {rank()}: "
+    place = "" if is_main() else f"in process {rank()}: "
+    if not is_main() and isinstance(error, Interrupted):  # all of them were, and the main one says so
+        return wait_for_launcher(1.0)
+    if not is_main() or error.fault.kind == ELSEWHERE:
+        wait_after(error)
     if debug:
         traceback.print_exc()
     # Not as markup: an error may name a file with brackets in it.

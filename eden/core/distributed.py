@@ -7,22 +7,31 @@ connects them. In one process everything here is a matter of course: it is the m
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import RunError
+from ..errors import EdenError, RunError
 
 if TYPE_CHECKING:
     import torch
 
 Value = TypeVar("Value")
 
-BARRIER_TIMEOUT = timedelta(days=14)
-"""How long a process waits for another's work, such as hearing a whole data set."""
+SILENCE = timedelta(minutes=10)
+"""How long a process waits for another of which it hears nothing."""
+
+ALIVE_EVERY = 2.0
+"""Seconds between two times that a process at work, such as hearing a whole data set, lets the others hear of it."""
+
+ELSEWHERE = "another_process"
+"""The kind of an error whose cause is in another process, which says so itself if it can."""
 
 LAUNCHER_TIMEOUT = 5.0
 """Seconds in which a launcher ends the other processes once one has failed; torchrun takes a fraction of one."""
@@ -63,19 +72,29 @@ def is_main() -> bool:
     return rank() == 0
 
 
-@contextmanager
-def main_first() -> Iterator[None]:
-    """The main process goes through the block, then the first of every other machine, then all the rest.
+def main_first(work: Callable[[], Value]) -> Value:
+    """What `work` returns here; the main process does it first, then the first of every other machine, then the rest.
 
-    So what the block keeps on disk is made once, on a disk that is shared as on one that is not.
+    So what it keeps on disk is made once, on a disk that is shared as on one that is not.
+
+    Raises:
+        RunError: it has failed in another process.
     """
+    if not _connected():
+        return work()
     first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
     turn = 0 if is_main() else 1 if first_here else 2
-    for _ in range(turn):
-        wait()
-    yield
-    for _ in range(turn, 2):
-        wait()
+    done = [_phase(work if phase == turn else None) for phase in range(3)]
+    return done[turn]  # type: ignore[return-value]
+
+
+def together(work: Callable[[], Value]) -> Value:
+    """What `work` returns here; all processes do it, and where it fails in one, the others end with the cause.
+
+    Raises:
+        RunError: it has failed in another process.
+    """
+    return _phase(work) if _connected() else work()  # type: ignore[return-value]
 
 
 def wait() -> None:
@@ -83,7 +102,8 @@ def wait() -> None:
     if _connected():
         import torch.distributed as dist
 
-        dist.barrier(group=_gloo_group())
+        with _among_all() as group:
+            dist.barrier(group=group)
 
 
 def any_rank(yes: bool) -> bool:
@@ -94,7 +114,8 @@ def any_rank(yes: bool) -> bool:
     import torch.distributed as dist
 
     answer = torch.tensor(int(yes))
-    dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=_gloo_group())
+    with _among_all() as group:
+        dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=group)
     return bool(answer)
 
 
@@ -103,18 +124,24 @@ def summed(values: torch.Tensor) -> torch.Tensor:
     if _connected() and values.numel():
         import torch.distributed as dist
 
-        dist.all_reduce(values, group=_gloo_group())
+        with _among_all() as group:
+            dist.all_reduce(values, group=group)
     return values
 
 
 def from_main(work: Callable[[], Value]) -> Value:
-    """What `work` returns in the main process; the others do not do it."""
+    """What `work` returns in the main process; the others do not do it.
+
+    Raises:
+        RunError: in a process that is not the main one; it has failed there.
+    """
     if not _connected():
         return work()
     import torch.distributed as dist
 
-    box: list[Any] = [work() if is_main() else None]
-    dist.broadcast_object_list(box, src=0, group=_gloo_group())
+    box: list[Any] = [_phase(work if is_main() else None)]
+    with _among_all() as group:
+        dist.broadcast_object_list(box, src=0, group=group)
     return box[0]
 
 
@@ -123,7 +150,7 @@ def leave() -> None:
     if _connected():
         import torch.distributed as dist
 
-        _gloo_group.cache_clear()
+        _gloo_groups.cache_clear()
         dist.destroy_process_group()
 
 
@@ -138,6 +165,14 @@ def wait_for_launcher(seconds: float = LAUNCHER_TIMEOUT) -> None:
         time.sleep(seconds)
 
 
+def wait_after(error: EdenError) -> None:
+    """As `wait_for_launcher`, before an error is said: longer if it is known to be another's, which may end slowly."""
+    if error.fault.kind != ELSEWHERE:
+        wait_for_launcher()
+    elif "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's and Accelerate's; no other launcher is known to end all
+        wait_for_launcher(12 * LAUNCHER_TIMEOUT)
+
+
 def _connected() -> bool:
     import torch.distributed as dist
 
@@ -145,8 +180,86 @@ def _connected() -> bool:
 
 
 @cache
-def _gloo_group() -> Any:
-    """A group beside the one that trains: gloo, so that waiting does not occupy a GPU, and without a short timeout."""
+def _gloo_groups() -> tuple[Any, Any]:
+    """Two groups beside the one that trains: gloo, so that waiting does not occupy a GPU.
+
+    In one they tell each other how they are, in the other all else, which may go on at the same time.
+    """
     import torch.distributed as dist
 
-    return dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT)
+    return dist.new_group(backend="gloo", timeout=SILENCE), dist.new_group(backend="gloo", timeout=SILENCE)
+
+
+@contextmanager
+def _among_all() -> Iterator[Any]:
+    """The group for what all processes do; that one of them is gone is one line."""
+    try:
+        yield _gloo_groups()[1]
+    except RuntimeError as error:
+        raise _lost() from error
+
+
+def _lost() -> RunError:
+    hint = "What it said itself, or its machine's log, names the cause."
+    return RunError("another process is gone or does not answer", hint=hint, kind=ELSEWHERE)
+
+
+@dataclass(frozen=True)
+class _State:
+    """How a process is: at work or not, and why it has failed, if so."""
+
+    working: bool
+    failure: str | None = None
+
+
+def _phase(work: Callable[[], Value] | None) -> Value | None:
+    """What `work` returns; who has none waits for those that have, however long they are at it.
+
+    Raises:
+        RunError: it has failed in another process, which is named with the cause; or one is not heard of any more.
+    """
+    mine, changed = [_State(work is not None)], threading.Event()
+    told: Future[list[_State]] = Future()
+    with _among_all():  # the groups are made here if they are not yet, and not in the thread
+        threading.Thread(target=_tell_each_other, args=(_gloo_groups()[0], mine, changed, told), daemon=True).start()
+    try:
+        value = None if work is None else work()
+    except BaseException as error:
+        mine[0] = _State(False, str(error) if isinstance(error, EdenError) else f"{type(error).__name__}: {error}")
+        changed.set()
+        with suppress(Exception):
+            told.result(5 * ALIVE_EVERY)  # not for ever: this process has something to say
+        of_another = error.fault.kind == ELSEWHERE if isinstance(error, EdenError) else isinstance(error, RuntimeError)
+        if of_another and told.done():
+            _check(told)
+        raise
+    mine[0] = _State(False)
+    changed.set()
+    _check(told)
+    return value
+
+
+def _tell_each_other(group: Any, mine: list[_State], changed: threading.Event, told: Future[list[_State]]) -> None:
+    """Rounds in which every process says how it is (`mine`), until none is at work any more, or one has failed."""
+    import torch.distributed as dist
+
+    states: list[Any] = [None] * count()
+    try:
+        while True:
+            dist.all_gather_object(states, mine[0], group=group)
+            if any(state.failure for state in states) or not any(state.working for state in states):
+                return told.set_result(states)
+            if mine[0].working:
+                changed.wait(ALIVE_EVERY)
+    except RuntimeError as error:
+        told.set_exception(error)
+
+
+def _check(told: Future[list[_State]]) -> None:
+    try:
+        states = told.result()
+    except RuntimeError as error:
+        raise _lost() from error
+    for other, state in enumerate(states):
+        if state.failure and other != rank():
+            raise RunError(f"process {other} has failed: {state.failure}", kind=ELSEWHERE)

@@ -15,6 +15,13 @@ TESTED = {
 """Of the libraries with an upper bound, whose private parts Eden uses: the versions in constraints.txt."""
 
 
+def versions(*libraries: str) -> str:
+    """What is installed of some libraries: a part of the name of what they have made, and another version would not."""
+    from importlib.metadata import version
+
+    return " ".join(f"{library} {version(library)}" for library in libraries)
+
+
 def check_environment() -> None:
     """Compares what is installed with what Eden's own installation asks for, its extras included, `dev` left out.
 

@@ -62,6 +62,16 @@ def refuse_missing_folder(name: str) -> None:
         raise CheckpointError("no such folder", where=name, hint=hint)
 
 
+def refuse_without_weights(folder: Path) -> None:
+    """Sees that a model's folder holds weights, whole or of an adapter; what is no folder is passed.
+
+    Raises:
+        CheckpointError: it holds none.
+    """
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin")):
+        raise CheckpointError("the folder holds no weights", where=str(folder), hint="Restore its .safetensors files.")
+
+
 def is_local(name: str) -> bool:
     """True for a folder's path, false for a hub id, a size of Whisper and `eden-tiny`."""
     return name != EDEN_TINY and (Path(name).is_dir() or name.startswith(("/", "./", "../")))

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,9 +90,14 @@ def cores() -> int:
 def _begin(parent: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
 
+    import psutil
+
+    process = psutil.Process(parent)
+
     def end_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        with suppress(psutil.Error):
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -117,6 +122,10 @@ def peak_memory_mib() -> float:
     if status.exists():  # Linux's getrusage would count the process that started this one, too
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 2**10
-    import resource  # not on Windows
+    import psutil
+
+    if (peak := getattr(psutil.Process().memory_info(), "peak_wset", None)) is not None:  # Windows
+        return float(peak) / 2**20
+    import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import platform
 import shutil
+import time
+import uuid
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
+import psutil
 from filelock import FileLock
 
-from ..core.files import cache_folder, new_file, storage_error
-from ..errors import StorageError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from ..core.files import cache_folder, new_file, storage_error, write_file
+from ..errors import InputError, StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,44 +86,120 @@ def _build(path: Path, build: Callable[[Path], None]) -> None:
     except OSError as error:
         raise storage_error(error, path) from error
     except StorageError as error:
-        hint = "Free some space, or name another cache folder in EDEN_CACHE."
-        raise StorageError(replace(error.fault, hint=hint)) from error
+        raise _elsewhere(error) from error
 
 
-def in_use(folder: Path) -> IO[bytes] | None:
-    """Holds a folder of the cache, which `forget_earlier` then leaves there, until what is returned is closed or gone.
+def _elsewhere(error: StorageError) -> StorageError:
+    hint = "Free some space, or name another cache folder in EDEN_CACHE."
+    return StorageError(replace(error.fault, hint=hint))
 
-    A run's workers open its files again by their paths. Where files cannot be locked, open ones cannot be removed.
+
+class InUse:
+    """Holds a folder of the cache, which nothing here then removes, until this process lets go of it or is gone.
+
+    A run's workers open its files again by their paths.
+
+    Raises:
+        StorageError: the cache is not writable.
     """
-    if fcntl is None:
-        return None
+
+    def __init__(self, folder: Path):
+        self._process = os.getpid()
+        holder = {"machine": platform.node(), "pid": self._process, "began": psutil.Process().create_time()}
+        try:
+            self._mark = write_file(folder / f"{_HELD}{uuid.uuid4().hex}", json.dumps(holder))
+        except StorageError as error:
+            raise _elsewhere(error) from error
+
+    def __del__(self) -> None:
+        if os.getpid() == self._process and hasattr(self, "_mark"):  # a fork's copy is not what holds it
+            with suppress(OSError):
+                self._mark.unlink()
+
+
+_HELD, _FORGOTTEN = "in-use-", 7 * 24 * 3600
+"""What marks a folder held; and the seconds for which the mark of another machine, which cannot be asked, counts."""
+
+
+def _is_held(folder: Path) -> bool:
+    return any(map(_holds, folder.glob(f"{_HELD}*")))
+
+
+def _holds(mark: Path) -> bool:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = (folder / _HELD).open("ab")
-        fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        raise storage_error(error, folder) from error
-    return held
-
-
-_HELD = "in-use"
+        holder = json.loads(mark.read_text())
+        if holder["machine"] != platform.node():
+            return time.time() - mark.stat().st_mtime < _FORGOTTEN
+        return abs(psutil.Process(holder["pid"]).create_time() - holder["began"]) < 1  # else another got its number
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return False
 
 
 def forget_earlier(folder: Path) -> None:
-    """Removes what was made of earlier versions of a data file, but for what somebody holds (`in_use`)."""
+    """Removes what was made of earlier versions of a data file, but for what somebody holds (`InUse`)."""
     for other in folder.parent.iterdir():
         if other != folder and not _is_held(other):
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _is_held(folder: Path) -> bool:
-    if fcntl is None:
-        return False
+@dataclass(frozen=True)
+class Entry:
+    """One thing in the cache that can be removed by itself: of a data file's version, a tower, a Whisper.
+
+    Attributes:
+        path: of its folder or file.
+        size: in bytes.
+        used: when it was last written or opened, in seconds since 1970.
+        held: whether a process is using it.
+    """
+
+    path: Path
+    size: int
+    used: float
+    held: bool
+
+
+def entries() -> list[Entry]:
+    """What is in Eden's cache, the longest unused first."""
+    root, found = cache_folder(), []
+    for path in [path for kind in ("data/*/*", "features/*", "transcripts/*", "whisper/*") for path in root.glob(kind)]:
+        with suppress(OSError):  # somebody removes it at this moment
+            files = [file.stat() for file in path.rglob("*") if file.is_file()] or [path.stat()]
+            used = max(path.stat().st_mtime, *(file.st_mtime for file in files))  # a folder's changes when it is held
+            found.append(Entry(path, sum(file.st_size for file in files), used, _is_held(path)))
+    return sorted(found, key=lambda entry: entry.used)
+
+
+def shrink(limit: float) -> list[Entry]:
+    """Removes what was unused for longest until the cache has no more than `limit` bytes; what is held stays.
+
+    Transcripts, which are small and dear, go only where all is to go (a limit of 0).
+    """
+    found = entries()
+    total, removed = sum(entry.size for entry in found), []
+    for entry in found:
+        if total <= limit:
+            break
+        if entry.held or (limit and entry.path.is_file()):
+            continue
+        shutil.rmtree(entry.path, ignore_errors=True) if entry.path.is_dir() else entry.path.unlink(missing_ok=True)
+        total -= entry.size
+        removed.append(entry)
+    return removed
+
+
+def size_limit() -> float:
+    """Bytes that the cache may have when a run begins: `$EDEN_CACHE_GB` times a billion.
+
+    Raises:
+        InputError: it is no number.
+    """
+    written = os.environ.get("EDEN_CACHE_GB", str(LIMIT_GB))
     try:
-        with (folder / _HELD).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+        return float(written) * 1e9
+    except ValueError:
+        raise InputError(f"EDEN_CACHE_GB is {written!r}", hint="Write a number, as 50.") from None
+
+
+LIMIT_GB = 50
+"""Some tens of data sets like LLaVA-Instruct, with patch features of a few of them."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from rich.console import Console
 from ..checkpoint.vision_encoder import VisionEncoder, load_vision_encoder
 from ..core import distributed
 from ..core.console import progress
-from ..core.files import write_file
 from ..core.processes import cores, ignore_sigint, single_threaded_pool
 from ..errors import ImageError
 from ..media.images import open_image
@@ -25,34 +23,31 @@ from .image_index import Source
 
 MEASURED = 32
 """Images that the ways to the features are timed with."""
-CHOICE = "features.txt"
-"""Where a run's folder keeps what `auto` chose: a run that is resumed sees as it did before."""
 
 
 def open_features(
-    recipe: Recipe, encoder: VisionEncoder, images: Sequence[Source], reads: float, console: Console
+    choice: str, encoder: VisionEncoder, images: Sequence[Source], reads: float, batch: int, console: Console
 ) -> FeatureStore | None:
     """The features of a run's images, all of them encoded; None if they go through the tower in each step.
 
     Args:
-        recipe: says which (`data.features`).
+        choice: `cached`, `live`, or `auto`, which the main process decides for all.
         encoder: of the model in training.
         images: the run's, each once.
         reads: how many images the steps of the run take, repetitions counted.
+        batch: samples that a process takes at once.
         console: where progress is shown.
 
     Raises:
         StorageError: the cache cannot be written.
     """
-    if recipe.data.features == "live" or not images:
+    if choice == "live" or not images:
         return None
     store = FeatureStore(encoder)
-    with console.status("measuring the vision tower"):
-        choice = distributed.from_main(
-            lambda: _choice(recipe, lambda: _pays(recipe, encoder, store, images, reads, console))
-        )
-    if choice == "live":
-        return None
+    if choice == "auto":
+        with console.status("measuring the vision tower"):
+            if not distributed.from_main(lambda: _pays(encoder, store, images, reads, batch, console)):
+                return None
     fill(store, images, console)  # all processes together
     return store
 
@@ -94,22 +89,8 @@ def fill(store: FeatureStore, images: Sequence[Source], console: Console, thread
         store.fill(images, threads=threads, on_progress=lambda done, _: bar.update(task, completed=done))
 
 
-def _choice(recipe: Recipe, pays: Callable[[], bool]) -> str:
-    if recipe.data.features != "auto":
-        return recipe.data.features
-    kept = Path(recipe.training["output_dir"]) / CHOICE
-    if not kept.exists():
-        write_file(kept, "cached\n" if pays() else "live\n")
-    return kept.read_text(encoding="utf-8").strip()
-
-
 def _pays(
-    recipe: Recipe,
-    encoder: VisionEncoder,
-    store: FeatureStore,
-    images: Sequence[Source],
-    reads: float,
-    console: Console,
+    encoder: VisionEncoder, store: FeatureStore, images: Sequence[Source], reads: float, batch: int, console: Console
 ) -> bool:
     """Whether encoding all images ahead takes less time than encoding those of each step in it; both are measured."""
     missing = len(store.missing(images))
@@ -118,7 +99,6 @@ def _pays(
     usable = [source for source in images[: 2 * MEASURED] if _opens(source)][:MEASURED]
     if not usable:
         return False
-    batch = int(recipe.training.get("per_device_train_batch_size", 8))
     live, ahead = seconds_live(encoder, usable, batch), seconds_ahead(encoder, usable)
     console.print(
         f"images: {reads:,.0f} reads at {live * 1000:.1f} ms live, or {missing:,} to encode at {ahead * 1000:.1f} ms",

@@ -33,6 +33,7 @@ from ..core.processes import cores, single_threaded_pool
 from ..errors import DataError, ImageError, StorageError
 from ..media.images import open_image, read_image_file
 from ..messages import Image
+from .cache import InUse
 from .formats import Sample
 from .image_index import ImageTable, Key, Known, Source, source_name
 from .store import media_of
@@ -66,6 +67,7 @@ class FeatureStore:
         self._keys: dict[str, Key] = {}  # of the images that will be asked for
         self.faults: dict[str, str] = {}
         """What is wrong with images that `fill` could not use, by their names."""
+        self._held = InUse(self.folder)
         self._refresh()
 
     def __len__(self) -> int:
@@ -73,7 +75,7 @@ class FeatureStore:
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process maps the files itself, and encodes nothing.
-        return {**self.__dict__, "_encoder": None, "_shards": dict.fromkeys(self._shards)}
+        return {**self.__dict__, "_encoder": None, "_held": None, "_shards": dict.fromkeys(self._shards)}
 
     @property
     def shape(self) -> tuple[int, ...]:

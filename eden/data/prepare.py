@@ -10,11 +10,12 @@ import numpy as np
 from rich.console import Console
 
 from ..checkpoint import speech_model_of_run
-from ..core.console import progress
+from ..core.console import AS_IT_IS, progress
 from ..core.processes import cores
 from ..errors import DataError, RecipeError
 from ..media.speech import Transcriber
 from ..recipe import DataSection, Recipe, SourceSection
+from .cache import shrink, size_limit
 from .store import RecordStore, Samples
 from .transcripts import HeardStore, TranscriptStore, heard_words, words_or_faults
 from .validate import load_samples
@@ -34,6 +35,8 @@ def read_data(recipe: Recipe, console: Console) -> tuple[Samples, Samples, list[
     """
     section = recipe.data
     skipped: list[str] = []
+    for entry in shrink(size_limit()):
+        console.print(f"removed from the cache, which was above EDEN_CACHE_GB: {entry.path}", **AS_IT_IS)
 
     def read(source: SourceSection) -> Samples:
         with progress(console) as bar:

@@ -19,9 +19,10 @@ import numpy as np
 
 from ..errors import Fault, MessageError
 from ..messages import Audio, Image, Message, Text, check_conversation
-from .cache import cached_table, data_folder, forget_earlier, in_use, open_table
+from .cache import InUse, cached_table, data_folder, forget_earlier, open_table
 from .formats import Media, Sample, empty_error, id_of, open_with_media, parse
 from .image_index import Source, source_name
+from .parquet import HUB
 from .records import DataFile, Record, RecordError
 
 if TYPE_CHECKING:
@@ -64,9 +65,10 @@ class RecordStore:
 
     def __init__(self, data: DataFile, media: Media, on_progress: Progress | None = None):
         self.data, self.media = data, media
-        self.folder = data_folder(str(Path(data.path).absolute()), f"{FORMAT} {data.identity}")
+        path = data.path if data.path.startswith(HUB) else str(Path(data.path).absolute())
+        self.folder = data_folder(path, f"{FORMAT} {data.identity}")
         self._path = self.folder / "records.arrow"
-        self._held = in_use(self.folder)
+        self._held = InUse(self.folder)
 
         def build(beside: Path) -> None:
             _write(data, beside, on_progress)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core.environment import versions
 from ..core.processes import cores, processes
 from ..messages import to_chat
 from ..model.loss import IGNORE_INDEX
@@ -110,15 +111,12 @@ class _Lists:
 
 def fingerprint(processor: MultimodalPhiProcessor) -> str:
     """Changes with everything that ids and labels depend on beside the sample: tokenizer, template, image tokens."""
-    import tokenizers
-    import transformers
-
     tokenizer = processor.tokenizer
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     for name in ("padding", "truncation"):  # left over from the last call
         state.pop(name, None)
     parts = (state, tokenizer.special_tokens_map, processor.chat_template, processor.num_image_tokens)
-    return digest(f"{FORMAT} {transformers.__version__} {tokenizers.__version__} {json.dumps(parts, default=str)}")
+    return digest(f"{FORMAT} {versions('transformers', 'tokenizers')} {json.dumps(parts, default=str)}")
 
 
 def _write(

@@ -20,7 +20,7 @@ import numpy as np
 from ..core.files import cache_folder, sha256, storage_error
 from ..errors import AudioError, DataError
 from ..media.speech import Transcriber
-from ..messages import AudioSource, transcribe_message
+from ..messages import AudioSource, MediaSource, transcribe_message
 from .cache import digest
 from .formats import Sample
 from .store import RecordStore
@@ -64,7 +64,7 @@ class TranscriptStore:
             AudioError: it cannot be read.
             StorageError: the disk is full.
         """
-        key = _digest(source)
+        key = content_digest(source)
         if key not in self._words:
             text = self.transcriber.transcribe(source).text
             row = json.dumps({"sha256": key, "text": text}, ensure_ascii=False)
@@ -188,17 +188,21 @@ class HeardStore(RecordStore):
 
 
 def _name(source: AudioSource) -> str:
-    return _digest(source) if isinstance(source, bytes | np.ndarray) else str(source)
+    return content_digest(source) if isinstance(source, bytes | np.ndarray) else str(source)
 
 
-def _digest(source: AudioSource) -> str:
-    if isinstance(source, np.ndarray):
-        return hashlib.sha256(source.tobytes()).hexdigest()
+def content_digest(source: AudioSource | MediaSource) -> str:
+    """The SHA-256 of a recording or a picture: of its file's bytes, or of its samples or pixels.
+
+    Raises:
+        AudioError: it cannot be read.
+    """
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
+    if not isinstance(source, str | Path):
+        values = np.asarray(source)
+        return hashlib.sha256(f"{values.shape} {values.dtype}".encode() + values.tobytes()).hexdigest()
     try:
         return sha256(Path(source))
     except OSError as error:
-        raise AudioError(
-            f"cannot read the recording ({error.strerror})", where=str(source), hint="Check the path."
-        ) from None
+        raise AudioError(f"cannot be read ({error.strerror})", where=str(source), hint="Check the path.") from None

@@ -11,12 +11,15 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..core.files import storage_error, write_file
+from ..data.transcripts import content_digest
 from ..errors import InputError
+from ..messages import Text
 from .task import Question, Task
 
 SETTINGS, PREDICTIONS, RESULT, REPORT = "settings.json", "predictions.jsonl", "result.json", "report.html"
@@ -148,14 +151,18 @@ def model_fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def task_fingerprint(task: Task) -> str:
-    """All that is asked in a task and what is expected, as one number; images by their names."""
-    digest = hashlib.sha256()
+    """All that is asked in a task and what is expected, as one number; pictures and recordings by their content.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    digest, of_file = hashlib.sha256(), cache(content_digest)
     for group, questions in task.groups.items():
         for question in questions:
             said = [(message.role, message.text) for message in question.messages]
-            sources = [image.source for message in question.messages for image in message.images]
-            images = [Path(source).name for source in sources if isinstance(source, str | Path)]
-            digest.update(json.dumps([group, *_identity(question), said, images]).encode())
+            sources = [part.source for m in question.messages for part in m.content if not isinstance(part, Text)]
+            media = [of_file(of) if isinstance(of, str | Path) else content_digest(of) for of in sources]
+            digest.update(json.dumps([group, *_identity(question), said, media]).encode())
     return digest.hexdigest()[:16]
 
 

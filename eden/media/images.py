@@ -214,7 +214,8 @@ def _opened_file(path: str | Path) -> io.FileIO:
 
 
 def _at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # else opening a pipe waits for somebody who writes
+    # Else opening a pipe waits for somebody who writes; Windows has none among its files.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextmanager

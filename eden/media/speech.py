@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..core.environment import versions
 from ..core.files import cache_folder, new_folder, sha256
 from ..core.location import EDEN_TINY, EDEN_TINY_FOLDER, refuse_missing_folder
 from ..core.private_api import whisper_class
@@ -126,9 +127,10 @@ class Transcriber:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with what a transcript depends on besides the recording: weights, language, how it is decoded."""
+        """Changes with what a transcript depends on besides the recording: weights, language, decoding, libraries."""
         decoding = (self.language, self._number_format, self.beam_size, BLOCK_SECONDS, PAUSE_MS, PADDING_MS, JOINED)
-        settings = f"{sha256(self._folder / 'model.bin')} {decoding}"
+        made_by = versions("faster-whisper", "ctranslate2", "av")
+        settings = f"{sha256(self._folder / 'model.bin')} {decoding} {made_by}"
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
     def transcribe(

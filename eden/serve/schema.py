@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..errors import AudioError, CheckpointError, ContextError, EngineStopped, ImageError, InputError, OverloadError
 from ..messages import Audio, Image, Message, Part, Role, Text
@@ -102,6 +103,9 @@ class AudioPart(_Wire):
 ContentPart: TypeAlias = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
 
 
+NO_TOOLS = "this server calls no tools, and reads no calls and results of others' either; leave those turns out"
+
+
 class ChatMessage(_Wire):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
@@ -112,6 +116,15 @@ class ChatMessage(_Wire):
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
     function_call: None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_without_tools(cls, fields: Any) -> Any:
+        if type(fields) is dict:
+            calls = fields.get("tool_calls") or fields.get("function_call")
+            if calls or fields.get("role") in ("tool", "function"):
+                raise PydanticCustomError("unsupported", NO_TOOLS)
+        return fields
 
 
 StopString: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -339,7 +352,8 @@ def _refusal(error: ValidationError) -> RequestError:
         return RequestError(f"only {expected} is supported", param=name, code="unsupported_parameter")
     if made_up or kind == "none_required" or (kind == "too_long" and context["max_length"] == 0):
         return RequestError("not supported by this server", param=name, code="unsupported_parameter")
-    return RequestError(f"{message[:1].lower()}{message[1:]}", param=name or None)
+    code = "unsupported_parameter" if kind == "unsupported" else "invalid_value"
+    return RequestError(f"{message[:1].lower()}{message[1:]}", param=name or None, code=code)
 
 
 def _field_name(location: tuple[int | str, ...], made_up: bool = False) -> str:

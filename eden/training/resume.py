@@ -1,7 +1,7 @@
 """Where a run begins: in a new folder, or, with --resume, at the last whole checkpoint of the very same run.
 
 A run's folder says which run it is from before the first step on: its recipe, and in run.json how many rows a step
-reads, of how many samples and tokens.
+reads, of how many samples and tokens, in which number format, and whether its images' features are cached.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ARTIFACT = ("adapter_config.json", "adapter_model.safetensors", CARD)
 """A finished run's files; the card is written last, but for the report, which can be made again."""
 
 MAY_CHANGE = (
-    "data.features",
+    "data.features",  # `auto` stays what it became; what it may be named anew is looked at by itself
     "data.on_error",  # a run that has begun has no sample that `fail` would refuse
     "training.output_dir",
     "training.max_steps",
@@ -57,10 +57,12 @@ class Start:
     Attributes:
         checkpoint: to go on from; None at the beginning.
         finished: the run has come to its end, and its artifact is whole: nothing is left to do.
+        features: how the run that goes on got at its images, `cached` or `live`.
     """
 
     checkpoint: Path | None
     finished: bool = False
+    features: str | None = None
 
 
 def find_start(recipe: Recipe, arguments: TrainingArguments, resume: bool, console: Console) -> Start:
@@ -78,14 +80,14 @@ def begin(
     recipe: Recipe,
     arguments: TrainingArguments,
     train_set: ConversationDataset,
-    computed_in: str,
+    ways: dict[str, str],
     start: Start,
     console: Console,
 ) -> None:
-    """Writes into the run's folder which run it is, before its first step; the main process writes.
+    """Writes into the run's folder which run it is, before its first step; the main process does.
 
-    `computed_in` is the number format of its products. The card and the report of an earlier end are removed, for the
-    run is at its end no more.
+    `ways` are the number format of its products, `computed_in`, and how it gets at its images, `features`. The card and
+    the report of an earlier end are removed, for the run is at its end no more.
 
     Raises:
         DataError: the run goes on, and its samples are not as many or as long as those it began with: the ones it has
@@ -95,10 +97,11 @@ def begin(
     folder = Path(arguments.output_dir)
     run = {"rows_a_step": rows_a_step(arguments), "samples": len(train_set), "tokens": int(train_set.lengths.sum())}
     begun = _facts(folder) if start.checkpoint is not None else {}
-    computed = str(begun.pop("computed_in", computed_in))
-    if computed != computed_in and distributed.is_main():
+    computed, now = str(begun.pop("computed_in", ways["computed_in"])), ways["computed_in"]
+    begun.pop("features", None)
+    if computed != now:
         console.print(
-            f"the run began in {computed} and goes on in {computed_in}, which is what this machine computes in: its "
+            f"the run began in {computed} and goes on in {now}, which is what this machine computes in: its "
             "losses will not be those of the uninterrupted run to the last digit",
             **AS_IT_IS,
         )
@@ -109,11 +112,10 @@ def begin(
             where=str(folder / RUN),
             hint="Bring the data back as it was, or begin another run in another training.output_dir.",
         )
-    if distributed.is_main():
-        recipe.save(folder / RECIPE)
-        write_file(folder / RUN, json.dumps(run | {"computed_in": computed_in}, indent=1))
-        for name in (CARD, REPORT):
-            (folder / name).unlink(missing_ok=True)
+    recipe.save(folder / RECIPE)
+    write_file(folder / RUN, json.dumps(run | ways, indent=1))
+    for name in (CARD, REPORT):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -171,7 +173,7 @@ def _last_point(recipe: Recipe, arguments: TrainingArguments, last: Path | None)
         raise RecipeError("there is no checkpoint to resume from", where=str(folder), hint=hint)
     state, steps = _state(last), arguments.max_steps
     at_its_end = state["global_step"] >= steps if steps > 0 else state["epoch"] >= arguments.num_train_epochs
-    return Start(last, finished=at_its_end and complete)
+    return Start(last, at_its_end and complete, _facts(folder).get("features"))
 
 
 def _refuse_another_run(begun: Recipe, recipe: Recipe, arguments: TrainingArguments) -> None:
@@ -182,8 +184,15 @@ def _refuse_another_run(begun: Recipe, recipe: Recipe, arguments: TrainingArgume
             where=str(folder / RECIPE),
             hint=f"Set {key}={_written(then)} to go on with it, or begin another run in another training.output_dir.",
         )
+    facts, features = _facts(folder), recipe.data.features
+    if features not in ("auto", was := facts.get("features", features)):
+        raise RecipeError(
+            f"data.features is {features}, and the run began with {was}",
+            where=str(folder / RUN),
+            hint=f"Set data.features={was}, or auto, to go on with it.",
+        )
     rows = rows_a_step(arguments)
-    before = _facts(folder).get("rows_a_step", rows)
+    before = facts.get("rows_a_step", rows)
     if rows != before:
         raise RecipeError(
             f"a step reads {rows} rows, and the run began with {before}",

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from ..data.formats import Sample
 from ..data.packing import PackedDataset
 from ..data.prepare import read_data
 from ..data.store import Samples
-from ..errors import InputError, first_line
+from ..errors import InputError, RunError, first_line
 from ..inference.assistant import Assistant
 from ..media.images import open_image
 from ..recipe import Recipe, load_recipe
@@ -87,11 +87,10 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     if start.finished:
         return _earlier_result(run.folder)
     run.load()
-    run.encode()
+    run.encode(start)
     run.fit(start)
-    run.write()
+    distributed.from_main(run.write)
     run.try_report()
-    distributed.wait()
     return TrainingResult(run.folder, run.folder / REPORT, run.log, run.skipped)
 
 
@@ -139,6 +138,7 @@ class Run:
         checkpoint: the model with its adapters, once it is loaded.
         train_set: samples to learn from, once they are encoded.
         eval_set: held-out ones.
+        features: `cached` or `live`: how it gets at its images, once they are encoded.
         log: Trainer's log rows, once the model is trained.
         shown: held-out samples that the report shows, with the answers from before training in `before`.
         facts: what model card and report say of the run.
@@ -147,6 +147,7 @@ class Run:
     checkpoint: Checkpoint
     train_set: ConversationDataset
     eval_set: ConversationDataset
+    features: str
     log: list[dict[str, Any]]
     shown: list[Sample]
     before: list[str]
@@ -161,7 +162,16 @@ class Run:
 
     @cached_property
     def numeric_format(self) -> NumericFormat:
-        """What the run computes in on this machine, and why."""
+        """What the run computes in, and why; the main process decides it by its machine.
+
+        Raises:
+            RunError: another process's machine would compute in another format.
+        """
+        chosen = distributed.from_main(self._numeric_format_here)
+        distributed.together(lambda: _refuse_another(chosen, self._numeric_format_here()))
+        return chosen
+
+    def _numeric_format_here(self) -> NumericFormat:
         here, training = numeric_format(), self.recipe.training
         asked_for = (
             "bfloat16" if training.get("bf16") else "float16" if training.get("fp16") else self.recipe.model.dtype
@@ -176,33 +186,34 @@ class Run:
     def load(self) -> None:
         """Reads the samples and loads the model."""
         set_seed(self.arguments.seed)
-        with distributed.main_first():  # what is heard and counted is kept, and found by the others
-            *self._samples, skipped = read_data(self.recipe, self.console)
+        distributed.main_first(lambda: checkpoints.check_model(self.recipe.model))  # reading data may take minutes
+        # What is heard and counted is kept, and found by the others.
+        *self._samples, skipped = distributed.main_first(lambda: read_data(self.recipe, self.console))
         self._skip("skipped", skipped)
         self.console.print(str(self.numeric_format), **AS_IT_IS)
         with self.console.status(f"loading {self.recipe.model.base or self.recipe.model.language}"):
-            self.checkpoint = checkpoints.load_for_training(self.recipe)
+            self.checkpoint = distributed.together(lambda: checkpoints.load_for_training(self.recipe))
 
-    def encode(self) -> None:
-        """Makes the samples data sets, and their images features where that is the recipe's way."""
+    def encode(self, start: Start) -> None:
+        """Makes the samples data sets, and their images features where that is the recipe's way or the run's."""
         train_samples, eval_samples = self._samples
         self.train_set = self._encoded("training", train_samples, self.recipe.data.row_length)
         self.eval_set = self._encoded("held-out", eval_samples)
         self._check_not_empty()
         self._print_parameters()
-        if self.recipe.data.features != "live":
-            self._use_features()
+        self._use_features(start.features or self.recipe.data.features)
 
     def fit(self, start: Start) -> None:
         """Trains to the end, and has held-out questions answered before."""
         self.shown = self._pick_samples()
-        self.before = self._answers(self.shown)
+        self.before = distributed.from_main(lambda: self._answers(self.shown))
         rows = self._packed()
-        begin(self.recipe, self.arguments, self.train_set, self.numeric_format.name, start, self.console)
+        ways = {"computed_in": self.numeric_format.name, "features": self.features}
+        distributed.from_main(lambda: begin(self.recipe, self.arguments, self.train_set, ways, start, self.console))
         trainer = EdenTrainer(
             self.checkpoint, self.arguments, rows, self.eval_set if len(self.eval_set) else None, self.console
         )
-        self.log = trainer.run(start.checkpoint)
+        self.log = distributed.together(partial(trainer.run, start.checkpoint))
         self.steps, weights = trainer.state.global_step, trainer.gathered() if trainer.is_sharded else None
         trainer.accelerator.free_memory()  # the optimizer is not needed any more, and answering is
         del trainer
@@ -210,9 +221,7 @@ class Run:
             self.checkpoint = checkpoints.load_for_training(self.recipe, weights)
 
     def write(self) -> None:
-        """Writes the artifact; the main process does."""
-        if not distributed.is_main():
-            return
+        """Writes the artifact."""
         self.facts, recipe, folder = self._facts(), self.recipe.to_yaml(), self.folder
         with self.console.status("saving the artifact"):
             checkpoints.save(self.checkpoint, folder)
@@ -224,8 +233,9 @@ class Run:
         """Writes the report; nothing that goes wrong in it may end a run whose artifact is whole."""
         for dataset in (self.train_set, self.eval_set):
             self._skip("left out of the loss:", dataset.damaged(distributed.summed(dataset.damage.int())))
-        if not distributed.is_main():
-            return
+        distributed.from_main(self._try_report)
+
+    def _try_report(self) -> None:
         try:
             self.report()
         except Exception as error:
@@ -280,7 +290,7 @@ class Run:
         if is_dequantized(self.checkpoint.core):
             self.console.print(DEQUANTIZED, highlight=False)
 
-    def _use_features(self) -> None:
+    def _use_features(self, choice: str) -> None:
         """Samples whose images gave none are left out."""
         train_set, row_length = self.train_set, self.recipe.data.row_length
         images = train_set.samples.images() | self.eval_set.samples.images()
@@ -289,7 +299,9 @@ class Run:
             rows = math.ceil(train_set.lengths.sum() / row_length)  # best fit leaves little of them empty
         reads = Schedule.of(self.arguments, rows).epochs * train_set.samples.number_of_images
         encoder = VisionEncoder.of(self.checkpoint)
-        features = open_features(self.recipe, encoder, list(images.values()), reads, self.console)
+        batch = self.arguments.per_device_train_batch_size
+        features = open_features(choice, encoder, list(images.values()), reads, batch, self.console)
+        self.features = "live" if features is None else "cached"
         if features is not None:
             self._skip("skipped", [*train_set.use_features(features), *self.eval_set.use_features(features)])
             self._check_not_empty()
@@ -352,6 +364,14 @@ class Run:
         if losses := [row["eval_loss"] for row in self.log if "eval_loss" in row]:
             facts["evaluation loss"] = round(float(losses[-1]), 4)
         return facts
+
+
+def _refuse_another(chosen: NumericFormat, here: NumericFormat) -> None:
+    if here.name != chosen.name:
+        raise RunError(
+            f"this machine computes in {here.name}, and that of the main process in {chosen.name}",
+            hint="Give the run machines of one kind, or a format all have: model.dtype=float32, training.bf16=false.",
+        )
 
 
 def _prediction(sample: Sample, before: str, after: str) -> Prediction:
