@@ -350,15 +350,14 @@ def peak_flops() -> float | None:
 
 
 def liger_loss(
-    hidden_states: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int
+    hidden_states: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int
 ) -> torch.Tensor:
     """`eden.model.loss.answer_loss` by Liger's kernel."""
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-    targets = labels[:, 1:]
     of_answers = targets != IGNORE_INDEX
     kernel = LigerFusedLinearCrossEntropyLoss(reduction="sum")
-    return kernel(head, hidden_states[:, :-1][of_answers], targets[of_answers]) / num_items_in_batch
+    return kernel(head, hidden_states[of_answers], targets[of_answers]) / num_items_in_batch
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ..core.environment import versions
 from ..core.private_api import attention_of
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig
-from ..model.modeling import image_features
+from ..model.modeling import run_tower
 from ..recipe import ModelSection, Recipe
 from .artifact import Artifact
 from .backbones import LoadOptions, readable
@@ -62,7 +62,7 @@ class VisionEncoder:
     @torch.inference_mode()
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels [I,3,H,W] -> features [I,N,Dv], as the model itself takes them."""
-        return image_features(self.tower, pixels.to(self.tower.device), self.feature, self.layer)
+        return run_tower(self.tower, pixels.to(self.tower.device), self.feature, self.layer).pooler_output
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig, Phi3Config, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 
 @strict
@@ -27,10 +26,8 @@ class MultimodalPhiConfig(PreTrainedConfig):
     """
 
     model_type = "multimodal_phi"
-    sub_configs_defaults = {
-        "vision_config": SubConfigSpec(config_class=CLIPVisionConfig),
-        "text_config": SubConfigSpec(config_class=Phi3Config),
-    }
+    sub_configs_defaults = {"vision_config": CLIPVisionConfig, "text_config": Phi3Config}
+    sub_configs = sub_configs_defaults  # what transformers before 5.23 asks for; it does not make them of dictionaries
 
     vision_config: Any = None
     text_config: Any = None
@@ -41,6 +38,12 @@ class MultimodalPhiConfig(PreTrainedConfig):
     projector_hidden_act: str = "gelu"
     backbones: dict[str, dict[str, str | None]] | None = None
     tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name, config_class in self.sub_configs.items():
+            if not isinstance(getattr(self, name), PreTrainedConfig):
+                setattr(self, name, config_class(**(getattr(self, name) or {})))
+        super().__post_init__(**kwargs)
 
     @property
     def image_feature_size(self) -> int:

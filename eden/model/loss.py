@@ -13,7 +13,7 @@ PIECE = 256
 def answer_loss(
     hidden_states: torch.Tensor,
     head: torch.Tensor,
-    labels: torch.Tensor,
+    targets: torch.Tensor,
     num_items_in_batch: torch.Tensor | int,
 ) -> torch.Tensor:
     """The cross-entropy of the next token, as transformers' `ForCausalLMLoss` gives it on all logits.
@@ -21,7 +21,7 @@ def answer_loss(
     Args:
         hidden_states: of the last layer [B,T,D].
         head: the head's weights [V,D]. They get no gradient: Eden trains no head.
-        labels: [B,T], -100 where no loss is taken.
+        targets: the token behind each position [B,T], -100 where no loss is taken.
         num_items_in_batch: what the sum is divided by: the supervised positions of a whole step.
 
     Returns:
@@ -34,10 +34,11 @@ def answer_loss(
         raise ValueError("the head is in training, and this loss has no gradient for it: ask for the logits")
     if isinstance(head, DTensor):  # each process holds a part of it (FSDP)
         head = head.full_tensor()
-    targets = labels[:, 1:].to(hidden_states.device)
+    targets = targets.to(hidden_states.device)
     supervised = targets != IGNORE_INDEX
-    states = hidden_states[:, :-1][supervised]
-    total: torch.Tensor = _SummedCrossEntropy.apply(states, head, targets[supervised])  # type: ignore[no-untyped-call]
+    total: torch.Tensor = _SummedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_states[supervised], head, targets[supervised]
+    )
     return total / num_items_in_batch
 
 

@@ -17,12 +17,29 @@ from torch import nn
 from transformers import CLIPVisionModelWithProjection, GenerationMixin, Phi3Model, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, torch_compilable_check
+from transformers.utils.generic import can_return_tuple
 
 from .attention import PACKED_SDPA
 from .configuration import MultimodalPhiConfig
 from .loss import IGNORE_INDEX, answer_loss
 from .projection import ProjectionBlock
+
+try:
+    from transformers.modeling_utils import slice_logits_to_keep
+except ImportError:  # before 5.23; a checkpoint's files run from 5.16 on
+
+    def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return hidden_states[:, kept]
+
+
+@dataclass
+class MultimodalPhiModelOutput(BaseModelOutputWithPast):
+    """Language model output, plus `image_hidden_states`: the image embeddings [I,N,D] of this call, if any."""
+
+    image_hidden_states: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -32,20 +49,38 @@ class MultimodalPhiOutput(CausalLMOutputWithPast):
     image_hidden_states: torch.FloatTensor | None = None
 
 
-def image_features(
-    tower: CLIPVisionModelWithProjection, pixel_values: torch.Tensor, feature: str, layer: int
-) -> torch.Tensor:
-    """Pixels [I,3,H,W] -> image features [I,N,Dv], without gradient: the tower is always frozen."""
+RECORDED = ("output_hidden_states", "output_attentions")
+
+
+def run_tower(
+    tower: CLIPVisionModelWithProjection, pixel_values: torch.Tensor, feature: str, layer: int, **kwargs: Any
+) -> BaseModelOutputWithPooling:
+    """Pixels [I,3,H,W] -> image features [I,N,Dv] as `pooler_output`; a tower that is frozen keeps nothing for gradients.
+
+    `last_hidden_state` are the tower's states [I,1+patches,hidden size] that the features are made of; all states and
+    the attentions are there if `kwargs` or the tower's configuration ask for them.
+    """
     pixel_values = pixel_values.to(tower.dtype)
-    with torch.no_grad():
-        if feature == "pooled":
-            return tower(pixel_values).image_embeds.unsqueeze(1)
+    if feature == "pooled":
+        outputs = tower(pixel_values, **kwargs)
+        states, features = outputs.last_hidden_state, outputs.image_embeds.unsqueeze(1)
+    elif any(kwargs.get(name, getattr(tower.config, name, False)) for name in RECORDED):
+        outputs = tower(pixel_values, **{**kwargs, "output_hidden_states": True})
+        states = outputs.hidden_states[layer]
+        features = states[:, 1:]  # the class token is dropped
+    else:
         # The states behind the chosen layer, -1 being the last; the layers after it are not computed.
-        vision = tower.vision_model
+        outputs, vision = BaseModelOutputWithPooling(), tower.vision_model
         states = vision.pre_layrnorm(vision.embeddings(pixel_values))
         for encoder_layer in vision.encoder.layers[: range(len(vision.encoder.layers) + 1)[layer]]:
             states = encoder_layer(states, None)
-        return states[:, 1:]  # the class token is dropped
+        features = states[:, 1:]
+    return BaseModelOutputWithPooling(
+        last_hidden_state=states,
+        pooler_output=features,
+        hidden_states=outputs.hidden_states,
+        attentions=outputs.attentions,
+    )
 
 
 class MultimodalPhiPreTrainedModel(PreTrainedModel):
@@ -60,6 +95,7 @@ class MultimodalPhiPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
 
 
 class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
@@ -73,6 +109,13 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
         )
         self.language_model = Phi3Model._from_config(config.text_config)
         self.post_init()
+        self.vision_tower.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "MultimodalPhiModel":
+        """As torch's. The tower stays frozen: `from_pretrained` makes its parameters anew, and ends with `eval()`."""
+        super().train(mode)
+        self.vision_tower.requires_grad_(False)
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -82,45 +125,55 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels [I,3,H,W] -> image features [I,N,Dv]."""
-        return image_features(
-            self.vision_tower, pixel_values, self.config.vision_feature, self.config.vision_feature_layer
-        )
+        config = self.config
+        return run_tower(
+            self.vision_tower, pixel_values, config.vision_feature, config.vision_feature_layer
+        ).pooler_output
 
+    @can_return_tuple
     def get_image_features(
         self,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """Exactly one of pixels [I,3,H,W] or image features [I,N,Dv]; `.pooler_output` is the embeddings [I,N,D]."""
+        """Exactly one of pixels [I,3,H,W] or image features [I,N,Dv]; `.pooler_output` is the embeddings [I,N,D].
+
+        Of pixels, the rest is the tower's (`run_tower`); features come back as `last_hidden_state`.
+        """
         if (pixel_values is None) == (image_features is None):
             raise ValueError("pass pixel_values or image_features, exactly one of the two")
-        features = self.encode_images(pixel_values) if pixel_values is not None else image_features
-        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=self.projector(features))
+        if pixel_values is None:
+            outputs = BaseModelOutputWithPooling(last_hidden_state=image_features, pooler_output=image_features)
+        else:
+            config = self.config
+            outputs = run_tower(
+                self.vision_tower, pixel_values, config.vision_feature, config.vision_feature_layer, **kwargs
+            )
+        outputs.pooler_output = self.projector(outputs.pooler_output)
+        return outputs
 
-    def merge_image_embeddings(
-        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_embeds: torch.Tensor
+    def image_mask(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, num_images: int, width: int
     ) -> torch.Tensor:
-        """Replaces the embeddings [B,T,D] of `<|image|>` tokens, in reading order, by those of the images [I,N,D].
+        """Where the `<|image|>` tokens are [B,T], by their ids [B,T], or else by their embeddings [B,T,D].
 
         Raises:
-            ValueError: the number of `<|image|>` tokens is not I * N; the message says both.
+            ValueError: their number is not that of `num_images` images of `width` tokens; the message says both.
         """
-        if input_ids is None:
-            image_token = self.get_input_embeddings()(
-                torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
-            )
-            mask = (inputs_embeds == image_token).all(-1)
+        if input_ids is None or not input_ids.numel():  # generate() makes empty ids of embeddings
+            token = torch.full((), self.config.image_token_id, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
         else:
-            mask = input_ids == self.config.image_token_id  # [B,T]
-        num_tokens, num_embeddings = int(mask.sum()), image_embeds.shape[0] * image_embeds.shape[1]
-        if num_tokens != num_embeddings:
-            raise ValueError(
-                f"the text holds {num_tokens} <|image|> tokens but the images give {num_embeddings} embeddings "
-                f"({image_embeds.shape[0]} images of {image_embeds.shape[1]} tokens)"
-            )
-        image_embeds = image_embeds.to(inputs_embeds.device, inputs_embeds.dtype)
-        return inputs_embeds.masked_scatter(mask.unsqueeze(-1), image_embeds)
+            mask = input_ids == self.config.image_token_id
+        torch_compilable_check(
+            mask.sum() == num_images * width,
+            lambda: (
+                f"the text holds {int(mask.sum())} <|image|> tokens but the images give {num_images * width} "
+                f"embeddings ({num_images} images of {width} tokens)"
+            ),
+        )
+        return mask
 
     def pack(self, sample_lengths: Sequence[int], inputs_embeds: torch.Tensor) -> dict[str, Any]:
         """What keeps the samples of one row [1,T,D] apart, in the words of the attention that runs.
@@ -143,6 +196,7 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
             return packed | {f"{name}_{side}": value for name, value in of_kernel.items() for side in "qk"}
         return packed  # transformers sees by the positions where a sample begins, and masks the others out
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,  # [B,T]
@@ -153,16 +207,18 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
         pixel_values: torch.FloatTensor | None = None,  # [I,3,H,W]
         image_features: torch.FloatTensor | None = None,  # [I,N,Dv]
         sample_lengths: Sequence[int] | None = None,  # of samples packed into one row, B = 1; they see only themselves
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MultimodalPhiModelOutput:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass input_ids or inputs_embeds, exactly one of the two")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # [B,T,D]
         image_embeds = None
         if pixel_values is not None or image_features is not None:
-            image_embeds = self.get_image_features(pixel_values, image_features).pooler_output  # [I,N,D]
-            inputs_embeds = self.merge_image_embeddings(input_ids, inputs_embeds, image_embeds)
+            images = self.get_image_features(pixel_values, image_features, return_dict=True)
+            image_embeds = images.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)  # [I,N,D]
+            mask = self.image_mask(input_ids, inputs_embeds, *image_embeds.shape[:2])  # [B,T]
+            inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1), image_embeds)  # in reading order
         if sample_lengths is not None:
             packed = self.pack(sample_lengths, inputs_embeds)
             attention_mask, position_ids = packed.pop("attention_mask"), packed.pop("position_ids")
@@ -174,14 +230,20 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
             past_key_values=past_key_values,
             **kwargs,
         )
-        outputs["image_hidden_states"] = image_embeds
-        return outputs
+        return MultimodalPhiModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_embeds,
+        )
 
 
 class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, GenerationMixin):
     """The whole model: `MultimodalPhiModel` and a language modeling head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: MultimodalPhiConfig):
         super().__init__(config)
@@ -201,9 +263,12 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head = value
 
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def get_image_features(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
         return self.model.get_image_features(pixel_values, **kwargs)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,  # [B,T]
@@ -214,15 +279,17 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
         pixel_values: torch.FloatTensor | None = None,  # [I,3,H,W]
         image_features: torch.FloatTensor | None = None,  # [I,N,Dv]
         labels: torch.LongTensor | None = None,  # [B,T], -100 where no loss is taken
+        shift_labels: torch.LongTensor | None = None,  # [B,T], the labels of the positions behind, in place of `labels`
         logits_to_keep: int | torch.Tensor = 0,  # the last n positions; 0 keeps all
         return_logits: bool = True,  # False with labels: the loss alone, without logits of what is not supervised
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MultimodalPhiOutput:
-        if labels is not None:
+        if shift_labels is None and labels is not None:
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        if shift_labels is not None:
             kwargs.setdefault("use_cache", False)  # a loss needs none, and with one, packed samples see each other
         # What the loss alone takes; everything else is the language model's.
         supervised = kwargs.pop("num_items_in_batch", None)
-        kwargs.pop("return_dict", None)  # the output is always a dict-like object that also unpacks as a tuple
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -231,22 +298,28 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             image_features=image_features,
+            return_dict=True,
             **kwargs,
         )
         states = outputs.last_hidden_state
-        if labels is not None:
+        if shift_labels is not None:
             if supervised is None:
-                supervised = (labels[:, 1:] != IGNORE_INDEX).sum()
+                supervised = (shift_labels != IGNORE_INDEX).sum()
             # A batch may have none, if its images turned out damaged: that is a loss of 0, not 0/0.
             supervised = torch.as_tensor(supervised).clamp(min=1)
         loss = logits = None
         if return_logits:
             logits = self.lm_head(slice_logits_to_keep(states, logits_to_keep))  # [B,T,V]
-            if labels is not None:
-                vocab_size = self.config.text_config.vocab_size
-                loss = self.loss_function(logits, labels, vocab_size=vocab_size, num_items_in_batch=supervised)
-        elif labels is not None:
-            loss = answer_loss(states, self.lm_head.weight, labels, supervised)
+            if shift_labels is not None:
+                loss = self.loss_function(
+                    logits,
+                    labels,
+                    vocab_size=self.config.text_config.vocab_size,
+                    num_items_in_batch=supervised,
+                    shift_labels=shift_labels,
+                )
+        elif shift_labels is not None:
+            loss = answer_loss(states, self.lm_head.weight, shift_labels, supervised)
         else:
             raise ValueError("without labels there is nothing to return but logits")
         return MultimodalPhiOutput(
@@ -259,13 +332,43 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
         )
 
     def prepare_inputs_for_generation(
-        self, input_ids: torch.LongTensor, is_first_iteration: bool = False, **kwargs: Any
+        self,
+        input_ids: torch.LongTensor,
+        inputs_embeds: torch.Tensor | None = None,  # by this name generate() knows that it may be given them
+        is_first_iteration: bool = False,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Images enter with the prompt; later steps read them from the cache."""
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
         if not is_first_iteration and kwargs.get("use_cache", True):
             inputs["pixel_values"] = inputs["image_features"] = None
         return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.LongTensor, dict[str, Any]]:
+        """A prompt that is repeated takes its images along as a group, [a b] -> [a b a b], not each for itself."""
+        images, width = {}, self.config.num_image_tokens
+        for name in ("pixel_values", "image_features"):
+            if expand_size > 1 and kwargs.get(name) is not None:
+                values = kwargs.pop(name)
+                mask = self.model.image_mask(input_ids, kwargs.get("inputs_embeds"), len(values), width)
+                groups = values.split((mask.sum(-1) // width).tolist())
+                images[name] = torch.cat([group.repeat(expand_size, *[1] * (values.ndim - 1)) for group in groups])
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, kwargs | images
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers', which names the class that is saved; who builds the base model (vLLM) looks for its."""
+        base = f"{MultimodalPhiModel.__module__.rpartition('.')[2]}.{MultimodalPhiModel.__name__}"
+        self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | {"AutoModel": base}
+        super().save_pretrained(*args, **kwargs)
 
 
 __all__ = ["MultimodalPhiForConditionalGeneration", "MultimodalPhiModel"]

@@ -3,6 +3,7 @@
 conversation -> chat_template.jinja -> text, each image one <|image|> -> N copies per image -> ids [T], labels [T]
 """
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,13 @@ class MultimodalPhiProcessor(ProcessorMixin):
             had before any pixel is decoded).
 
         Raises:
-            ValueError: a training conversation (no generation prompt) contains control tokens in its text.
+            ValueError: a training conversation (no generation prompt) contains control tokens in its text; or a prompt
+                does, and this transformers is older than 5.23 and cannot encode them as plain text.
         """
         # transformers offers the assistant mask or the neutralising of control tokens, not both in one call: a
         # prompt needs no mask, and a training sample has no business carrying control tokens.
-        if not add_generation_prompt and (token := self.find_control_token(conversation)):
+        sanitizes = "sanitize_control_tokens" in signature(self.tokenizer.apply_chat_template).parameters
+        if not (add_generation_prompt and sanitizes) and (token := self.find_control_token(conversation)):
             raise ValueError(f"the text contains the control token {token}")
         is_begun = add_generation_prompt and conversation[-1]["role"] == "assistant"
         encoded = self.tokenizer.apply_chat_template(
