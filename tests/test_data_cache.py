@@ -368,7 +368,7 @@ def test_the_cache_is_listed_limited_and_cleared(tmp_path: Path, monkeypatch: py
     result = cli.eden("cache", "--clear")
     assert (a.exists(), b.exists(), transcripts.exists()) == (False, True, False), result.stdout
     assert held.folder == b and len(held) == 20
-    (b / "in-use-dead").write_text(json.dumps({"machine": platform.node(), "pid": 2**22 + 1, "began": 1.0}))
+    (b / f"in-use-{2**22 + 1}-1.0-x-{platform.node()}").touch()
     del held
     gc.collect()
     assert [entry.path for entry in shrink(0)] == [b], "the mark of a process that was killed holds nothing"

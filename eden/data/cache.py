@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 import psutil
 from filelock import FileLock
 
-from ..core.files import cache_folder, new_file, storage_error, write_file
+from ..core.files import cache_folder, new_file, storage_error
 from ..errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -105,11 +104,14 @@ class InUse:
 
     def __init__(self, folder: Path):
         self._process = os.getpid()
-        holder = {"machine": platform.node(), "pid": self._process, "began": psutil.Process().create_time()}
+        holder = f"{self._process}-{psutil.Process().create_time()}-{uuid.uuid4().hex}-{platform.node()}"
+        mark = folder / f"{_HELD}{holder}"
         try:
-            self._mark = write_file(folder / f"{_HELD}{uuid.uuid4().hex}", json.dumps(holder))
-        except StorageError as error:
-            raise _elsewhere(error) from error
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch(exist_ok=False)
+        except OSError as error:
+            raise _elsewhere(storage_error(error, mark)) from error
+        self._mark = mark
 
     def __del__(self) -> None:
         if os.getpid() == self._process and hasattr(self, "_mark"):  # a fork's copy is not what holds it
@@ -127,11 +129,11 @@ def _is_held(folder: Path) -> bool:
 
 def _holds(mark: Path) -> bool:
     try:
-        holder = json.loads(mark.read_text())
-        if holder["machine"] != platform.node():
+        process, began, _, machine = mark.name.removeprefix(_HELD).split("-", 3)
+        if machine != platform.node():
             return time.time() - mark.stat().st_mtime < _FORGOTTEN
-        return abs(psutil.Process(holder["pid"]).create_time() - holder["began"]) < 1  # else another got its number
-    except (OSError, ValueError, KeyError, psutil.Error):
+        return abs(psutil.Process(int(process)).create_time() - float(began)) < 1  # else another got its number
+    except (OSError, ValueError, psutil.Error):
         return False
 
 
