@@ -274,8 +274,9 @@ from datetime import timedelta
 import torch.distributed
 from eden.core import distributed
 from eden.errors import DataError, EdenError
-distributed.SILENCE, distributed.ALIVE_EVERY = timedelta(seconds=3), 0.1
+distributed.SILENCE, distributed.ALIVE_EVERY = timedelta(seconds=8), 0.1
 torch.distributed.init_process_group("gloo")
+distributed.from_main(bool)  # connects them, which would wait for a stopped one by torch's own limits
 def work(what):
     if not distributed.is_main():
         return distributed.wait()
@@ -285,7 +286,7 @@ def work(what):
         os.kill(os.getpid(), signal.SIGSTOP)
     if what == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(5)  # longer than the others would wait for one of which they hear nothing
+    time.sleep(10)  # longer than the others would wait for one of which they hear nothing
     return what
 try:
     print(getattr(distributed, sys.argv[1])(lambda: work(sys.argv[2])), flush=True)
