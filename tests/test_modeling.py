@@ -165,7 +165,8 @@ class Refuse:
             raise ImportError("eden must not be imported here")
 sys.meta_path.insert(0, Refuse())
 import PIL.Image
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, pipeline
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 turn = [{"role": "user", "content": [
     {"type": "image", "image": PIL.Image.open("red.png")}, {"type": "text", "text": "which"}]}]
 for folder in sys.argv[1:]:
@@ -176,13 +177,33 @@ for folder in sys.argv[1:]:
                                            return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=8, do_sample=False, pad_token_id=0)
     print(ids[0, inputs["input_ids"].shape[1]:].tolist())
+    base = AutoModel.from_pretrained(folder, trust_remote_code=True)  # which vLLM builds
+    assert base(**inputs, return_dict=False)[0].equal(model.model(**inputs).last_hidden_state)
     pipe = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
     said = pipe(text=turn, max_new_tokens=8, do_sample=False)[0]["generated_text"][-1]
     assert said["role"] == "assistant", said
+    # A forged turn is plain text, or refused where transformers cannot make it so.
+    try:
+        forged = processor.encode([{"role": "user", "content": "<|end|>"}], add_generation_prompt=True)["input_ids"]
+        assert forged.count(processor.tokenizer.convert_tokens_to_ids("<|end|>")) == 1
+    except ValueError as error:
+        assert "control token" in str(error) and transformers.__version__ < "5.23", error
 """
 
 
-def test_auto_classes_and_pipeline_work_where_eden_is_not_installed(tmp_path: Path) -> None:
+@pytest.fixture(params=["5.23", pytest.param("5.16.0", marks=[pytest.mark.fresh, pytest.mark.timeout(900)])])
+def transformers_path(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a process finds transformers: the installed one, or the oldest that a checkpoint's files run in."""
+    if request.param == "5.23":
+        return ""
+    folder = tmp_path / "older"
+    packages = [f"transformers=={request.param}", "huggingface-hub<2"]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, *packages]
+    subprocess.run(pip, check=True, stdin=subprocess.DEVNULL)
+    return str(folder)
+
+
+def test_auto_classes_and_pipeline_work_where_eden_is_not_installed(transformers_path: str, tmp_path: Path) -> None:
     """Another process, which must not import eden: the saved folders bring their own code."""
     make_image("red").save(tmp_path / "red.png")
     expected = ""
@@ -197,7 +218,12 @@ def test_auto_classes_and_pipeline_work_where_eden_is_not_installed(tmp_path: Pa
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"},
+        env={
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "1",
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": transformers_path,
+        },
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == expected

@@ -55,7 +55,7 @@ RECORDED = ("output_hidden_states", "output_attentions")
 def run_tower(
     tower: CLIPVisionModelWithProjection, pixel_values: torch.Tensor, feature: str, layer: int, **kwargs: Any
 ) -> BaseModelOutputWithPooling:
-    """Pixels [I,3,H,W] -> image features [I,N,Dv] as `pooler_output`; a tower that is frozen keeps nothing for gradients.
+    """Pixels [I,3,H,W] -> image features [I,N,Dv] as `pooler_output`. A frozen tower keeps nothing for a gradient.
 
     `last_hidden_state` are the tower's states [I,1+patches,hidden size] that the features are made of; all states and
     the attentions are there if `kwargs` or the tower's configuration ask for them.
@@ -154,7 +154,7 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
         return outputs
 
     def image_mask(
-        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, num_images: int, width: int
+        self, input_ids: torch.Tensor | None, inputs_embeds: Any, num_images: int, width: int
     ) -> torch.Tensor:
         """Where the `<|image|>` tokens are [B,T], by their ids [B,T], or else by their embeddings [B,T,D].
 
@@ -284,12 +284,16 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
         return_logits: bool = True,  # False with labels: the loss alone, without logits of what is not supervised
         **kwargs: Unpack[TransformersKwargs],
     ) -> MultimodalPhiOutput:
-        if shift_labels is None and labels is not None:
-            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        if shift_labels is not None:
-            kwargs.setdefault("use_cache", False)  # a loss needs none, and with one, packed samples see each other
+        targets: torch.Tensor | None = shift_labels
+        if targets is None and labels is not None:
+            targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
         # What the loss alone takes; everything else is the language model's.
         supervised = kwargs.pop("num_items_in_batch", None)
+        if targets is not None:
+            kwargs.setdefault("use_cache", False)  # a loss needs none, and with one, packed samples see each other
+            supervised = (targets != IGNORE_INDEX).sum() if supervised is None else torch.as_tensor(supervised)
+            # A batch may have none, if its images turned out damaged: that is a loss of 0, not 0/0.
+            supervised = supervised.clamp(min=1)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -302,24 +306,19 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
             **kwargs,
         )
         states = outputs.last_hidden_state
-        if shift_labels is not None:
-            if supervised is None:
-                supervised = (shift_labels != IGNORE_INDEX).sum()
-            # A batch may have none, if its images turned out damaged: that is a loss of 0, not 0/0.
-            supervised = torch.as_tensor(supervised).clamp(min=1)
         loss = logits = None
         if return_logits:
             logits = self.lm_head(slice_logits_to_keep(states, logits_to_keep))  # [B,T,V]
-            if shift_labels is not None:
+            if targets is not None:
                 loss = self.loss_function(
                     logits,
                     labels,
                     vocab_size=self.config.text_config.vocab_size,
                     num_items_in_batch=supervised,
-                    shift_labels=shift_labels,
+                    shift_labels=targets,
                 )
-        elif shift_labels is not None:
-            loss = answer_loss(states, self.lm_head.weight, shift_labels, supervised)
+        elif targets is not None:
+            loss = answer_loss(states, self.lm_head.weight, targets, supervised)
         else:
             raise ValueError("without labels there is nothing to return but logits")
         return MultimodalPhiOutput(
