@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from servers import EXAMPLES
 
 SCREENSHOTS = Path(__file__).parent.parent / "runs" / "screenshots"
 DESKTOP, PHONE = (1280, 900), (390, 844)
+DEVICES = {"desktop": (DESKTOP, False), "phone": (PHONE, True)}
+"""Their windows, and whether dark colours are preferred."""
 SECONDS = 1000.0
 NO_BROWSER = (
     "no Chromium: apt-get install chromium, or .venv/bin/playwright install --with-deps chromium-headless-shell"
@@ -134,14 +136,15 @@ class Person:
         self.page.context.close()
 
 
-def tour(browser: Browser, url: str, name: str) -> dict[str, list[str]]:
+def tour(browser: Browser, url: str, name: str, devices: Collection[str] = DEVICES) -> dict[str, list[str]]:
     """What every page of Eden must do, wherever it runs: a picture, a question by voice, a reload.
 
     Returns:
         The texts on the screen at the end, the page's own words among them, by device.
     """
     seen = {}
-    for device, size, dark in (("desktop", DESKTOP, False), ("phone", PHONE, True)):
+    for device in devices:
+        size, dark = DEVICES[device]
         person = Person(browser, url, size, dark=dark)
         person.photograph(f"{name}-{device}-empty")
         person.ask("Describe the picture.", EXAMPLES / "scene.png")

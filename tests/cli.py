@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 PR_SET_CHILD_SUBREAPER = 36
-READ_AT_IMPORT = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_DISABLE_XET", "HF_HUB_OFFLINE")
-"""By the hub's client, and not again."""
 LASTING: set[int] = set()
 
 
@@ -30,14 +28,9 @@ def take_in_orphans() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-@lru_cache(maxsize=3)
-def fork_server(settings: tuple[str | None, ...]) -> socket.socket:
-    """Of this process, where the hub's client was imported with these settings.
-
-    It ends with this process, or when others have been asked for since.
-    """
-    read = dict(zip(READ_AT_IMPORT, settings, strict=True))
-    environment = {name: value for name, value in (os.environ | read).items() if value is not None}
+@cache
+def fork_server() -> socket.socket:
+    """Of this process; it ends with this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         server = subprocess.Popen(
@@ -46,7 +39,7 @@ def fork_server(settings: tuple[str | None, ...]) -> socket.socket:
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             cwd=ROOT,
-            env=environment | {"OMP_NUM_THREADS": "1"},  # the pools of numpy's BLAS are threads that a fork would miss
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # the pools of numpy's BLAS are threads that a fork would miss
             start_new_session=True,
         )
     LASTING.add(server.pid)
@@ -96,7 +89,7 @@ class Python(Started):
         environment = dict(os.environ if env is None else env)
         request = {"arguments": args, "cwd": str(cwd or Path.cwd()), "env": environment, "stop": self._stop}
         files = [inherited if file == -1 else file for inherited, file in enumerate((stdin, stdout, stderr))]
-        server = fork_server(tuple(map(environment.get, READ_AT_IMPORT)))
+        server = fork_server()
         socket.send_fds(server, [json.dumps(request).encode()], files)
         self.pid = int(server.recv(100))
         self._child_created = True

@@ -83,6 +83,20 @@ def stops(function: Callable[..., Any], call: int) -> Callable[..., Any]:
     return stopping
 
 
+def read_settings_again() -> None:
+    """What modules read of the environment when they are imported: where the hub is, and which process this is."""
+    from huggingface_hub import constants, hf_api, hf_file_system
+
+    from eden.cli import options
+
+    said_by = options.err
+    for module in (constants, sys.modules["datasets.config"], options):
+        importlib.reload(module)
+    for asks in (hf_api.api, hf_file_system.hffs, hf_file_system.hffs._api):
+        asks.endpoint = constants.ENDPOINT
+    vars(said_by).update(vars(options.err))  # which others have imported
+
+
 def become(request: dict[str, Any], files: list[int]) -> None:
     """Takes on what a new process would have been given."""
     for standard, file in enumerate(files):
@@ -93,6 +107,7 @@ def become(request: dict[str, Any], files: list[int]) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    read_settings_again()
     sys.path[:0] = [request["cwd"], *filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))]
     if request["stop"]:
         name, function, call = request["stop"]

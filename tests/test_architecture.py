@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cli
 import pytest
 
 import eden
@@ -132,7 +133,7 @@ def test_modules_and_functions_stay_small(name: str) -> None:
 def test_every_module_imports() -> None:
     names = [name for name in MODULES if name != "eden.__main__"]
     script = f"import {', '.join(names)}, sys; print(len(set({names}) & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    result = cli.Python("-c", script, cwd=ROOT).finished()
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) == len(names)
 

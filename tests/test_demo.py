@@ -14,7 +14,8 @@ from eden.data.validate import load_samples
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
     folder = tmp_path_factory.mktemp("demo")
-    return run_demo(folder, Console(quiet=True), overrides=("training.max_steps=40", "training.logging_steps=10"))
+    few = ("training.max_steps=40", "training.logging_steps=10", "training.eval_steps=20", "data.row_length=384")
+    return run_demo(folder, Console(quiet=True), overrides=few)
 
 
 def test_it_learns_and_leaves_an_artifact_that_answers(result: DemoResult) -> None:

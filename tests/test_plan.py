@@ -133,13 +133,16 @@ def test_a_layer_keeps_what_the_formula_says(overrides: list[str], attention: st
 
 
 @pytest.mark.parametrize(
-    ("attention", "checkpointing"),
-    [("eager", "true"), ("eager", "false"), ("null", "true"), ("null", "false"), ("sdpa", "false")],
+    ("attention", "checkpointing", "rows"),
+    [("eager", "true", 2), ("eager", "false", 2), ("null", "true", 4), ("null", "false", 4), ("sdpa", "false", 4)],
 )
-def test_a_real_step_takes_the_memory_that_was_estimated(attention: str, checkpointing: str, tmp_path: Path) -> None:
-    """Rows long enough for activations to outweigh all else; no data, so lengths are assumed."""
+def test_a_real_step_takes_the_memory_that_was_estimated(
+    attention: str, checkpointing: str, rows: int, tmp_path: Path
+) -> None:
+    """Rows long and many enough for activations to outweigh all else; no data, so lengths are assumed."""
     large = [f"model.attn_implementation={attention}", f"training.activation_checkpointing={checkpointing}"]
-    large += [f"data.path={tmp_path / 'none.json'}", "training.per_device_train_batch_size=4", "data.row_length=null"]
+    large += [f"data.path={tmp_path / 'none.json'}", f"training.per_device_train_batch_size={rows}"]
+    large += ["data.row_length=null"]
     planned = plan("digits", *large, steps=1)
     assert planned.measured is not None
     assert planned.measured.peak == pytest.approx(planned.memory.total, rel=0.1)

@@ -39,6 +39,23 @@ def test_it_ends_as_python_does(start: Callable[..., cli.Started], script: str, 
     assert (result.returncode, (result.stderr.splitlines() or [""])[-1]) == (code, said)
 
 
+def test_it_asks_the_hub_that_its_environment_names(tmp_path: Path) -> None:
+    script = """
+import json
+from datasets import config
+from huggingface_hub import HfApi, HfFileSystem, constants, hf_hub_url, is_offline_mode
+from huggingface_hub.hf_api import api
+places = [api.endpoint, HfApi().endpoint, HfFileSystem().endpoint, config.HF_ENDPOINT, hf_hub_url("me/x", "a")]
+print(json.dumps([places, constants.HF_HUB_CACHE, str(config.HF_DATASETS_CACHE), is_offline_mode()]))
+"""
+    for offline in (False, True):
+        url, home = f"http://127.0.0.1:{offline:d}", tmp_path / str(offline)
+        settings = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": f"{offline:d}"}
+        result = cli.Python("-c", script, env=os.environ | settings).finished()
+        places = [*[url] * 4, f"{url}/me/x/resolve/main/a"]
+        assert json.loads(result.stdout) == [places, f"{home}/hub", f"{home}/datasets", offline], result.stderr
+
+
 def test_it_stops_at_the_end_of_the_call_that_was_named() -> None:
     script = "import json; [print(json.dumps(number), flush=True) for number in range(5)]"
     with cli.Python("-c", script, stop=("json", "dumps", 3)) as process:

@@ -7,9 +7,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,8 @@ from eden import RecipeError
 from eden.recipe import load_recipe
 from eden.training.train import train
 
-BIN = Path(sys.executable).parent
-ACCELERATE = [str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0", "-m"]
-TORCHRUN = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=2", "-m"]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port=0"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "eden"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,10 +94,63 @@ def batches_of(rows: int) -> list[str]:
     return [f"training.per_device_train_batch_size={rows}", f"training.per_device_eval_batch_size={rows}"]
 
 
-def run(launcher: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return cli.Started([*launcher, "eden", *arguments]).finished()
+WAITS = """
+import json, os, sys
+with open(os.path.join(sys.argv[1], os.environ.get("RANK", "0")), "w") as file:
+    json.dump(dict(os.environ), file)
+print(flush=True)
+sys.stdin.read()
+"""
 
 
+<<<<<<< /tmp/suite/mg/ours
+@contextmanager
+def accelerate(folder: Path, *options: str, starts: int) -> Iterator[list[dict[str, str]]]:
+    """The environments of the processes that `accelerate launch` has started; they wait until the block is left."""
+    (folder / "waits.py").write_text(WAITS)
+    command = [*ACCELERATE, *options, folder / "waits.py", folder]
+    with cli.Python(*command, stdin=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        for _ in range(starts):
+            launcher.stdout.readline()
+        yield [json.loads((folder / str(rank)).read_text()) for rank in range(starts)]
+        assert launcher.finished("").returncode == 0
+
+
+def start_two(
+    *arguments: str, main: dict[str, str] | None = None, told: list[dict[str, str]] | None = None
+) -> list[cli.Python]:
+    """Two processes that are told of each other as torchrun would, without its start.
+
+    Args:
+        *arguments: Python's.
+        main: is the first's alone.
+        told: the environments of both, if a launcher has told them.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    place = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    first, second = told or [place | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    return [cli.Python(*arguments, env=environment) for environment in (first | (main or {}), second)]
+
+
+@contextmanager
+def two(*arguments: str, told: list[dict[str, str]] | None = None) -> Iterator[list[cli.Python]]:
+    """Both run `eden`."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(process) for process in start_two("-m", "eden", *arguments, told=told)]
+
+
+def run_two(*arguments: str) -> str:
+    """Both run `eden` to its end; what they say on stderr."""
+    with two(*arguments) as both:
+        return finished(both)[1]
+
+
+def finished(both: list[cli.Python]) -> tuple[str, str]:
+    """What both say on stdout, and on stderr."""
+    results = [process.finished() for process in both]
+=======
 def start_two(*arguments: str, main: dict[str, str] | None = None) -> list[cli.Python]:
     """Two processes that are told of each other as torchrun would, without its start; `main` is the first's alone."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -114,9 +165,20 @@ def start_two(*arguments: str, main: dict[str, str] | None = None) -> list[cli.P
 def run_two(*arguments: str) -> str:
     """Both run `eden` to its end; what they say on stderr."""
     results = [process.finished() for process in start_two("-m", "eden", *arguments)]
+>>>>>>> /tmp/suite/mg/theirs
     said = "".join(result.stderr for result in results)
     assert [result.returncode for result in results] == [0, 0], said
-    return said
+    return "".join(result.stdout for result in results), said
+
+
+def failed(process: cli.Python, other: cli.Python) -> str:
+    """The one line of the process that failed; the other, which torchrun ends then, has said nothing."""
+    result = process.finished()
+    assert result.returncode == 2, result.stderr
+    other.terminate()
+    assert errors_of(other.finished().stderr) == []
+    (line,) = errors_of(result.stderr)
+    return line
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +213,12 @@ def assert_same_run(out: Path, alone: Path) -> None:
 def test_two_processes_give_the_losses_of_one_and_the_main_one_speaks(
     exact: list[str], alone: Path, tmp_path: Path
 ) -> None:
-    result = run(ACCELERATE, *exact, *batches_of(2), f"training.output_dir={tmp_path / 'two'}", "--json")
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["artifact"] == str(tmp_path / "two")
-    assert len(re.findall(r"step +12 of 12 +loss", result.stderr)) == 1
-    assert result.stderr.count("vision_tower") == 1
+    arguments = [*exact, *batches_of(2), f"training.output_dir={tmp_path / 'two'}", "--json"]
+    with accelerate(tmp_path, "--multi_gpu", starts=2) as told, two(*arguments, told=told) as both:
+        printed, said = finished(both)
+    assert json.loads(printed)["artifact"] == str(tmp_path / "two")
+    assert len(re.findall(r"step +12 of 12 +loss", said)) == 1
+    assert said.count("vision_tower") == 1
     assert_same_run(tmp_path / "two", alone)
 
 
@@ -204,37 +267,33 @@ def test_a_bad_sample_ends_all_processes_with_one_line(exact: list[str], data: P
     records[3] = {"id": "bad", "image": "gone.png", "conversations": records[0]["conversations"]}
     bad = data.with_name("bad.json")
     bad.write_text(json.dumps(records))
-    result = run(TORCHRUN, *exact, *batches_of(2), f"data.path={bad}", f"training.output_dir={tmp_path / 'run'}")
-    assert result.returncode != 0
-    (line,) = errors_of(result.stderr)
+    with two(*exact, *batches_of(2), f"data.path={bad}", f"training.output_dir={tmp_path / 'run'}") as (main, other):
+        line = failed(main, other)
     assert "record 4 (id bad)" in line and "gone.png" in line
-    assert "exitcode  : 2" in result.stderr  # as torchrun reports it
     assert not (tmp_path / "run").exists()
 
 
 def test_a_bad_recipe_ends_all_processes_with_one_line(exact: list[str], tmp_path: Path) -> None:
-    result = run(TORCHRUN, *exact, f"training.output_dir={tmp_path / 'run'}", "lora.rank=8")
+    """Each of them finds it, and torchrun ends the other before it speaks."""
+    result = cli.Python(*TORCHRUN, *exact, f"training.output_dir={tmp_path / 'run'}", "lora.rank=8").finished()
     assert result.returncode != 0
     (line,) = errors_of(result.stderr)
     assert "unknown key lora.rank" in line
-    assert "exitcode  : 2" in result.stderr
+    assert "exitcode  : 2" in result.stderr  # as torchrun reports it
 
 
 def test_a_launcher_that_starts_too_few_processes_is_named(exact: list[str], tmp_path: Path) -> None:
-    launcher = [str(BIN / "accelerate"), "launch", "--cpu", "--num_processes=2", "-m"]
-    result = run(launcher, *exact, f"training.output_dir={tmp_path / 'run'}")
-    assert result.returncode != 0
+    with accelerate(tmp_path, "--cpu", starts=1) as (told,):
+        result = cli.eden(*exact, f"training.output_dir={tmp_path / 'run'}", env=told)
+    assert result.returncode == 1
     (line,) = errors_of(result.stderr)
     assert "one process" in line and "--multi_gpu" in line
     assert not (tmp_path / "run").exists()
 
 
-@contextmanager
-def begun(launcher: list[str], *arguments: str, out: Path) -> Iterator[cli.Started]:
-    """A run whose first step is logged, and which would go on for long."""
-    with cli.Started([*launcher, "eden", *arguments]) as process:
-        until(lambda: (out / "training.jsonl").exists() or process.poll() is not None, seconds=100)
-        yield process
+def goes_on(out: Path, *processes: cli.Python) -> None:
+    """Until the first step is logged of a run which would go on for long."""
+    until(lambda: (out / "training.jsonl").exists() or any(process.poll() is not None for process in processes), 100)
 
 
 def test_a_failure_in_one_process_ends_the_other(exact: list[str], data: Path, tmp_path: Path) -> None:
@@ -246,8 +305,7 @@ def test_a_failure_in_one_process_ends_the_other(exact: list[str], data: Path, t
     last = {"id": "last", "image": "last.png", "conversations": records[0]["conversations"]}
     (tmp_path / "data" / "train.json").write_text(json.dumps([*others[:3], last]))
     out = tmp_path / "run"
-    long_run = begun(
-        TORCHRUN,
+    arguments = [
         *exact,
         *batches_of(2),
         f"data.path={tmp_path / 'data' / 'train.json'}",
@@ -258,16 +316,23 @@ def test_a_failure_in_one_process_ends_the_other(exact: list[str], data: Path, t
         "training.eval_steps=null",
         "training.save_strategy=no",
         f"training.output_dir={out}",
-        out=out,
-    )
-    with long_run as process:
+    ]
+    with two(*arguments) as (main, other):
+        goes_on(out, main, other)
         (tmp_path / "data" / "last.png").unlink()
-        result = process.finished()
-    assert result.returncode != 0
-    (line,) = errors_of(result.stderr)
+        line = failed(other, main)
     assert "in process 1" in line and "last.png" in line
 
 
+<<<<<<< /tmp/suite/mg/ours
+@contextmanager
+def torchrun(*arguments: str) -> Iterator[list[cli.Python]]:
+    with cli.Python(*TORCHRUN, *arguments) as launcher:
+        yield [launcher]
+
+
+@pytest.mark.parametrize("start", [two, pytest.param(torchrun, marks=pytest.mark.soak)])
+=======
 ALONE = """
 import os, signal, sys, time
 from datetime import timedelta
@@ -326,13 +391,16 @@ def test_a_main_process_without_a_cache_ends_the_other_with_its_cause(exact: lis
     assert not (tmp_path / "run").exists()
 
 
+>>>>>>> /tmp/suite/mg/theirs
 def test_ctrl_c_saves_one_checkpoint_of_both_processes_in_4_bits(
-    data: Path, backbones: tuple[Path, Path], tmp_path: Path
+    start: Callable[..., AbstractContextManager[list[cli.Python]]],
+    data: Path,
+    backbones: tuple[Path, Path],
+    tmp_path: Path,
 ) -> None:
     """The seed's recipe as it is: 4 bits, bfloat16, gradient checkpointing."""
     out = tmp_path / "run"
-    long_run = begun(
-        TORCHRUN,
+    arguments = [
         "train",
         "phi3.5-mini",
         f"model.vision={backbones[0]}",
@@ -343,13 +411,14 @@ def test_ctrl_c_saves_one_checkpoint_of_both_processes_in_4_bits(
         "training.logging_steps=1",
         "training.save_strategy=no",
         f"training.output_dir={out}",
-        out=out,
-    )
-    with long_run as process:
-        process.send_signal(signal.SIGINT)  # torchrun hands it to its processes
-        result = process.finished()
-    assert result.returncode != 0
-    (line,) = errors_of(result.stderr)
+    ]
+    with start(*arguments) as processes:
+        goes_on(out, *processes)
+        for process in processes:
+            process.send_signal(signal.SIGINT)  # torchrun hands it to those that it has started
+        results = [process.finished() for process in processes]
+    assert all(result.returncode != 0 for result in results)
+    (line,) = errors_of("".join(result.stderr for result in results))
     assert "checkpoint written" in line and "--resume" in line
     (folder,) = out.glob("checkpoint-*")
     assert {"trainer_state.json", "rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in folder.iterdir()}
