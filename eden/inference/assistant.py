@@ -222,7 +222,11 @@ class Assistant:
         """
         found = self.score_answers(conversations, answers, where=where, on_progress=on_progress)
         names = [None] * len(answers) if questions is None else [question.name for question in questions]
-        return [Decision.of(*item) for item in zip(answers, found, names, strict=True)]
+        fitted = self.checkpoint.calibration.fitted if self.checkpoint.calibration is not None else {}
+        return [
+            Decision.of(of, logs, name, fitted.get(of.key))
+            for of, logs, name in zip(answers, found, names, strict=True)
+        ]
 
     def score_answers(
         self,

@@ -25,6 +25,7 @@ import torch
 
 from ..answers import AnswerSet, Kind
 from ..checkpoint import Checkpoint
+from ..checkpoint.calibration import Fitted
 from ..core.private_api import attention_of
 from ..errors import ContextError, InputError
 from ..model.attention import PACKED_SDPA
@@ -68,14 +69,17 @@ class Decision:
 
     @classmethod
     def of(
-        cls, answers: AnswerSet, logs: Sequence[float], name: str | None = None, temperature: float = 1.0
+        cls, answers: AnswerSet, logs: Sequence[float], name: str | None = None, fitted: Fitted | None = None
     ) -> Decision:
-        """From the logarithmic probabilities of the answers, normalised over them."""
+        """From the logarithmic probabilities of the answers, normalised over them, with what was fitted if it was."""
+        temperature = 1.0 if fitted is None else fitted.temperature
         highest = max(logs)
         weights = [math.exp((log - highest) / temperature) for log in logs]
         total = math.fsum(weights)  # exact: whatever the order of the answers
         probabilities = dict(zip(answers.answers, (weight / total for weight in weights), strict=True))
-        return cls(answers.kind, probabilities, name=name)
+        threshold = None if fitted is None else fitted.threshold
+        refused = threshold is not None and max(probabilities.values()) < threshold
+        return cls(answers.kind, probabilities, fitted is not None, refused, name)
 
     @property
     def answer(self) -> str:

@@ -28,13 +28,15 @@ from ..core.files import write_file
 from ..core.html_report import Prediction, training_page, write_page
 from ..core.numeric_format import NumericFormat, emulation_factor, numeric_format
 from ..data.dataset import ConversationDataset
+from ..data.decisions import Decisions
 from ..data.feature_policy import open_features
 from ..data.formats import Sample
 from ..data.packing import PackedDataset
 from ..data.prepare import read_data
 from ..data.store import Samples
-from ..errors import InputError, first_line
+from ..errors import EdenError, InputError, first_line
 from ..inference.assistant import Assistant
+from ..inference.calibration import calibrate
 from ..media.images import open_image
 from ..recipe import Recipe, load_recipe
 from .model_card import model_card
@@ -90,6 +92,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     run.encode()
     run.fit(start)
     run.write()
+    run.calibrate()
     run.try_report()
     distributed.wait()
     return TrainingResult(run.folder, run.folder / REPORT, run.log, run.skipped)
@@ -128,7 +131,7 @@ def report(folder: str | Path, console: Console | None = None) -> Path:
 
 
 class Run:
-    """A recipe on its way to an artifact: `load`, `encode`, `fit`, `write` and `try_report`, in this order.
+    """A recipe on its way to an artifact: `load`, `encode`, `fit`, `write`, `calibrate`, `try_report`, in order.
 
     Attributes:
         recipe: what to train, on what, and how.
@@ -219,6 +222,26 @@ class Run:
             write_file(folder / RECIPE, recipe)
             write_file(folder / FACTS, json.dumps({"facts": self.facts, "before": self.before}, indent=1))
             write_file(folder / CARD, model_card(folder.name, self.facts, recipe))
+
+    def calibrate(self) -> None:
+        """Fits temperatures on the held-out samples that are decisions, and keeps them in the artifact."""
+        if not distributed.is_main():
+            return
+        decisions = Decisions(Samples.joined([self.train_set.samples, self.eval_set.samples]))
+        if not decisions.sets:
+            return
+        held_out = [(sample, answers) for sample in self.eval_set.samples if (answers := decisions.of(sample))]
+        self.checkpoint.model.eval()
+        try:
+            with self.console.status("calibrating decisions"):
+                calibration = calibrate(Assistant(self.checkpoint), held_out, decisions.sets)
+            calibration.write(self.folder)
+        except EdenError as error:
+            lines = [f"warning: decisions are not calibrated ({error}); the artifact is whole"]
+        else:
+            lines = calibration.lines(answers for _, answers in held_out)
+        for line in lines:
+            self.console.print(line, **AS_IT_IS)
 
     def try_report(self) -> None:
         """Writes the report; nothing that goes wrong in it may end a run whose artifact is whole."""
