@@ -13,6 +13,7 @@ import eden
 from eden import CheckpointError
 from eden.answers import AnswerSet
 from eden.checkpoint import Checkpoint, load, merge, save
+from eden.checkpoint.backbones import LoadOptions
 from eden.checkpoint.calibration import CALIBRATION, Calibration, Fitted
 from eden.evaluate.calibration import Calibrated, risk_coverage
 from eden.inference.assistant import Assistant
@@ -108,15 +109,9 @@ def test_an_artifact_keeps_its_temperature_and_every_decision_has_it(folder: Pat
     assert found.calibrated and found.refused == (found.probability < 0.999999)
     other = assistant.decide("which", [picture], choices=["a", "b", "c"])
     assert not other.calibrated and not other.refused
-    assert load(str(folder)).calibration == load(str(folder), eden_options("float32")).calibration
+    assert load(str(folder)).calibration == load(str(folder), LoadOptions(dtype="float32")).calibration
     moved = save(merge(load(str(folder))), folder.parent / "moved")
     assert Calibration.read(moved) == Calibration.read(folder)
-
-
-def eden_options(dtype: str) -> object:
-    from eden.checkpoint.backbones import LoadOptions
-
-    return LoadOptions(dtype=dtype)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
