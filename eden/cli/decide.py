@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,9 +103,17 @@ def _decide_folder(
     as_json: bool,
 ) -> None:
     from ..core.console import progress
+    from ..evaluate import model_fingerprint
     from ..inference.folder_decisions import Labels, decide_folder, to_csv
 
-    settings = {"model": assistant.checkpoint.name, "question": question, **answers.to_dict()}
+    calibration = assistant.checkpoint.calibration
+    fitted = calibration.fitted.get(answers.key) if calibration is not None else None
+    settings = {
+        "weights": model_fingerprint(assistant.checkpoint),
+        "fitted": asdict(fitted) if fitted is not None else None,
+        "question": question,
+        **answers.to_dict(),
+    }
     labels = Labels(out, settings)
     err.print(f"asking {question!r} of {len(pictures):,} pictures", highlight=False, markup=False)
     with progress(err) as bar:

@@ -1,4 +1,4 @@
-"""Folders named after the class of their pictures: `photos/ok/1.jpg`, or `photos/train/ok/1.jpg` beside `photos/test/`."""
+"""Folders named after the class of their pictures: `photos/ok/1.jpg`, or `photos/train/ok/1.jpg` and `photos/test/`."""
 
 from __future__ import annotations
 
