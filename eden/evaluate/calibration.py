@@ -149,7 +149,7 @@ def decide_task(
         console: where progress is shown.
 
     Returns:
-        None if no question has a closed set of answers.
+        None if no question has a closed set of answers, or fewer than half have one and nothing is to be fitted.
 
     Raises:
         InputError: a question cannot be asked, or the thresholds cannot be chosen.
@@ -164,7 +164,8 @@ def decide_task(
             questions.append(question)
             answers.append(of)
             truth.append(place)
-    if not questions:
+    keeps = calibrate or max_error is not None
+    if not questions or (not keeps and len(questions) < len(next(iter(task.groups.values()))) / 2):
         return None
     with progress(console) as bar:
         shown = bar.add_task(f"{task.name}: decisions", total=len(questions))
