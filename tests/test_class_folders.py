@@ -116,7 +116,7 @@ def test_faulty_answers_are_named(tmp_path: Path, record: dict[str, object], wha
     record = {"file_name": "0.png", "question": "which", "answer": "ok"} | record
     (tmp_path / "data.jsonl").write_text(json.dumps(record) + "\n")
     report, _ = check(tmp_path / "data.jsonl")
-    assert [(fault.kind, fault.message) for fault in report.faults] == [("bad_answers", what)]
+    assert [(fault.kind, fault.what) for fault in report.faults] == [("bad_answers", what)]
 
 
 def test_a_missing_picture_is_a_fault_of_its_line(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +126,13 @@ def answers_of(value: Mapping[str, Any]) -> AnswerSet | None:
     if not given:
         return None
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in given.values()):
-        raise RecordError("bad_answers", f"`{next(iter(given))}` is no list of strings", hint="Write one, or `a|b|c`.")
+        raise RecordError(
+            f"`{next(iter(given))}` is no list of strings", kind="bad_answers", hint="Write one, or `a|b|c`."
+        )
     try:
         return AnswerSet.of(**given)
     except InputError as error:
-        raise RecordError("bad_answers", error.what, hint=str(error.hint)) from error
+        raise RecordError(replace(error.fault, kind="bad_answers")) from error
 
 
 def id_of(record: Record) -> str | None:
@@ -159,7 +161,7 @@ def parse(record: Record, media: Media) -> tuple[str, tuple[Message, ...]]:
     check_characters(text, "the text")
     if (closed := answers_of(record.value)) is not None and messages and closed.index(messages[-1].text) is None:
         what = f"the answer {messages[-1].text:.60} is none of {', '.join(closed.answers):.100}"
-        raise RecordError("bad_answers", what, hint="Correct it, or name it among them.")
+        raise RecordError(what, kind="bad_answers", hint="Correct it, or name it among them.")
     answers = [message for message in messages if message.role == "assistant"]
     if answers and not any(message.learnt for message in answers):
         raise RecordError(

@@ -137,7 +137,7 @@ def decide_folder(
             try:
                 opened.append((rows[-1], open_image(path)))
             except ImageError as error:
-                rows[-1]["error"] = error.what
+                rows[-1]["error"] = error.fault.what
         conversations = [[Message.user(question, [picture])] for _, picture in opened]
         for (row, _), decision in zip(
             opened, assistant.decide_all(conversations, [answers] * len(opened)), strict=True
