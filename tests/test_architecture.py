@@ -15,7 +15,7 @@ import eden
 ROOT = Path(eden.__file__).parents[1]
 
 # The rooms from the ground up, each with its floor and the rooms it may import. Names a room imports stand above it, on
-# a lower floor. All but `model`, which travels with a checkpoint, may import `errors` and `messages` beside the rooms.
+# a lower floor. All but `model`, which travels with a checkpoint, may import what stands beside the rooms.
 ROOMS = """
 1  model       <-
 2  core        <-
@@ -35,8 +35,8 @@ ROOMS = """
 """
 FLOOR = {line.split()[1]: int(line.split()[0]) for line in ROOMS.strip().splitlines()}
 MAY_IMPORT = {line.split()[1]: set(line.split("<-")[1].split()) for line in ROOMS.strip().splitlines()}
-BESIDE = {"errors", "messages"}
-"""Modules beside the rooms; the third, `eden.__main__`, and the package itself may import every room."""
+BESIDE = {"answers", "errors", "messages"}
+"""Modules beside the rooms; another, `eden.__main__`, and the package itself may import every room."""
 ONLY_IN = {
     "av": {"eden.media.audio"},
     "faster_whisper": {"eden.media.speech", "eden.core.private_api"},

@@ -103,7 +103,6 @@ sys.stdin.read()
 """
 
 
-<<<<<<< /tmp/suite/mg/ours
 @contextmanager
 def accelerate(folder: Path, *options: str, starts: int) -> Iterator[list[dict[str, str]]]:
     """The environments of the processes that `accelerate launch` has started; they wait until the block is left."""
@@ -150,22 +149,6 @@ def run_two(*arguments: str) -> str:
 def finished(both: list[cli.Python]) -> tuple[str, str]:
     """What both say on stdout, and on stderr."""
     results = [process.finished() for process in both]
-=======
-def start_two(*arguments: str, main: dict[str, str] | None = None) -> list[cli.Python]:
-    """Two processes that are told of each other as torchrun would, without its start; `main` is the first's alone."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        cli.Python(*arguments, env=os.environ | told | {"RANK": rank, "LOCAL_RANK": rank} | own)
-        for rank, own in (("0", main or {}), ("1", {}))
-    ]
-
-
-def run_two(*arguments: str) -> str:
-    """Both run `eden` to its end; what they say on stderr."""
-    results = [process.finished() for process in start_two("-m", "eden", *arguments)]
->>>>>>> /tmp/suite/mg/theirs
     said = "".join(result.stderr for result in results)
     assert [result.returncode for result in results] == [0, 0], said
     return "".join(result.stdout for result in results), said
@@ -324,24 +307,14 @@ def test_a_failure_in_one_process_ends_the_other(exact: list[str], data: Path, t
     assert "in process 1" in line and "last.png" in line
 
 
-<<<<<<< /tmp/suite/mg/ours
-@contextmanager
-def torchrun(*arguments: str) -> Iterator[list[cli.Python]]:
-    with cli.Python(*TORCHRUN, *arguments) as launcher:
-        yield [launcher]
-
-
-@pytest.mark.parametrize("start", [two, pytest.param(torchrun, marks=pytest.mark.soak)])
-=======
 ALONE = """
 import os, signal, sys, time
 from datetime import timedelta
 import torch.distributed
 from eden.core import distributed
 from eden.errors import DataError, EdenError
-distributed.SILENCE, distributed.ALIVE_EVERY = timedelta(seconds=8), 0.1
+distributed.SILENCE, distributed.ALIVE_EVERY = timedelta(seconds=3), 0.1
 torch.distributed.init_process_group("gloo")
-distributed.from_main(bool)  # connects them, which would wait for a stopped one by torch's own limits
 def work(what):
     if not distributed.is_main():
         return distributed.wait()
@@ -351,7 +324,7 @@ def work(what):
         os.kill(os.getpid(), signal.SIGSTOP)
     if what == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(10)  # longer than the others would wait for one of which they hear nothing
+    time.sleep(5)  # longer than the others would wait for one of which they hear nothing
     return what
 try:
     print(getattr(distributed, sys.argv[1])(lambda: work(sys.argv[2])), flush=True)
@@ -391,7 +364,13 @@ def test_a_main_process_without_a_cache_ends_the_other_with_its_cause(exact: lis
     assert not (tmp_path / "run").exists()
 
 
->>>>>>> /tmp/suite/mg/theirs
+@contextmanager
+def torchrun(*arguments: str) -> Iterator[list[cli.Python]]:
+    with cli.Python(*TORCHRUN, *arguments) as launcher:
+        yield [launcher]
+
+
+@pytest.mark.parametrize("start", [two, pytest.param(torchrun, marks=pytest.mark.soak)])
 def test_ctrl_c_saves_one_checkpoint_of_both_processes_in_4_bits(
     start: Callable[..., AbstractContextManager[list[cli.Python]]],
     data: Path,

@@ -20,6 +20,7 @@ from ..model.attention import PACKED_SDPA
 from ..recipe import LoraSection, ModelSection, Recipe
 from .artifact import Artifact
 from .backbones import LoadOptions, assemble, check_backbones, readable
+from .calibration import Calibration
 from .four_bits import dequantize, is_dequantized
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Checkpoint:
         base: the model an adapter trained on this one must name; None for a model assembled from backbones,
             which `config.backbones` names instead.
         base_revision: the commit of `base` on the hub; None of a folder.
+        calibration: of its decisions, if it was calibrated.
     """
 
     model: MultimodalPhiForConditionalGeneration | PeftModel
@@ -45,6 +47,7 @@ class Checkpoint:
     name: str
     base: str | None
     base_revision: str | None = None
+    calibration: Calibration | None = None
 
     @property
     def is_adapter(self) -> bool:
@@ -99,7 +102,8 @@ def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision:
         model = PeftModel.from_pretrained(base.model, str(artifact.folder))
     if artifact.speech_model is not None:  # a run may have given its model another speech model than the base has
         base.config.speech_model = artifact.speech_model
-    return Checkpoint(model.eval(), base.processor, name, base.base, base.base_revision)
+    calibration = Calibration.read(artifact.folder)
+    return Checkpoint(model.eval(), base.processor, name, base.base, base.base_revision, calibration)
 
 
 def load_as_stored(name: str) -> Checkpoint:
@@ -255,6 +259,8 @@ def save(checkpoint: Checkpoint, folder: str | Path) -> Path:
             config.save_pretrained(new)
             checkpoint.core.generation_config.save_pretrained(new)
         checkpoint.processor.save_pretrained(new)
+        if checkpoint.calibration is not None:
+            checkpoint.calibration.write(new)
     return Path(folder)
 
 
@@ -282,7 +288,7 @@ def merge(checkpoint: Checkpoint) -> Checkpoint:
     merged = model.unload()
     for parameter in merged.parameters():
         parameter.data = parameter.data.to(dtype)
-    return Checkpoint(merged, checkpoint.processor, checkpoint.name, checkpoint.name)
+    return Checkpoint(merged, checkpoint.processor, checkpoint.name, checkpoint.name, None, checkpoint.calibration)
 
 
 def count_parameters(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
@@ -318,7 +324,8 @@ def _load_whole(artifact: Artifact, name: str, options: LoadOptions) -> Checkpoi
         model = model.to(options.torch_device)
     is_here = name == EDEN_TINY or Path(name).is_dir()  # else a snapshot of the hub, whose folder is its commit
     base = str(Path(name).resolve()) if Path(name).is_dir() else name
-    return Checkpoint(model.eval(), processor, name, base, None if is_here else folder.name)
+    calibration = Calibration.read(folder)
+    return Checkpoint(model.eval(), processor, name, base, None if is_here else folder.name, calibration)
 
 
 def _load_base(artifact: Artifact, options: LoadOptions) -> Checkpoint:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ..data.validate import Report
 
 
+SHOWN_QUESTIONS = 8
+
+
 def check(
     data: Annotated[str, typer.Argument(help="A data set: JSON, JSONL, COCO captions, image folder, Parquet.")],
     images: Annotated[
@@ -31,11 +34,12 @@ def check(
 ) -> None:
     """Validate a data set: counts, and every fault with its line and a hint."""
     from ..core.console import progress
+    from ..data.decisions import Decisions
     from ..data.validate import check as check_data
 
     with progress(err) as bar:
         task = bar.add_task(f"checking {data}", total=None)
-        report, _ = check_data(
+        report, samples = check_data(
             data,
             images,
             audio,
@@ -43,6 +47,7 @@ def check(
             named=faults,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total or None),
         )
+    report.decisions = [asked.to_dict() for asked in Decisions(samples).asked()]
     if html is not None:
         from ..core.html_report import data_page, write_page
 
@@ -65,6 +70,18 @@ def _print_report(report: Report) -> None:
     for group, counts in groups.items():
         for name, count in counts.items():
             print(f"  {group}{name if group == 'format, ' else name.replace('_', ' ')}: {count:,}")
+
+    _print_decisions(report)
+
+
+def _print_decisions(report: Report) -> None:
+    for asked in report.decisions[:SHOWN_QUESTIONS]:
+        print(f"decisions, {asked['kind']}: {asked['question']}")
+        for answer, number in asked["answers"].items():
+            small = ", too few to calibrate with" if answer in asked["too_small"] else ""
+            print(f"  {answer}: {number:,}{small}")
+    if (more := len(report.decisions) - SHOWN_QUESTIONS) > 0:
+        print(f"... and {more:,} more questions with a closed set of answers (--json counts them all)")
 
 
 def xray(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..checkpoint.calibration import FEW_SAMPLES
 from ..core.processes import cores
 from ..errors import InputError
 from .options import FourBit, Json, err, load_assistant, print_json
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
     from ..inference.assistant import Assistant
 
 TASKS = "world, pope, vqav2, gqa, textvqa, scienceqa, captions"
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Keep result, answers and page in this folder; the same command goes on where it was stopped."),
+]
+Against = Annotated[Path | None, typer.Option(help="Compare with an earlier run: its --out folder or its result.json.")]
+Calibrate = Annotated[
+    bool,
+    typer.Option("--calibrate", help="Fit temperatures on this data file, which must be held out, and keep them."),
+]
+MaxError = Annotated[
+    float | None,
+    typer.Option(help="Keep the threshold from which on at most this share of decisions is wrong.", min=0, max=1),
+]
 
 
 def evaluate(
@@ -34,33 +48,32 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.", min=1)] = 96,
     spoken: Annotated[bool, typer.Option("--spoken", help="Ask by voice, too, and count the words misheard.")] = False,
     noise_db: Annotated[float | None, typer.Option(help="Speak in white noise this many dB below the voice.")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Keep result, answers and page in this folder; the same command goes on where it was stopped."
-        ),
-    ] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="Compare with an earlier run: its --out folder or its result.json.")
-    ] = None,
+    out: Out = None,
+    against: Against = None,
     html: Annotated[Path | None, typer.Option(help="Write the result as a page, too.")] = None,
+    calibrate: Calibrate = False,
+    max_error: MaxError = None,
     four_bit: FourBit = False,
     as_json: Json = False,
 ) -> None:
     """Ask every question of a task and measure the answers, with 95 % intervals."""
-    from ..evaluate import compare, evaluate as run_evaluation, read_earlier
+    from ..evaluate import compare, decide_task, evaluate as run_evaluation, read_earlier
 
     _check_voice(spoken, noise_db, questions)
     files = {"questions": questions, "annotations": annotations, "images": images, "audio": audio}
     opened = _open(task, **files, split=split, instruction=instruction, limit=limit)
+    _check_decisions(model, opened, calibrate or max_error is not None)
     earlier = read_earlier(against, opened) if against is not None else None
     assistant = load_assistant(model, four_bit, say_format=True)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "spoken": spoken, "noise_db": noise_db}
     if spoken:
-        options["ears"] = assistant.checkpoint.config.speech_model
+        options["speech_model"] = assistant.checkpoint.config.speech_model
     folders = {"images": images, "audio": audio}
     options |= {name: str(folder.resolve()) for name, folder in folders.items() if folder is not None}
     kept = _keep(out, assistant, opened, options)
+    decided = decide_task(assistant, opened, calibrate=calibrate, max_error=max_error, console=err)
+    if decided is not None and (calibrate or max_error is not None):
+        decided.calibration.write(Path(model))
     transcription = None
     if spoken:
         opened, transcription = _speak(opened, assistant, noise_db)
@@ -73,8 +86,8 @@ def evaluate(
         predictions=kept,
     )
     summary = result.to_dict()
-    if earlier is not None:
-        summary["against"] = compare(result, earlier)
+    summary |= {} if decided is None else {"decisions": decided.to_dict()}
+    summary |= {} if earlier is None else {"against": compare(result, earlier)}
     _write(result, summary, out, html)
     if as_json:
         print_json(summary)
@@ -93,6 +106,15 @@ def _open(name: str, **options: Any) -> Task:
             **options,
             on_progress=lambda done, total: bar.update(shown, completed=done, total=total or None),
         )
+
+
+def _check_decisions(model: str, task: Task, keeps: bool) -> None:
+    """What is to be kept needs decisions, and a folder to be kept in."""
+    if keeps and not any(question.answers for question in next(iter(task.groups.values()))):
+        what, hint = f"no question of {task.name} has a closed set of answers", "Leave out --calibrate and --max-error."
+        raise InputError(what, hint=hint)
+    if keeps and not Path(model).is_dir():
+        raise InputError("a calibration is kept in the model's folder", where=model, hint="Give a folder.")
 
 
 def _check_voice(spoken: bool, noise_db: float | None, questions: Path | None) -> None:
@@ -147,4 +169,22 @@ def _print(summary: Mapping[str, Any], seconds: float) -> None:
         print(f"against {compared['model']}, {compared['shared']:,} questions shared")
         for name, of in compared["differences"].items():
             print(f"  {name:<22} {of['difference']:+.3f}  [{of['interval'][0]:+.3f}, {of['interval'][1]:+.3f}]")
+    if decisions := summary.get("decisions"):
+        _print_decisions(decisions)
     print(f"{summary['n']:,} questions in {seconds:.1f} s")
+
+
+def _print_decisions(decisions: Mapping[str, Any]) -> None:
+    sides = [name for name in ("before", "after") if name in decisions]
+    how = "as the model has it, and calibrated" if "after" in decisions else "not calibrated"
+    print(f"decisions, {decisions['n']:,} ({how})")
+    for name in decisions["before"]:
+        cells = [decisions[side][name] for side in sides]
+        print(
+            f"  {name:<22} "
+            + "   ".join(f"{c['value']:.4f} [{c['interval'][0]:.4f}, {c['interval'][1]:.4f}]" for c in cells)
+        )
+    for row in decisions["risk_coverage"]:
+        print(f"  answers {row['coverage']:.1%} with {row['error']:.1%} wrong (at most {row['max_error']:.1%})")
+    if decisions["n"] < FEW_SAMPLES:
+        print(f"  {decisions['n']} questions are few: the intervals are wide")

@@ -21,6 +21,7 @@ from ..core.processes import cores
 from ..errors import EdenError, Interrupted
 from .ask import ask, chat, transcribe
 from .data import cache, check, xray
+from .decide import decide
 from .evaluate import evaluate
 from .export import export, push
 from .options import err
@@ -51,7 +52,23 @@ def _main(
         check_environment()
 
 
-for verb in (demo, ask, chat, transcribe, check, xray, cache, plan, train, report, evaluate, serve, export, push):
+for verb in (
+    demo,
+    ask,
+    chat,
+    decide,
+    transcribe,
+    check,
+    xray,
+    cache,
+    plan,
+    train,
+    report,
+    evaluate,
+    serve,
+    export,
+    push,
+):
     app.command()(verb)
 
 

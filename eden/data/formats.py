@@ -5,6 +5,7 @@
     {"images": ["7.png"], "texts": [{"user": "What is it?", "assistant": "A cat."}]}
     {"file_name": "7.png", "question": "What is it?", "answer": "A cat."}
     {"file_name": "7.png", "text": "A cat on a mat."}
+    {"file_name": "7.png", "question": "How bad is it?", "answer": "slight", "levels": ["none", "slight", "bad"]}
 
 `ROLES` and `records.PAIRS` list the names that are known; `from`/`value` and `role`/`content` may stand in either list,
 and `image` for `file_name`. A question may be spoken: `"audio": "7.wav"`, or a part `{"type": "input_audio", ...}`.
@@ -16,12 +17,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..answers import AnswerSet
+from ..errors import DataError, InputError
 from ..messages import Audio, Image, Message, Part, Role, Text
+from .class_folders import open_class_folders
 from .folders import Folder
 from .records import PAIRS, TURNS, DataFile, Record, RecordError, caption_request, open_data
 from .sources import Media, check_characters, image_of, part_of, recording_of
@@ -48,11 +51,13 @@ class Sample:
         id: the record's own, or its number.
         messages: the turns; images and recordings are named, not yet opened.
         where: file and record or line, for messages to people.
+        answers: those that its last question may have, if the record names them.
     """
 
     id: str
     messages: tuple[Message, ...]
     where: str
+    answers: AnswerSet | None = None
 
 
 def open_with_media(
@@ -66,7 +71,7 @@ def open_with_media(
     for what, given in (("images", images), ("recordings", audio)):
         if given is not None and not Path(given).is_dir():
             raise DataError(f"no such folder of {what}", where=str(given), hint="Check the path.")
-    data = open_data(path)
+    data = open_class_folders(path) or open_data(path)
     return data, Media(Folder(images or data.folder), Path(audio or data.folder))
 
 
@@ -101,9 +106,33 @@ def to_sample(data: DataFile, record: Record, media: Media) -> Sample | RecordEr
     own_id = id_of(record)
     where = data.where(record.number, own_id)
     try:
-        return Sample(own_id or str(record.number), parse(record, media)[1], where)
+        return Sample(own_id or str(record.number), parse(record, media)[1], where, answers_of(record.value))
     except RecordError as error:
         return error.at(where, own_id)
+
+
+def answers_of(value: Mapping[str, Any]) -> AnswerSet | None:
+    """The closed set that a record names: `"choices": ["ok", "cracked"]`, or `levels`, from the lowest on.
+
+    In CSV they are in one cell, with `|` between them.
+
+    Raises:
+        RecordError: it is none.
+    """
+    if not {"question", "answer"} <= value.keys():  # in other formats the names mean something else
+        return None
+    given = {key: value[key] for key in ("choices", "levels") if value.get(key) is not None}
+    given = {key: names.split("|") if isinstance(names, str) else names for key, names in given.items()}
+    if not given:
+        return None
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in given.values()):
+        raise RecordError(
+            f"`{next(iter(given))}` is no list of strings", kind="bad_answers", hint="Write one, or `a|b|c`."
+        )
+    try:
+        return AnswerSet.of(**given)
+    except InputError as error:
+        raise RecordError(replace(error.fault, kind="bad_answers")) from error
 
 
 def id_of(record: Record) -> str | None:
@@ -130,6 +159,9 @@ def parse(record: Record, media: Media) -> tuple[str, tuple[Message, ...]]:
             hint="Remove it; the chat template writes the control tokens.",
         )
     check_characters(text, "the text")
+    if (closed := answers_of(record.value)) is not None and messages and closed.index(messages[-1].text) is None:
+        what = f"the answer {messages[-1].text:.60} is none of {', '.join(closed.answers):.100}"
+        raise RecordError(what, kind="bad_answers", hint="Correct it, or name it among them.")
     answers = [message for message in messages if message.role == "assistant"]
     if answers and not any(message.learnt for message in answers):
         raise RecordError(

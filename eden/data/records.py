@@ -33,7 +33,7 @@ TURNS = ("conversations", "messages", "texts")
 PAIRS = (("question", "answer"), ("query", "response"), ("instruction", "output"), ("prompt", "completion"))
 """Keys of a question and its answer in one record."""
 COLUMNS = ("id", *TURNS, *(key for pair in PAIRS for key in pair))
-COLUMNS += ("system", "history", "input", "file_name", "text", "audio")
+COLUMNS += ("system", "history", "input", "file_name", "text", "audio", "choices", "levels")
 """Keys that `eden.data.formats` reads, beside `image` and `images`."""
 METADATA = ("metadata.jsonl", "metadata.csv")
 """Either makes a folder of images a data set."""
@@ -104,7 +104,7 @@ def open_data(path: str | Path) -> DataFile:
         if path.is_dir():
             found = next((path / name for name in METADATA if (path / name).is_file()), None)
             if found is None and not any(path.rglob("*.parquet")):
-                hint = f"A folder of images needs {' or '.join(METADATA)}; else name the data file itself."
+                hint = f"A folder of images needs {' or '.join(METADATA)}, or a folder for each class of them."
                 raise DataError("the folder is no data set", where=str(path), hint=hint)
             if found is None:
                 return _parquet(str(path))

@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import Fault, MessageError
 from ..messages import Audio, Image, Message, Text, check_conversation
 from .cache import InUse, cached_table, data_folder, forget_earlier, open_table
-from .formats import Media, Sample, empty_error, id_of, open_with_media, parse
+from .formats import Media, Sample, answers_of, empty_error, id_of, open_with_media, parse
 from .image_index import Source, source_name
 from .parquet import HUB
 from .records import DataFile, Record, RecordError
@@ -28,7 +28,7 @@ from .records import DataFile, Record, RecordError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = "4"
+FORMAT = "5"
 """Part of every identity: change it when records are read or counted differently."""
 BATCH, BATCH_BYTES = 4096, 16 * 2**20
 """Rows written at once, and what they may hold: a row may have images in it."""
@@ -134,7 +134,8 @@ class RecordStore:
         text, number = self.table["record"][row].as_py(), self.table["number"][row].as_py()
         record = Record(number, json.loads(text), text, tuple(self.table["embedded"][row].as_py()))
         own_id = id_of(record)
-        return Sample(own_id or str(number), parse(record, self.media)[1], self.data.where(number, own_id))
+        messages, where = parse(record, self.media)[1], self.data.where(number, own_id)
+        return Sample(own_id or str(number), messages, where, answers_of(record.value))
 
 
 class SampleList:

@@ -36,6 +36,7 @@ class Report:
         faults: the first of them, in file order.
         faults_by_kind: all of them, counted.
         counts, formats, kinds, histograms, repeated: of `describe`.
+        decisions: questions with a closed set of answers, and how often each was given.
     """
 
     path: str
@@ -48,6 +49,7 @@ class Report:
     kinds: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, list[dict[str, int]]] = field(default_factory=dict)
     repeated: list[dict[str, str]] = field(default_factory=list)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:

@@ -1,5 +1,6 @@
 """Asking a model every question of a task, judging what it says, and saying how sure the numbers are."""
 
+from .calibration import DecisionResult, decide_task
 from .compare import Earlier, compare, read_earlier
 from .predictions import PREDICTIONS, REPORT, RESULT, Predictions, model_fingerprint, task_fingerprint
 from .registry import open_task
@@ -12,6 +13,7 @@ __all__ = [
     "REPORT",
     "RESULT",
     "Answer",
+    "DecisionResult",
     "Earlier",
     "EvaluationResult",
     "Predictions",
@@ -19,6 +21,7 @@ __all__ = [
     "Task",
     "Transcription",
     "compare",
+    "decide_task",
     "evaluate",
     "model_fingerprint",
     "open_task",

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import PIL.Image
 
+from ..data.class_folders import TEST, part_of
+from ..data.decisions import Decisions
 from ..data.folders import Folder
 from ..data.parquet import HUB
 from ..data.store import Progress
@@ -112,13 +114,15 @@ def _data_file(
     path: str, images: str | Path | None, audio: str | Path | None, limit: int | None, on_progress: Progress | None
 ) -> Task:
     """Each conversation's last answer is the reference; all before it is asked."""
-    report, samples = check(path, images, audio, look="listed", on_progress=on_progress)
+    given = path if path.startswith(HUB) else str(part_of(Path(path), TEST))
+    report, samples = check(given, images, audio, look="listed", on_progress=on_progress)
     if report.faulty:
         fault = report.faults[0]
         what = f"{fault.what} ({report.faulty:,} of {report.samples:,} records are faulty)"
         missing = fault.kind == "missing_image"
         hint = "Give the folder of the images with --images." if missing else f"{fault.hint} `eden check` lists all."
         raise DataError(replace(fault, what=what, hint=hint))
+    decisions = Decisions(samples)
     questions = [
         Question(
             id=sample.id,
@@ -128,6 +132,7 @@ def _data_file(
             kind="all",
             reference=sample.messages[-1].text,
             where=sample.where,
+            answers=decisions.of(sample),
         )
         for sample in samples[:limit]
     ]

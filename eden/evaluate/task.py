@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ..answers import AnswerSet
 from ..data.media import image_errors
 from ..data.store import Progress
 from ..errors import DataError
@@ -31,6 +32,7 @@ class Question:
         reference: what the task's scoring needs to know about the right answer.
         where: file and record, for messages to people.
         context: what was said before; results are given by it as by kind. None of a question without one.
+        answers: all that it may have, if it is a decision of a data file.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Question:
     reference: Any
     where: str
     context: str | None = None
+    answers: AnswerSet | None = None
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import groupby
 from typing import Any
 
+from ..answers import AnswerSet
 from ..checkpoint import Checkpoint
 from ..errors import InputError
 from ..media.images import open_image
 from ..media.speech import Transcriber, Transcript
 from ..messages import AudioSource, MediaSource, Message, check_conversation, to_chat, transcribe_message
+from .decisions import Decision, DecisionQuestion, Reading, answer_ids, batches, score
 from .engine import Engine
+from .prefill import ImageMemory
 from .request import Generation, Request
 from .sampling import Sampling
 
@@ -157,6 +161,107 @@ class Assistant:
             collect(0)
         return answers
 
+    def decide(
+        self,
+        question: str = "",
+        images: Iterable[MediaSource] = (),
+        audio: Iterable[AudioSource] = (),
+        *,
+        choices: Sequence[str] | None = None,
+        levels: Sequence[str] | None = None,
+        name: str | None = None,
+    ) -> Decision:
+        """How likely each answer of a closed set is: of choices, of levels in order, or else of yes and no.
+
+        Args:
+            question: in words; empty if it is spoken.
+            images: as `ask` takes them.
+            audio: as `ask` takes them.
+            choices: 2 to 255 different answers; their order changes nothing.
+            levels: the same, from the lowest to the highest.
+            name: comes back with the decision.
+
+        Raises:
+            ImageError, AudioError, MessageError, ContextError: what was given cannot be asked.
+            InputError: choices or levels are no set of answers.
+        """
+        asked = DecisionQuestion(question, AnswerSet.of(choices, levels), name)
+        return self.decide_each([asked], images, audio)[0]
+
+    def decide_each(
+        self,
+        questions: Sequence[DecisionQuestion],
+        images: Iterable[MediaSource] = (),
+        audio: Iterable[AudioSource] = (),
+    ) -> list[Decision]:
+        """Many questions about the same images and recordings, which are read once. Errors are those of `decide`."""
+        images, audio = list(images), list(audio)
+        conversations = [[Message.user(question.text, images, audio)] for question in questions]
+        return self.decide_all(conversations, [question.answers for question in questions], questions=questions)
+
+    def decide_all(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        answers: Sequence[AnswerSet],
+        *,
+        questions: Sequence[DecisionQuestion] | None = None,
+        where: Sequence[str] | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[Decision]:
+        """Decisions about many conversations, in the order given; neighbours with the same images share one reading.
+
+        Args:
+            conversations: each with the user's as the last word.
+            answers: the answers that each may have.
+            questions: name the decisions.
+            where: what each conversation is called in errors; None numbers them.
+            on_progress: called with how many are decided.
+
+        Raises:
+            ImageError, AudioError, MessageError, ContextError: one cannot be asked; `where` names it.
+        """
+        found = self.score_answers(conversations, answers, where=where, on_progress=on_progress)
+        names = [None] * len(answers) if questions is None else [question.name for question in questions]
+        fitted = self.checkpoint.calibration.fitted if self.checkpoint.calibration is not None else {}
+        return [
+            Decision.of(of, logs, name, fitted.get(of.key))
+            for of, logs, name in zip(answers, found, names, strict=True)
+        ]
+
+    def score_answers(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        answers: Sequence[AnswerSet],
+        *,
+        where: Sequence[str] | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[list[float]]:
+        """The logarithmic probability of each answer, not normalised over the set. Arguments are `decide_all`'s."""
+        tokens = lru_cache(maxsize=None)(lambda text: answer_ids(self.checkpoint, text))
+        memory = ImageMemory(self.checkpoint, capacity=1)
+
+        def readings() -> Iterator[Reading]:
+            places = range(len(conversations))
+            for _, group in groupby(places, key=lambda place: _shown(conversations[place])):
+                examples: list[dict[str, Any]] = []
+                ids: list[list[list[int]]] = []
+                for place in group:
+                    with _naming(where[place] if where else f"conversation {place + 1}"):
+                        check_conversation(conversations[place], answered=False)
+                        messages = self.transcribe_messages(conversations[place])
+                        chat = to_chat(messages, None if examples else open_image)
+                        examples.append(self.processor.encode(chat, add_generation_prompt=True))
+                        ids.append([tokens(text) for text in answers[place].all_spellings])
+                yield Reading.of(examples, ids, self.checkpoint.config.image_token_id)
+
+        found: list[list[float]] = []
+        for batch in batches(self.checkpoint, readings()):
+            for of_branch in (branch for reading in score(self.checkpoint, memory, batch) for branch in reading):
+                found.append(answers[len(found)].joined(of_branch))
+            if on_progress is not None:
+                on_progress(len(found))
+        return found
+
     def request(self, messages: Sequence[Message], sampling: Sampling) -> Request:
         """A conversation whose last word is the user's, as the engine takes it.
 
@@ -180,6 +285,10 @@ class Assistant:
             yield from (delta.text for delta in generation if delta.text)
         finally:
             generation.cancel()
+
+
+def _shown(messages: Sequence[Message]) -> tuple[MediaSource, ...]:
+    return tuple(image.source for message in messages for image in message.images)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PrivateAttr, ValidationError
 
 from ..core.files import write_file
-from ..core.numeric_format import Machine, numeric_format
+from ..core.numeric_format import Machine, NumericFormat, emulation_factor, numeric_format
 from ..errors import RecipeError
 from .rules import Faults, argument_faults, did_you_mean, faults, ineffective, optimizer_faults
 from .sections import DataSection, LoraSection, ModelSection, QuantizationSection, Sections, SourceSection
@@ -65,6 +65,19 @@ class Recipe(Sections):
         if self.training.get("bf16") is True:
             changes["training"] = self.training | {"bf16": False, "fp16": here.name == "float16"}
         return self.model_copy(update=changes)
+
+    def numeric_format(self) -> NumericFormat:
+        """What a run computes in on this machine, and why."""
+        here = numeric_format()
+        asked_for = (
+            "bfloat16" if self.training.get("bf16") else "float16" if self.training.get("fp16") else self.model.dtype
+        )
+        if asked_for != "bfloat16":
+            return NumericFormat(asked_for, "the recipe says so")
+        if self.model.force_format and here.name != "bfloat16":
+            why = f"forced; {here.reason}, {emulation_factor():.0f} times slower than in {here.name}"
+            return NumericFormat("bfloat16", why)
+        return here
 
     def training_arguments(self, **overrides: Any) -> TrainingArguments:
         """What Trainer takes; on the CPU where there is no CUDA device, as Eden loads its models there.

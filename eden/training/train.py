@@ -26,15 +26,17 @@ from ..core import distributed
 from ..core.console import AS_IT_IS, progress
 from ..core.files import write_file
 from ..core.html_report import Prediction, training_page, write_page
-from ..core.numeric_format import NumericFormat, emulation_factor, numeric_format
+from ..core.numeric_format import NumericFormat
 from ..data.dataset import ConversationDataset
+from ..data.decisions import Decisions
 from ..data.feature_policy import open_features
 from ..data.formats import Sample
 from ..data.packing import PackedDataset
 from ..data.prepare import read_data
 from ..data.store import Samples
-from ..errors import InputError, RunError, first_line
+from ..errors import EdenError, InputError, RunError, first_line
 from ..inference.assistant import Assistant
+from ..inference.calibration import calibrate
 from ..media.images import open_image
 from ..recipe import Recipe, load_recipe
 from .model_card import model_card
@@ -90,6 +92,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     run.encode(start)
     run.fit(start)
     distributed.from_main(run.write)
+    run.calibrate()
     run.try_report()
     return TrainingResult(run.folder, run.folder / REPORT, run.log, run.skipped)
 
@@ -127,7 +130,7 @@ def report(folder: str | Path, console: Console | None = None) -> Path:
 
 
 class Run:
-    """A recipe on its way to an artifact: `load`, `encode`, `fit`, `write` and `try_report`, in this order.
+    """A recipe on its way to an artifact: `load`, `encode`, `fit`, `write`, `calibrate`, `try_report`, in order.
 
     Attributes:
         recipe: what to train, on what, and how.
@@ -167,21 +170,9 @@ class Run:
         Raises:
             RunError: another process's machine would compute in another format.
         """
-        chosen = distributed.from_main(self._numeric_format_here)
-        distributed.together(lambda: _refuse_another(chosen, self._numeric_format_here()))
+        chosen = distributed.from_main(self.recipe.numeric_format)
+        distributed.together(lambda: _refuse_another(chosen, self.recipe.numeric_format()))
         return chosen
-
-    def _numeric_format_here(self) -> NumericFormat:
-        here, training = numeric_format(), self.recipe.training
-        asked_for = (
-            "bfloat16" if training.get("bf16") else "float16" if training.get("fp16") else self.recipe.model.dtype
-        )
-        if asked_for != "bfloat16":
-            return NumericFormat(asked_for, "the recipe says so")
-        if self.recipe.model.force_format and here.name != "bfloat16":
-            why = f"forced; {here.reason}, {emulation_factor():.0f} times slower than in {here.name}"
-            return NumericFormat("bfloat16", why)
-        return here
 
     def load(self) -> None:
         """Reads the samples and loads the model."""
@@ -228,6 +219,26 @@ class Run:
             write_file(folder / RECIPE, recipe)
             write_file(folder / FACTS, json.dumps({"facts": self.facts, "before": self.before}, indent=1))
             write_file(folder / CARD, model_card(folder.name, self.facts, recipe))
+
+    def calibrate(self) -> None:
+        """Fits temperatures on the held-out samples that are decisions, and keeps them in the artifact."""
+        if not distributed.is_main():
+            return
+        decisions = Decisions(Samples.joined([self.train_set.samples, self.eval_set.samples]))
+        if not decisions.sets:
+            return
+        held_out = [(sample, answers) for sample in self.eval_set.samples if (answers := decisions.of(sample))]
+        self.checkpoint.model.eval()
+        try:
+            with self.console.status("calibrating decisions"):
+                calibration = calibrate(Assistant(self.checkpoint), held_out, decisions.sets)
+            calibration.write(self.folder)
+        except EdenError as error:
+            lines = [f"warning: decisions are not calibrated ({error}); the artifact is whole"]
+        else:
+            lines = calibration.lines(answers for _, answers in held_out)
+        for line in lines:
+            self.console.print(line, **AS_IT_IS)
 
     def try_report(self) -> None:
         """Writes the report; nothing that goes wrong in it may end a run whose artifact is whole."""

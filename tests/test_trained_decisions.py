@@ -1,0 +1,116 @@
+"""Decisions after training and in evaluation: what is fitted on held-out samples, kept, measured and refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import cli
+import numpy as np
+import pytest
+from conftest import make_image
+from rich.console import Console
+
+import eden
+from eden.answers import AnswerSet
+from eden.checkpoint.calibration import CALIBRATION, Calibration
+from eden.core.location import EDEN_TINY_FOLDER
+from eden.data.class_folders import CLASS_QUESTION
+from eden.data.prepare import read_data
+from eden.inference.calibration import fit
+from eden.recipe import load_recipe
+from eden.tiny.dataset import evaluation_set
+from eden.training.train import train
+
+CLASSES = AnswerSet.of(["blue", "lime", "red"])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seventy-two pictures in three folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    for colour in CLASSES.answers:
+        (folder / colour).mkdir()
+        for number in range(24):
+            make_image(colour, (24 + number, 32)).save(folder / colour / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def yes_or_no(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fifty questions of eden-tiny's world that are answered with yes or no."""
+    folder = tmp_path_factory.mktemp("world")
+    items = [item for item in evaluation_set(400, seed=3, split="test") if item[2].answer in ("Yes.", "No.")][:50]
+    lines = []
+    for number, (_, image, question) in enumerate(items):
+        image.save(folder / f"{number}.png")
+        lines.append({"file_name": f"{number}.png", "question": question.text, "answer": question.answer})
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "data.jsonl"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(EDEN_TINY_FOLDER, tmp_path / "model"))
+
+
+def test_training_fits_a_temperature_on_what_it_holds_out(photos: Path, tmp_path: Path) -> None:
+    changes = ["training.max_steps=2", "training.eval_strategy=no", f"training.output_dir={tmp_path / 'run'}"]
+    recipe = load_recipe("decide", [f"data.path={photos}", "data.eval_fraction=0.5", *changes])
+    result = train(recipe, console=Console(quiet=True))
+    found = Calibration.read(result.artifact)
+    assert found is not None and found.questions == {CLASS_QUESTION: CLASSES}
+    assistant = eden.load(str(result.artifact))
+    _, held_out, _ = read_data(recipe, Console(quiet=True))
+    assert found.fitted["choice 3"].samples == len(held_out) == 36
+    logs = assistant.score_answers([sample.messages[:-1] for sample in held_out], [CLASSES] * 36)
+    truth = [CLASSES.answers.index(sample.messages[-1].text) for sample in held_out]
+    # In training its base is held in 4 bits, here it is not.
+    again = fit([CLASSES] * 36, logs, truth)["choice 3"]
+    assert np.log(again.temperature) == pytest.approx(np.log(found.fitted["choice 3"].temperature), abs=0.3)
+    assert assistant.decide(CLASS_QUESTION, [photos / "red" / "0.png"], choices=CLASSES.answers).calibrated
+
+
+def test_too_few_held_out_samples_are_said(photos: Path, tmp_path: Path) -> None:
+    changes = ["training.max_steps=1", "training.eval_strategy=no", f"training.output_dir={tmp_path / 'run'}"]
+    result = cli.eden("train", "decide", f"data.path={photos}", *changes)
+    assert result.returncode == 0, result.stderr
+    assert "not calibrated for 3 choices: 7 held-out samples, 30 are needed" in result.stderr
+    found = Calibration.read(tmp_path / "run")
+    assert found is not None and not found.fitted and found.questions == {CLASS_QUESTION: CLASSES}
+
+
+def test_an_evaluation_measures_before_and_after(model: Path, yes_or_no: Path) -> None:
+    """Fits, keeps, and says the same of the next evaluation; a threshold makes the model refuse."""
+    first = json.loads(cli.eden("evaluate", model, yes_or_no, "--json").stdout)["decisions"]
+    assert first["n"] == 50 and "after" not in first and not (model / CALIBRATION).exists()
+    fitted = json.loads(cli.eden("evaluate", model, yes_or_no, "--calibrate", "--json").stdout)["decisions"]
+    assert fitted["before"] == first["before"] and fitted["fitted_here"]
+    kept = Calibration.read(model)
+    assert kept is not None and kept.fitted["predicate 2"].samples == 50
+    result = cli.eden("evaluate", model, yes_or_no, "--max-error", "0.02", "--json")
+    assert result.returncode == 0, result.stderr
+    second = json.loads(result.stdout)["decisions"]
+    assert second["before"] == first["before"] and set(second["after"]) == {"accuracy", "nll", "brier", "ece"}
+    kept = Calibration.read(model)
+    assert kept is not None
+    threshold = kept.fitted["predicate 2"].threshold
+    (row,) = [row for row in second["risk_coverage"] if row["max_error"] == 0.02]
+    assert threshold == pytest.approx(row["threshold"]) and row["error"] <= 0.02
+    shown = cli.eden("evaluate", model, yes_or_no).stdout
+    assert "decisions, 50 (as the model has it, and calibrated)" in shown
+    assert "50 questions are few: the intervals are wide" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["eden-tiny", "{data}", "--calibrate"], "a calibration is kept in the model's folder"),
+        (["{model}", "world", "--limit", "2", "--calibrate"], "no question of world has a closed set of answers"),
+        (["{model}", "{data}", "--max-error", "0.02"], "not calibrated yet"),
+        (["{model}", "{data}", "--limit", "8", "--calibrate", "--max-error", "0.02"], "not calibrated yet"),
+    ],
+)
+def test_what_cannot_be_kept_is_one_line(arguments: list[str], what: str, model: Path, yes_or_no: Path) -> None:
+    result = cli.eden("evaluate", *(argument.format(data=yes_or_no, model=model) for argument in arguments))
+    assert result.returncode == 2 and what in result.stderr and "Traceback" not in result.stderr
+    assert not (model / CALIBRATION).exists()
