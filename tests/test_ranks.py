@@ -103,7 +103,6 @@ sys.stdin.read()
 """
 
 
-<<<<<<< /tmp/suite/mg/ours
 @contextmanager
 def accelerate(folder: Path, *options: str, starts: int) -> Iterator[list[dict[str, str]]]:
     """The environments of the processes that `accelerate launch` has started; they wait until the block is left."""
@@ -150,35 +149,9 @@ def run_two(*arguments: str) -> str:
 def finished(both: list[cli.Python]) -> tuple[str, str]:
     """What both say on stdout, and on stderr."""
     results = [process.finished() for process in both]
-=======
-def start_two(*arguments: str, main: dict[str, str] | None = None) -> list[cli.Python]:
-    """Two processes that are told of each other as torchrun would, without its start; `main` is the first's alone."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        cli.Python(*arguments, env=os.environ | told | {"RANK": rank, "LOCAL_RANK": rank} | own)
-        for rank, own in (("0", main or {}), ("1", {}))
-    ]
-
-
-def run_two(*arguments: str) -> str:
-    """Both run `eden` to its end; what they say on stderr."""
-    results = [process.finished() for process in start_two("-m", "eden", *arguments)]
->>>>>>> /tmp/suite/mg/theirs
     said = "".join(result.stderr for result in results)
     assert [result.returncode for result in results] == [0, 0], said
     return "".join(result.stdout for result in results), said
-
-
-def failed(process: cli.Python, other: cli.Python) -> str:
-    """The one line of the process that failed; the other, which torchrun ends then, has said nothing."""
-    result = process.finished()
-    assert result.returncode == 2, result.stderr
-    other.terminate()
-    assert errors_of(other.finished().stderr) == []
-    (line,) = errors_of(result.stderr)
-    return line
 
 
 @pytest.fixture(scope="module")
@@ -262,14 +235,16 @@ def errors_of(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if line.startswith("error ")]
 
 
-def test_a_bad_sample_ends_all_processes_with_one_line(exact: list[str], data: Path, tmp_path: Path) -> None:
+def test_a_bad_sample_ends_all_processes_with_its_line(exact: list[str], data: Path, tmp_path: Path) -> None:
     records = json.loads(data.read_text())
     records[3] = {"id": "bad", "image": "gone.png", "conversations": records[0]["conversations"]}
     bad = data.with_name("bad.json")
     bad.write_text(json.dumps(records))
-    with two(*exact, *batches_of(2), f"data.path={bad}", f"training.output_dir={tmp_path / 'run'}") as (main, other):
-        line = failed(main, other)
-    assert "record 4 (id bad)" in line and "gone.png" in line
+    with two(*exact, *batches_of(2), f"data.path={bad}", f"training.output_dir={tmp_path / 'run'}") as both:
+        results = [process.finished() for process in both]
+    assert all(result.returncode != 0 for result in results)
+    (line,), (other,) = (errors_of(result.stderr) for result in results)
+    assert "record 4 (id bad)" in line and "gone.png" in line and line.removeprefix("error ") in other
     assert not (tmp_path / "run").exists()
 
 
@@ -320,19 +295,14 @@ def test_a_failure_in_one_process_ends_the_other(exact: list[str], data: Path, t
     with two(*arguments) as (main, other):
         goes_on(out, main, other)
         (tmp_path / "data" / "last.png").unlink()
-        line = failed(other, main)
+        result = other.finished()
+        main.terminate()  # as torchrun does
+        said = main.finished().stderr
+    assert result.returncode == 2 and errors_of(said) == [], said
+    (line,) = errors_of(result.stderr)
     assert "in process 1" in line and "last.png" in line
 
 
-<<<<<<< /tmp/suite/mg/ours
-@contextmanager
-def torchrun(*arguments: str) -> Iterator[list[cli.Python]]:
-    with cli.Python(*TORCHRUN, *arguments) as launcher:
-        yield [launcher]
-
-
-@pytest.mark.parametrize("start", [two, pytest.param(torchrun, marks=pytest.mark.soak)])
-=======
 ALONE = """
 import os, signal, sys, time
 from datetime import timedelta
@@ -391,7 +361,13 @@ def test_a_main_process_without_a_cache_ends_the_other_with_its_cause(exact: lis
     assert not (tmp_path / "run").exists()
 
 
->>>>>>> /tmp/suite/mg/theirs
+@contextmanager
+def torchrun(*arguments: str) -> Iterator[list[cli.Python]]:
+    with cli.Python(*TORCHRUN, *arguments) as launcher:
+        yield [launcher]
+
+
+@pytest.mark.parametrize("start", [two, pytest.param(torchrun, marks=pytest.mark.soak)])
 def test_ctrl_c_saves_one_checkpoint_of_both_processes_in_4_bits(
     start: Callable[..., AbstractContextManager[list[cli.Python]]],
     data: Path,
