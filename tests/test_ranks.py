@@ -154,16 +154,6 @@ def finished(both: list[cli.Python]) -> tuple[str, str]:
     return "".join(result.stdout for result in results), said
 
 
-def failed(process: cli.Python, other: cli.Python) -> str:
-    """The one line of the process that failed; the other, which torchrun ends then, has said nothing."""
-    result = process.finished()
-    assert result.returncode == 2, result.stderr
-    other.terminate()
-    assert errors_of(other.finished().stderr) == []
-    (line,) = errors_of(result.stderr)
-    return line
-
-
 @pytest.fixture(scope="module")
 def alone(exact: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run in one process, with batches of four."""
@@ -245,14 +235,16 @@ def errors_of(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if line.startswith("error ")]
 
 
-def test_a_bad_sample_ends_all_processes_with_one_line(exact: list[str], data: Path, tmp_path: Path) -> None:
+def test_a_bad_sample_ends_all_processes_with_its_line(exact: list[str], data: Path, tmp_path: Path) -> None:
     records = json.loads(data.read_text())
     records[3] = {"id": "bad", "image": "gone.png", "conversations": records[0]["conversations"]}
     bad = data.with_name("bad.json")
     bad.write_text(json.dumps(records))
-    with two(*exact, *batches_of(2), f"data.path={bad}", f"training.output_dir={tmp_path / 'run'}") as (main, other):
-        line = failed(main, other)
-    assert "record 4 (id bad)" in line and "gone.png" in line
+    with two(*exact, *batches_of(2), f"data.path={bad}", f"training.output_dir={tmp_path / 'run'}") as both:
+        results = [process.finished() for process in both]
+    assert all(result.returncode != 0 for result in results)
+    (line,), (other,) = (errors_of(result.stderr) for result in results)
+    assert "record 4 (id bad)" in line and "gone.png" in line and line.removeprefix("error ") in other
     assert not (tmp_path / "run").exists()
 
 
@@ -303,7 +295,11 @@ def test_a_failure_in_one_process_ends_the_other(exact: list[str], data: Path, t
     with two(*arguments) as (main, other):
         goes_on(out, main, other)
         (tmp_path / "data" / "last.png").unlink()
-        line = failed(other, main)
+        result = other.finished()
+        main.terminate()  # as torchrun does
+        said = main.finished().stderr
+    assert result.returncode == 2 and errors_of(said) == [], said
+    (line,) = errors_of(result.stderr)
     assert "in process 1" in line and "last.png" in line
 
 
