@@ -1,0 +1,152 @@
+"""Decisions beside what one would take instead, on the same pictures: `python -m bench.decide [FOLDER]`, some minutes.
+
+scikit-learn's handwritten digits in a folder for each class, 360 of them held back. Eden is trained by the recipe
+`decide`. Beside it logistic regression on the same frozen features of the tower, calibrated by the same temperature
+fit on the same held-out samples; and the trained model asked to write its answer, which gives no probability.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import eden
+from bench.machine import describe
+from bench.table import Bar, Row, show
+from bench.timing import timed
+from eden.answers import AnswerSet
+from eden.checkpoint import load
+from eden.checkpoint.vision_encoder import VisionEncoder
+from eden.cli.demo import write_digits
+from eden.data.prepare import read_data
+from eden.data.store import Samples
+from eden.data.validate import load_samples
+from eden.evaluate.calibration import Calibrated, risk_coverage
+from eden.inference.calibration import fit
+from eden.inference.decisions import Decision
+from eden.media.images import open_image
+from eden.recipe import load_recipe
+from eden.training.train import train
+
+PEER = "logistic regression on the same features"
+MOST_ERROR = 0.01
+
+
+def main() -> None:
+    """Makes the folders and the model in a folder, or measures the model that is there already."""
+    console = Console()
+    with tempfile.TemporaryDirectory() as temporary:
+        show({"decide": measure(Path(sys.argv[1] if len(sys.argv) > 1 else temporary), console)}, console)
+
+
+def measure(folder: Path, console: Console) -> list[Row]:
+    """Quality and speed of Eden and of its peers."""
+    photos = class_folders(folder, console)
+    recipe = load_recipe("decide", [f"data.path={photos}", f"training.output_dir={folder / 'model'}"])
+    seconds = float("nan")
+    if not (folder / "model" / "config.json").exists():
+        _, seconds = timed(lambda: train(recipe, console=console))
+    trained, held_out, _ = read_data(recipe, console)
+    test, _ = load_samples(photos / "test")
+    assistant = eden.load(str(folder / "model"))
+    answers = test[0].answers
+    assert answers is not None
+    truth = [sample.messages[-1].text for sample in test]
+    questions = [sample.messages[:-1] for sample in test]
+    decisions, deciding = timed(lambda: assistant.decide_all(questions, [answers] * len(test)))
+    written, writing = timed(lambda: assistant.answer_all(questions, max_new_tokens=8))
+    mine = Calibrated(decisions, truth)
+    theirs, fitting = timed(lambda: regression(answers, trained, held_out, test))
+    rows = [
+        Row(
+            f"accuracy on {len(test)} unseen digits",
+            value(mine, "accuracy"),
+            "",
+            PEER,
+            value(theirs, "accuracy"),
+            Bar(0.97),
+            4,
+        ),
+        Row(
+            "NLL, calibrated",
+            value(mine, "nll"),
+            "",
+            PEER,
+            value(theirs, "nll"),
+            Bar(0.8, least=False, of_ratio=True),
+            4,
+        ),
+        Row("ECE, calibrated", value(mine, "ece"), "", PEER, value(theirs, "ece"), Bar(0.015, least=False), 4),
+        Row(f"answered with at most {MOST_ERROR:.0%} wrong", covered(mine), "", PEER, covered(theirs), Bar(0.95), 4),
+        Row(
+            "accuracy by deciding",
+            value(mine, "accuracy"),
+            peer="the same model writes, its text compared",
+            peer_figure=float(np.mean([text == right for text, right in zip(written, truth, strict=True)])),
+            digits=4,
+        ),
+        Row("pictures decided", len(test) / deciding, "pictures/s", "the same model writes", len(test) / writing),
+        Row("training", seconds, "s", PEER, fitting),
+    ]
+    low, high = mine.measures()["ece"][1]
+    console.print(f"95 % interval of Eden's ECE: {low:.4f} to {high:.4f}", highlight=False)
+    return rows
+
+
+def class_folders(folder: Path, console: Console) -> Path:
+    """The digits, copied into a folder for each class, in `train/` and `test/`."""
+    photos = folder / "photos"
+    if photos.exists():
+        return photos
+    for file, part in zip(write_digits(folder / "digits", console), ("train", "test"), strict=True):
+        for record in json.loads(file.read_text()):
+            place = photos / part / record["conversations"][1]["value"]
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file.parent / record["image"], place)
+    return photos
+
+
+def regression(answers: AnswerSet, trained: Samples, held_out: Samples, test: Samples) -> Calibrated:
+    """scikit-learn's, on scaled features and with its own defaults but for the number of iterations."""
+    encoder = VisionEncoder.of(load())
+    learn, tune, ask = (features(encoder, samples) for samples in (trained, held_out, test))
+    labels = [
+        [answers.answers.index(sample.messages[-1].text) for sample in part] for part in (trained, held_out, test)
+    ]
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(learn, labels[0])
+    fitted = fit([answers] * len(tune), model.predict_log_proba(tune).tolist(), labels[1])
+    decisions = [
+        Decision.of(answers, logs, None, fitted[answers.key]) for logs in model.predict_log_proba(ask).tolist()
+    ]
+    return Calibrated(decisions, [answers.answers[place] for place in labels[2]])
+
+
+def features(encoder: VisionEncoder, samples: Samples) -> np.ndarray:
+    """The tower's features of each sample's picture, all of its tokens in one row."""
+    pictures = [open_image(sample.messages[-2].images[0].source) for sample in samples]
+    parts = [
+        encoder.features(encoder.image_processor(pictures[at : at + 64], return_tensors="pt")["pixel_values"])
+        for at in range(0, len(pictures), 64)
+    ]
+    return torch.cat(parts).float().flatten(1).numpy()
+
+
+def value(found: Calibrated, measure: str) -> float:
+    return found.measures()[measure][0]
+
+
+def covered(found: Calibrated) -> float:
+    return next(row["coverage"] for row in risk_coverage(found) if row["max_error"] == MOST_ERROR)
+
+
+if __name__ == "__main__":
+    print(f"machine: {describe()}")
+    main()
