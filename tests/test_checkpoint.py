@@ -220,7 +220,8 @@ def test_a_layer_that_the_tower_has_not_is_refused_before_a_weight_is_loaded(
     backbones: tuple[Path, Path], tmp_path: Path, layer: int
 ) -> None:
     vision = tmp_path / "vision"
-    shutil.copytree(backbones[0], vision, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(backbones[0], vision)
+    (vision / "model.safetensors").write_bytes(b"no weights")
     patches = ["model.vision_feature=patches", f"model.vision_feature_layer={layer}", "data.path=x"]
     recipe = load_recipe("align", [f"model.vision={vision}", f"model.language={backbones[1]}", *patches])
     with pytest.raises(RecipeError, match=rf"model\.vision_feature_layer is {layer}, and .* has \d layers"):
