@@ -15,10 +15,24 @@ from ..errors import InputError
 from .options import FourBit, Json, err, load_assistant, print_json
 
 if TYPE_CHECKING:
-    from ..evaluate import EvaluationResult, Predictions, Task, Transcription
+    from ..evaluate import DecisionResult, EvaluationResult, Predictions, Task, Transcription
     from ..inference.assistant import Assistant
 
 TASKS = "world, pope, vqav2, gqa, textvqa, scienceqa, captions"
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Keep result, answers and page in this folder; the same command goes on where it was stopped."),
+]
+Against = Annotated[Path | None, typer.Option(help="Compare with an earlier run: its --out folder or its result.json.")]
+Calibrate = Annotated[
+    bool,
+    typer.Option("--calibrate", help="Fit temperatures on this data file, which must be held out, and keep them."),
+]
+MaxError = Annotated[
+    float | None,
+    typer.Option(help="Keep the threshold from which on at most this share of decisions is wrong.", min=0, max=1),
+]
+
 Out = Annotated[
     Path | None,
     typer.Option(help="Keep result, answers and page in this folder; the same command goes on where it was stopped."),
@@ -57,7 +71,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Ask every question of a task and measure the answers, with 95 % intervals."""
-    from ..evaluate import compare, decide_task, evaluate as run_evaluation, read_earlier
+    from ..evaluate import compare, evaluate as run_evaluation, read_earlier
 
     _check_voice(spoken, noise_db, questions)
     files = {"questions": questions, "annotations": annotations, "images": images, "audio": audio}
@@ -71,9 +85,7 @@ def evaluate(
     folders = {"images": images, "audio": audio}
     options |= {name: str(folder.resolve()) for name, folder in folders.items() if folder is not None}
     kept = _keep(out, assistant, opened, options)
-    decided = decide_task(assistant, opened, calibrate=calibrate, max_error=max_error, console=err)
-    if decided is not None and (calibrate or max_error is not None):
-        decided.calibration.write(Path(model))
+    decided = _decide(assistant, opened, calibrate, max_error)
     transcription = None
     if spoken:
         opened, transcription = _speak(opened, assistant, noise_db)
@@ -115,6 +127,16 @@ def _check_decisions(model: str, task: Task, keeps: bool) -> None:
         raise InputError(what, hint=hint)
     if keeps and not Path(model).is_dir():
         raise InputError("a calibration is kept in the model's folder", where=model, hint="Give a folder.")
+
+
+def _decide(assistant: Assistant, task: Task, calibrate: bool, max_error: float | None) -> DecisionResult | None:
+    """The decisions of a task; what is fitted is kept with the model."""
+    from ..evaluate import decide_task
+
+    decided = decide_task(assistant, task, calibrate=calibrate, max_error=max_error, console=err)
+    if decided is not None and (calibrate or max_error is not None):
+        decided.calibration.write(Path(assistant.checkpoint.name))
+    return decided
 
 
 def _check_voice(spoken: bool, noise_db: float | None, questions: Path | None) -> None:
