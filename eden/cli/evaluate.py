@@ -33,20 +33,6 @@ MaxError = Annotated[
     typer.Option(help="Keep the threshold from which on at most this share of decisions is wrong.", min=0, max=1),
 ]
 
-Out = Annotated[
-    Path | None,
-    typer.Option(help="Keep result, answers and page in this folder; the same command goes on where it was stopped."),
-]
-Against = Annotated[Path | None, typer.Option(help="Compare with an earlier run: its --out folder or its result.json.")]
-Calibrate = Annotated[
-    bool,
-    typer.Option("--calibrate", help="Fit temperatures on this data file, which must be held out, and keep them."),
-]
-MaxError = Annotated[
-    float | None,
-    typer.Option(help="Keep the threshold from which on at most this share of decisions is wrong.", min=0, max=1),
-]
-
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A folder, a hub id, or eden-tiny.")],
