@@ -138,8 +138,13 @@ def test_every_module_imports() -> None:
     assert int(result.stdout) == len(names)
 
 
-def test_import_eden_loads_nothing_heavy() -> None:
-    script = "import sys, eden; print(sorted({'torch', 'transformers', 'peft', 'PIL', 'pydantic'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("name", "light"),
+    [("eden", {"torch", "transformers", "PIL", "pydantic"}), ("eden.cli.main", {"torch", "transformers"}),
+     ("eden.data.validate", {"torch", "transformers"})],
+)  # fmt: skip
+def test_what_comes_first_loads_nothing_heavy(name: str, light: set[str]) -> None:
+    script = f"import sys, {name}; print(sorted({light!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert result.stdout.strip() == "[]"
 

@@ -153,7 +153,7 @@ def test_a_data_page_is_legible_on_a_phone(tmp_path: Path) -> None:
     report = Report("data/llava_instruct.json", samples=157_712, faulty=1)
     where, hint = "data/llava_instruct.json record 363 (id 000000442654)", "Use one of JPEG, PNG, WEBP, GIF, BMP."
     what = "data/train2017/000000442654.jpg: not an image Eden can read"
-    report.faults = [Fault(where, "000000442654", "not_an_image", what, hint)]
+    report.faults = [Fault("not_an_image", what, where, hint, "000000442654")]
     report.faults_by_kind = {"not_an_image": 1}
     report.kinds = {"conversation": 57_669, "detail": 23_240, "reasoning": 76_643, "short answer": 160}
     bars = [{"from": 100 * n, "to": 100 * n + 99, "samples": 20_000 - 100 * n} for n in range(24)]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..checkpoint.calibration import FEW_SAMPLES
 from ..core.processes import cores
 from ..errors import InputError
 from .options import FourBit, Json, err, load_assistant, print_json
@@ -183,6 +182,8 @@ def _print(summary: Mapping[str, Any], seconds: float) -> None:
 
 
 def _print_decisions(decisions: Mapping[str, Any]) -> None:
+    from ..checkpoint.calibration import FEW_SAMPLES
+
     sides = [name for name in ("before", "after") if name in decisions]
     how = "as the model has it, and calibrated" if "after" in decisions else "not calibrated"
     print(f"decisions, {decisions['n']:,} ({how})")
