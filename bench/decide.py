@@ -22,10 +22,10 @@ import eden
 from bench.machine import describe
 from bench.table import Bar, Row, show
 from bench.timing import timed
-from eden.answers import AnswerSet
 from eden.checkpoint import load
 from eden.checkpoint.vision_encoder import VisionEncoder
 from eden.cli.demo import write_digits
+from eden.core.answers import AnswerSet
 from eden.data.prepare import read_data
 from eden.data.store import Samples
 from eden.data.validate import load_samples

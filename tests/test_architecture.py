@@ -35,7 +35,7 @@ ROOMS = """
 """
 FLOOR = {line.split()[1]: int(line.split()[0]) for line in ROOMS.strip().splitlines()}
 MAY_IMPORT = {line.split()[1]: set(line.split("<-")[1].split()) for line in ROOMS.strip().splitlines()}
-BESIDE = {"answers", "errors", "messages"}
+BESIDE = {"errors", "messages"}
 """Modules beside the rooms; another, `eden.__main__`, and the package itself may import every room."""
 ONLY_IN = {
     "av": {"eden.media.audio"},

@@ -11,10 +11,10 @@ from sklearn.metrics import log_loss
 
 import eden
 from eden import CheckpointError
-from eden.answers import AnswerSet
 from eden.checkpoint import Checkpoint, load, merge, save
 from eden.checkpoint.backbones import LoadOptions
 from eden.checkpoint.calibration import CALIBRATION, Calibration, Fitted
+from eden.core.answers import AnswerSet
 from eden.evaluate.calibration import Calibrated, risk_coverage
 from eden.inference.assistant import Assistant
 from eden.inference.calibration import LEAST_SAMPLES, fit, fit_temperature, nll, threshold

@@ -8,7 +8,7 @@ import pytest
 from conftest import make_image
 
 from eden import DataError
-from eden.answers import AnswerSet
+from eden.core.answers import AnswerSet
 from eden.data.class_folders import CLASS_QUESTION
 from eden.data.decisions import Decisions
 from eden.data.validate import check, load_samples

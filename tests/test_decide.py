@@ -10,8 +10,8 @@ import pytest
 from conftest import make_image
 
 import eden
-from eden.answers import AnswerSet
 from eden.checkpoint.calibration import Calibration, Fitted
+from eden.core.answers import AnswerSet
 from eden.core.location import EDEN_TINY_FOLDER
 from eden.inference.assistant import Assistant
 from eden.tiny.world import scenes

@@ -9,8 +9,8 @@ import torch
 from conftest import make_image, make_model, make_processor
 
 from eden import InputError, Message, MessageError
-from eden.answers import AnswerSet
 from eden.checkpoint import Checkpoint
+from eden.core.answers import AnswerSet
 from eden.inference import decisions
 from eden.inference.assistant import Assistant
 from eden.inference.decisions import DecisionQuestion

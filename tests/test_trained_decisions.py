@@ -11,8 +11,8 @@ from conftest import make_image
 from rich.console import Console
 
 import eden
-from eden.answers import AnswerSet
 from eden.checkpoint.calibration import CALIBRATION, Calibration
+from eden.core.answers import AnswerSet
 from eden.core.location import EDEN_TINY_FOLDER
 from eden.data.class_folders import CLASS_QUESTION
 from eden.data.prepare import read_data

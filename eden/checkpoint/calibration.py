@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..answers import AnswerSet
+from ..core.answers import AnswerSet
 from ..core.files import write_file
 from ..errors import CheckpointError, InputError, first_line
 

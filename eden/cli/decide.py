@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..answers import AnswerSet
+from ..core.answers import AnswerSet
 from ..errors import InputError, Interrupted
 from .options import FourBit, Json, Model, err, load_assistant, print_json, print_transcript
 

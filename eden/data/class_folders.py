@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from ..answers import MOST_ANSWERS
+from ..core.answers import MOST_ANSWERS
 from ..errors import DataError
 from .records import METADATA, DataFile, Record, RecordError
 

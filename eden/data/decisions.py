@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..answers import MOST_ANSWERS, AnswerSet
+from ..core.answers import MOST_ANSWERS, AnswerSet
 from .formats import Sample
 from .store import KINDS, RecordStore, Samples
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..answers import AnswerSet
+from ..core.answers import AnswerSet
 from ..errors import DataError, InputError
 from ..messages import Audio, Image, Message, Part, Role, Text
 from .class_folders import open_class_folders

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ..answers import AnswerSet
 from ..checkpoint.calibration import LEAST_SAMPLES, Calibration, Fitted
+from ..core.answers import AnswerSet
 from ..core.console import progress
 from ..errors import InputError
 from ..inference.assistant import Assistant

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..answers import AnswerSet
+from ..core.answers import AnswerSet
 from ..data.media import image_errors
 from ..data.store import Progress
 from ..errors import DataError

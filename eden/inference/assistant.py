@@ -10,8 +10,8 @@ from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Any
 
-from ..answers import AnswerSet
 from ..checkpoint import Checkpoint
+from ..core.answers import AnswerSet
 from ..errors import InputError
 from ..media.images import open_image
 from ..media.speech import Transcriber, Transcript

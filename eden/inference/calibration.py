@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..answers import AnswerSet
 from ..checkpoint.calibration import LEAST_SAMPLES, Calibration, Fitted
+from ..core.answers import AnswerSet
 from ..data.formats import Sample
 from .assistant import Assistant
 

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from ..answers import AnswerSet, Kind
 from ..checkpoint import Checkpoint
 from ..checkpoint.calibration import Fitted
+from ..core.answers import AnswerSet, Kind
 from ..core.private_api import attention_of
 from ..errors import ContextError, InputError
 from ..model.attention import PACKED_SDPA

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..answers import AnswerSet
+from ..core.answers import AnswerSet
 from ..core.files import storage_error, write_file
 from ..errors import ImageError, InputError
 from ..media.images import open_image

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from .errors import InputError
+from ..errors import InputError
 
 Kind: TypeAlias = Literal["predicate", "choice", "score"]
 """Yes or no, one of several, or one of several in order."""
