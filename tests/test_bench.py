@@ -130,6 +130,12 @@ def test_the_command_runs_a_bench_and_leaves_the_page_alone() -> None:
     assert PAGE.read_bytes() == before
 
 
+@pytest.mark.soak
+def test_the_bench_of_data_runs_on_a_few_records() -> None:
+    printed = cli.Python("-m", "bench.data", "--records", "300", cwd=cli.ROOT).finished()
+    assert printed.returncode == 0 and "first step" in printed.stdout, printed.stderr
+
+
 def gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
     return cli.Python("-m", "bench.gpu", *arguments, cwd=cli.ROOT).finished()
 
