@@ -97,7 +97,9 @@ class Person:
 
     def attach(self, *paths: Path) -> None:
         before = self.attached.count()
-        self.page.set_input_files("#eden-box input[type=file]", [str(path) for path in paths])
+        with self.page.expect_file_chooser() as chooser:  # the page forgets the file chosen last when it asks for one
+            self.page.get_by_label("Upload a file").click()
+        chooser.value.set_files(paths)
         expect(self.attached).to_have_count(before + len(paths), timeout=20 * SECONDS)
 
     @property

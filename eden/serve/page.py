@@ -35,10 +35,6 @@ ENDINGS = {
     "length": "The longest answer ends here; the panel below allows a longer one.",
     "deadline": "The answer took too long and ends here. Ask again in a moment.",
 }
-FORGET_FILES = """() => document.addEventListener("change", event => {
-    if (event.target.type === "file") setTimeout(() => { event.target.value = ""; });
-})"""
-"""A browser does not tell when the file chosen last is chosen again, as in the next conversation; so it must forget."""
 IDLE: dict[str, Any] = {"submit_btn": True, "stop_btn": False}
 BUSY: dict[str, Any] = {"submit_btn": False, "stop_btn": True}
 
@@ -332,7 +328,6 @@ def _look() -> dict[str, Any]:
     return {
         "theme": theme,
         "css_paths": HERE / "page.css",
-        "js": FORGET_FILES,
         "favicon_path": str(HERE / "favicon.svg"),
         "footer_links": [],
     }
