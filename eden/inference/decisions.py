@@ -249,7 +249,10 @@ def _parts(reading: Reading) -> list[_Part]:
 
 
 class _Tree:
-    """A part of a reading as one row: its tokens, what each sees, and where the answers' tokens are foretold."""
+    """A part of a reading as one row: its tokens, what each sees, and where the answers' tokens are foretold.
+
+    What several questions, or several answers to one, begin with is in it once.
+    """
 
     def __init__(self, start: int, parts: Sequence[_Part]):
         self.start = start
@@ -259,6 +262,7 @@ class _Tree:
         self.nodes: list[int] = []  # K of them, each foretells the target at its place
         self.targets: list[int] = []
         self.owners: list[tuple[int, int]] = []  # the branch and answer that a target is of
+        self._children: dict[tuple[int | None, int], int] = {}  # of a token, by what they are
         for branch, ids, answers in (entry for part in parts for entry in part):
             question = self._add([], ids)
             for answer, tokens in answers.items():
@@ -268,12 +272,14 @@ class _Tree:
                 self.owners += [(branch, answer)] * len(tokens)
 
     def _add(self, path: list[int], ids: Sequence[int]) -> list[int]:
-        """Adds tokens behind those of a path; returns the longer path."""
+        """Adds those tokens behind a path's that are not there yet; returns the longer path."""
         for token in ids:
-            path = [*path, len(self.ids)]
-            self.ids.append(token)
-            self.positions.append(self.start + len(path) - 1)
-            self.seen.append(path)
+            node = self._children.setdefault((path[-1] if path else None, token), len(self.ids))
+            path = [*path, node]
+            if node == len(self.ids):
+                self.ids.append(token)
+                self.positions.append(self.start + len(path) - 1)
+                self.seen.append(path)
         return path
 
 
