@@ -329,12 +329,15 @@ def test_a_matrix_too_large_for_f16_is_f32(tmp_path: Path) -> None:
         assert list(file.formats.values()).count("F16") > 4
 
 
-def test_an_adapter_is_merged(patches: str, tmp_path: Path) -> None:
-    adapt(Path(patches), tmp_path / "run")
+def test_an_adapter_is_merged_and_rounded_once(patches: str, tmp_path: Path) -> None:
+    """Of a base that is stored in bf16, whatever this machine computes in."""
+    save(load(patches, LoadOptions(dtype="bfloat16")), tmp_path / "base")
+    adapt(tmp_path / "base", tmp_path / "run")
     language_model, vision = write_gguf(str(tmp_path / "run"), tmp_path / "gguf")
-    state = merge(load(str(tmp_path / "run"))).core.state_dict()
+    state = merge(load(str(tmp_path / "run"), LoadOptions(dtype="float32"))).core.state_dict()
     qkv = File(language_model).tensors["blk.0.attn_qkv.weight"]
-    assert qkv.equal(state["model.language_model.layers.0.self_attn.qkv_proj.weight"].half().float())
+    weight = state["model.language_model.layers.0.self_attn.qkv_proj.weight"]
+    assert not weight.equal(weight.bfloat16().float()) and qkv.equal(weight.half().float())
     assert File(vision).tensors["mm.0.weight"].equal(state["model.projector.linear_1.weight"].half().float())
 
 

@@ -15,6 +15,7 @@ import torch
 from .. import checkpoint as checkpoints
 from ..checkpoint import Checkpoint
 from ..checkpoint.artifact import Artifact
+from ..checkpoint.backbones import LoadOptions
 from ..core.files import new_folder
 from ..core.private_api import is_quantized
 from ..errors import CheckpointError, InputError
@@ -45,8 +46,16 @@ def write_gguf(model: str, folder: str | Path, outtype: str = "f16") -> tuple[Pa
         import gguf  # noqa: F401
     except ImportError as error:
         raise InputError("writing GGUF needs gguf", hint="pip install 'eden-multimodal[export]'") from error
-    _check_feature(model)
-    loaded = checkpoints.load(model)
+    artifact = Artifact.open(model, files=["*.json"])
+    if artifact.config.vision_feature == "pooled":
+        what = "llama.cpp cannot see with one pooled embedding an image"
+        raise CheckpointError(what, where=model, hint="Train with model.vision_feature=patches, or use --to hf.")
+    # What is merged is rounded once, to the number format of the file.
+    loaded = (
+        checkpoints.load(model, LoadOptions(dtype="float32"))
+        if artifact.is_adapter
+        else checkpoints.load_as_stored(model)
+    )
     if is_quantized(loaded.core):
         raise CheckpointError("the weights are quantized", where=model, hint="Export the model they were made of.")
     checkpoint = checkpoints.merge(loaded)
@@ -58,16 +67,6 @@ def write_gguf(model: str, folder: str | Path, outtype: str = "f16") -> tuple[Pa
         _write_language_model(checkpoint, vocabulary, name, language_model, outtype)
         write_vision(checkpoint, name, vision)
     return Path(folder) / language_model.name, Path(folder) / vision.name
-
-
-def _check_feature(model: str) -> None:
-    """Known before a weight is loaded."""
-    if Artifact.open(model, files=["config.json"]).config.vision_feature == "pooled":
-        raise CheckpointError(
-            "llama.cpp cannot see with one pooled embedding an image",
-            where=model,
-            hint="Train with model.vision_feature=patches, or use --to hf.",
-        )
 
 
 def _write_language_model(checkpoint: Checkpoint, vocabulary: Vocabulary, name: str, path: Path, outtype: str) -> None:

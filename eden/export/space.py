@@ -114,7 +114,7 @@ def _copy_model(artifact: Artifact, target: Path) -> None:
     if artifact.local_dependency() is not None:
         from .. import checkpoint as checkpoints
 
-        checkpoints.save(checkpoints.merge(checkpoints.load(str(model))), target)
+        checkpoints.save(checkpoints.merge(checkpoints.load_as_stored(str(model))), target)
         return
     for path in included_files(model):
         (target / path.parent).mkdir(parents=True, exist_ok=True)
