@@ -23,60 +23,58 @@ from bench.machine import describe
 from bench.table import Bar, Row, show
 from bench.timing import run, timed
 from eden.core.processes import run_in_thread
-from eden.serve.api import build_app
 from eden.serve.conversation import Answers, Conversation
-from eden.serve.server import Server, open_socket
+from eden.serve.server import Server, build_app, open_socket
 from eden.serve.service import Service
 from eden.serve.settings import Settings
 
-SQUARE, THIN = (2828, 2828), {"wide": (16_000, 500), "tall": (500, 16_000)}
+SIZES = {"square": (2828, 2828), "wide": (16_000, 500), "tall": (500, 16_000)}
 """8 million pixels each; WebP has sides of at most 16,383."""
 KINDS = ("png", "jpeg", "webp")
 TIMES = 5
 QUESTION = "How many objects are there?"
-LEAST, WAIT = Bar(2, least=False, of_ratio=True), 0.1
+LEAST = Bar(2, least=False, of_ratio=True)
 
 
 def main() -> None:
-    """Prints a row for each way in, number format and shape."""
+    """Prints a row for each number format, shape and way in."""
     print(f"machine: {describe()}")
+    rows = []
     with tempfile.TemporaryDirectory() as temporary, serving() as (address, service):
-        folder, rows = Path(temporary), []
         for kind in KINDS:
-            squares = pictures(folder, "square", SQUARE, kind)
-            for shape, size in THIN.items():
-                thins = pictures(folder, shape, size, kind)
-                rows += compared(f"{kind}, {shape}", thins, squares, address, service)
-        show({"thin": rows}, Console())
+            found = {
+                shape: measured(pictures(Path(temporary), shape, size, kind), address, service)
+                for shape, size in SIZES.items()
+            }
+            for shape in found:
+                for (what, unit), figure in found[shape].items() if shape != "square" else ():
+                    square = found["square"][what, unit]
+                    rows.append(Row(f"{kind}, {shape}: {what}", figure, unit, "square", square, LEAST))
+    show({"thin": rows}, Console())
 
 
 def pictures(folder: Path, name: str, size: tuple[int, int], kind: str) -> list[Path]:
     """Different ones of a size, for a picture seen lately is remembered; smooth, as photographs are."""
     paths = []
-    for number in range(2 * TIMES):
-        path = folder / f"{name}-{number}.{kind}"
+    for number in range(3 * TIMES):
+        path = folder / f"{kind}-{name}-{number}.{kind}"
         small = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
         PIL.Image.fromarray(small).resize(size).save(path)
         paths.append(path)
     return paths
 
 
-def compared(
-    what: str, thins: Sequence[Path], squares: Sequence[Path], address: str, service: Service
-) -> Iterator[Row]:
-    """The ways in, with the thin pictures and with the square ones."""
+def measured(paths: Sequence[Path], address: str, service: Service) -> dict[tuple[str, str], float]:
+    """Each way in, with its unit."""
+    found: dict[tuple[str, str], float] = {}
     for name, command in (("eden check --decode", checked), ("eden ask", asked), ("eden train, 1 step", trained)):
-        thin, square = (run(command(paths)) for paths in (thins, squares))
-        yield Row(f"{what}: {name}", thin.seconds, "s", "square", square.seconds, LEAST)
-        yield Row(f"{what}: {name}, peak memory", thin.peak, "MiB", "square", square.peak, LEAST)
-    for name, ask in (
-        ("the API", lambda path: over_http(address, path)),
-        ("the page", lambda path: page(service, path)),
-    ):
-        thin_s, square_s = (median(ask, paths[:TIMES]) for paths in (thins, squares))
-        yield Row(f"{what}: {name}", thin_s, "s", "square", square_s, LEAST)
-    beside, alone = (waits(address, paths) for paths in (thins[TIMES:], ()))
-    yield Row(f"{what}: a text waits longer beside it by", max(0.0, beside - alone), "s", bar=Bar(WAIT, least=False))
+        process = run(command(paths))
+        found |= {(name, "s"): process.seconds, (f"{name}, peak memory", "MiB"): process.peak}
+    for_api, for_page, beside = (paths[at : at + TIMES] for at in range(0, 3 * TIMES, TIMES))
+    found["the API", "s"] = median(lambda path: over_http(address, path), for_api)
+    found["the page", "s"] = median(lambda path: on_the_page(service, path), for_page)
+    found["a question without a picture beside it", "s"] = waits(address, beside)
+    return found
 
 
 def checked(paths: Sequence[Path]) -> list[str | Path]:
@@ -112,12 +110,11 @@ def over_http(address: str, path: Path | None) -> None:
     httpx.post(f"{address}/v1/chat/completions", json=asked, timeout=120).raise_for_status()
 
 
-def page(service: Service, path: Path) -> None:
+def on_the_page(service: Service, path: Path) -> None:
     """A question on the page, without its browser."""
-    turns = list(
-        Conversation().ask(service, Answers(service).write, QUESTION, [str(path)], lambda: {"max_new_tokens": 1})
-    )
-    assert not turns[-1].failure, turns[-1].failure
+    options = {"max_new_tokens": 1}
+    *_, turn = Conversation().ask(service, Answers(service).write, QUESTION, [str(path)], lambda: options)
+    assert not turn.failure, turn.failure
 
 
 def median(work: Callable[[Path], None], paths: Sequence[Path]) -> float:
