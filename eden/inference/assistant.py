@@ -114,7 +114,7 @@ class Assistant:
     def reply(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str]:
         """Streams the answer to a conversation whose last word is the user's. Closing the iterator ends the work."""
         request = self.request(messages, sampling)
-        self.engine.check(request)
+        request.check(self.checkpoint)
         return self._stream(request)
 
     def answer_all(
