@@ -71,8 +71,8 @@ def _submit(service: Service, request: DecisionBody) -> tuple[list[AnswerSet], l
         with naming(f"questions[{number}].{'levels' if question.type == 'score' else 'choices'}"):
             answers.append(to_answers(question))
     shown, asked = to_input(request, limits, fetch), to_questions(request, limits, fetch)
-    for name, question in asked.items():
-        if is_empty(question):
+    for name, message in asked.items():
+        if is_empty(message):
             raise RequestError("the question is empty", param=name, code="empty_message")
     opened = service.open_images([*shown.values(), *asked.values()], [*shown, *asked])
     conversations = [as_turns([*opened[: len(shown)], question]) for question in opened[len(shown) :]]
