@@ -249,7 +249,7 @@ def saying(role: str, *parts: Any) -> dict[str, Any]:
         (choosing(A, {"value": "b<|end|>"}), "questions[0]", "invalid_value"),
         (choosing(A, {"value": "b", "weight": 1}), "questions[0].choices[1].weight", "unsupported_parameter"),
         (choosing(A, B, instructions=" \n"), "questions[0].instructions", "empty_message"),
-        (choosing(A, B, instructions=[]), "questions[0].instructions", "empty_message"),
+        (choosing({**A, "description": "first"}, B, instructions=[]), "questions[0].instructions", "empty_message"),
         (choosing(A, B, threshold=1), "questions[0].threshold", "unsupported_parameter"),
         (choosing(A, B, instructions=[image(SCENE[:200])]), "questions[0].instructions[0].image_url", "damaged_image"),
         ({"questions": [{**LEVELS, "levels": [{"label": "low"}]}]}, "questions[0].levels", "invalid_value"),

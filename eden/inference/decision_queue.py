@@ -34,7 +34,8 @@ class DecisionQueue:
 
     @property
     def is_busy(self) -> bool:
-        return bool(self._batch or self.retry)
+        """Whether some are being made."""
+        return bool(self._batch)
 
     def advance(self) -> list[tuple[Deciding, Exception | None]]:
         """One pass of the model for those being made, or else for some of those that wait.
@@ -59,10 +60,12 @@ class DecisionQueue:
             return []
         if found is None:
             return []
-        made = self.clear()
-        for deciding, logs in zip(made, found, strict=True):
-            deciding.logs = logs
-        return [(deciding, None) for deciding in made if not deciding.done]
+        made: list[tuple[Deciding, Exception | None]] = []
+        for deciding, logs in zip(self.clear(), found, strict=True):
+            if not deciding.done:
+                deciding.logs = logs
+                made.append((deciding, None))
+        return made
 
     def unwanted(self, now: float, stop: FinishReason | None) -> list[tuple[Deciding, FinishReason]]:
         """Of those being made what shall end now, each with its reason; where nobody waits for the rest, it is left.

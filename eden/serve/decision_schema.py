@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from ..core.answers import MOST_ANSWERS, NO, YES, AnswerSet
 from ..inference.decisions import Decision
-from ..messages import Image, Message, Part, Text
+from ..messages import Image, Message, Part, Text, is_empty
 from .schema import NO_TOOLS, FetchImage, RequestError, Wire, image_bytes, refusal
 from .settings import Limits
 
@@ -202,12 +202,14 @@ def to_questions(request: DecisionBody, limits: Limits, fetch_image: FetchImage 
     """The questions, by their place in the request. What describes a choice or level stands below, a line each.
 
     Raises:
-        RequestError: as `to_input` does.
+        RequestError: one is empty, or as `to_input` does.
     """
     found = {}
     for number, question in enumerate(request.questions):
         where = f"questions[{number}].instructions"
         parts = _parts(question.instructions, where, limits, fetch_image)
+        if is_empty(Message("user", parts)):
+            raise RequestError("the question is empty", param=where, code="empty_message")
         if described := [f"{text}: {about}" for text, about in _described(question) if about is not None]:
             parts = (*parts, Text("\n\n" + "\n".join(described)))
         found[where] = Message("user", parts)
@@ -253,15 +255,13 @@ def to_answers(question: Question) -> AnswerSet:
     Raises:
         InputError: one is empty, or two are the same.
     """
+    if isinstance(question, PredicateQuestion):
+        return AnswerSet.of()
     texts = [text for text, _ in _described(question)]
     if isinstance(question, ScoreQuestion):
         return AnswerSet.of(levels=texts)
-    if isinstance(question, ChoiceQuestion) and [choice.value for choice in question.choices] not in _BOTH:
-        return AnswerSet.of(texts)
-    return AnswerSet.of()
-
-
-_BOTH = ([True, False], [False, True])
+    values = [choice.value for choice in question.choices]
+    return AnswerSet.of(None if values in ([True, False], [False, True]) else texts)
 
 
 # What is answered.

@@ -17,7 +17,6 @@ from ..errors import EdenError
 from ..inference.assistant import naming
 from ..inference.decisions import Decision
 from ..inference.request import Deciding
-from ..messages import is_empty
 from .completions import as_turns, finish_reason, image_fetcher, while_connected
 from .decision_schema import (
     DecisionBody,
@@ -29,7 +28,7 @@ from .decision_schema import (
     to_input,
     to_questions,
 )
-from .schema import RequestError, check_model, to_request_error
+from .schema import check_model, to_request_error
 from .service import Service
 
 
@@ -71,9 +70,6 @@ def _submit(service: Service, request: DecisionBody) -> tuple[list[AnswerSet], l
         with naming(f"questions[{number}].{'levels' if question.type == 'score' else 'choices'}"):
             answers.append(to_answers(question))
     shown, asked = to_input(request, limits, fetch), to_questions(request, limits, fetch)
-    for name, message in asked.items():
-        if is_empty(message):
-            raise RequestError("the question is empty", param=name, code="empty_message")
     opened = service.open_images([*shown.values(), *asked.values()], [*shown, *asked])
     conversations = [as_turns([*opened[: len(shown)], question]) for question in opened[len(shown) :]]
     return answers, service.decide(conversations, answers, [f"questions[{number}]" for number in range(len(answers))])
