@@ -24,6 +24,8 @@ from .settings import Limits
 
 log = logging.getLogger("eden.serve")
 
+UNIONS = ("content", "input", "instructions", "questions")
+"""Fields with a list of objects of several kinds; in an error's steps the kind follows the number."""
 LONGEST_ECHO = 300
 """Characters of an error that may be a client's own."""
 
@@ -61,7 +63,9 @@ class RequestError(InputError):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
-class _Wire(BaseModel):
+class Wire(BaseModel):
+    """An object of a request's body."""
+
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
@@ -75,27 +79,27 @@ class _Wire(BaseModel):
         return {name: value for name, value in fields.items() if value is not None} if type(fields) is dict else fields
 
 
-class TextPart(_Wire):
+class TextPart(Wire):
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Wire):
+class ImageUrl(Wire):
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = Field(None, description="all are seen at one size")
 
 
-class ImagePart(_Wire):
+class ImagePart(Wire):
     type: Literal["image_url"]
     image_url: ImageUrl | str
 
 
-class InputAudio(_Wire):
+class InputAudio(Wire):
     data: str = Field(description="base64")
     format: str = Field("wav", description="a hint; the format is known by the content")
 
 
-class AudioPart(_Wire):
+class AudioPart(Wire):
     type: Literal["input_audio"]
     input_audio: InputAudio
 
@@ -106,7 +110,7 @@ ContentPart: TypeAlias = Annotated[TextPart | ImagePart | AudioPart, Field(discr
 NO_TOOLS = "this server calls no tools, and reads no calls and results of others' either; leave those turns out"
 
 
-class ChatMessage(_Wire):
+class ChatMessage(Wire):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
     name: str | None = Field(None, description="a label; it changes no answer")
@@ -130,16 +134,16 @@ class ChatMessage(_Wire):
 StopString: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     include_usage: bool | None = False
     include_obfuscation: Literal[False] | None = None
 
 
-class ResponseFormat(_Wire):
+class ResponseFormat(Wire):
     type: Literal["text"]
 
 
-class ChatRequest(_Wire):
+class ChatRequest(Wire):
     """What is asked. Below `user` stands what changes no answer, for clients that always send it."""
 
     model: str
@@ -226,7 +230,7 @@ def parse_chat_request(body: bytes, limits: Limits) -> ChatRequest:
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise refusal(error) from None
     except RecursionError:
         raise RequestError("the body is nested too deep", code="invalid_json") from None
     if len(request.messages) > limits.messages:
@@ -267,7 +271,7 @@ def to_messages(request: ChatRequest, limits: Limits, fetch_image: FetchImage | 
                 parts.append(Text(part.text))
             elif isinstance(part, ImagePart):
                 url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
-                parts.append(Image(_image_bytes(url, f"{where}.image_url", limits, fetch_image)))
+                parts.append(Image(image_bytes(url, f"{where}.image_url", limits, fetch_image)))
             else:
                 parts.append(Audio(_decoded(part.input_audio.data, f"{where}.input_audio", limits.audio_bytes)))
         messages.append(Message(role, tuple(parts)))
@@ -301,7 +305,12 @@ def to_request_error(error: Exception, param: str | None = None) -> RequestError
     )
 
 
-def _image_bytes(url: str, where: str, limits: Limits, fetch_image: FetchImage | None) -> bytes:
+def image_bytes(url: str, where: str, limits: Limits, fetch_image: FetchImage | None) -> bytes:
+    """An image of a data URL, or of an `https:` one where they are fetched.
+
+    Raises:
+        RequestError: it is neither, its data is no base64, or too large.
+    """
     if url.startswith("data:"):
         header, comma, payload = url.partition(",")
         if not comma or not header.endswith(";base64"):
@@ -336,7 +345,7 @@ def _decoded(payload: str, where: str, max_bytes: int) -> bytes:
     return data
 
 
-def _refusal(error: ValidationError) -> RequestError:
+def refusal(error: ValidationError) -> RequestError:
     """The deepest fault in one line: of a content that is neither text nor good parts, the fault in the parts."""
     faults = error.errors(include_url=False, include_input=False)
     # Of equally deep ones not that it is of the other type: five stops in a list are too many, and not "no string".
@@ -363,7 +372,7 @@ def _field_name(location: tuple[int | str, ...], made_up: bool = False) -> str:
         location: the steps.
         made_up: the last is a name that a client gave, whatever it looks like.
     """
-    members = ("str", "constrained-str")
+    members = ("str", "bool", "constrained-str")
     last = len(location) - 1
     steps = [
         step
@@ -374,6 +383,6 @@ def _field_name(location: tuple[int | str, ...], made_up: bool = False) -> str:
     for place, step in enumerate(steps):
         if isinstance(step, int):
             name += f"[{step}]"
-        elif not (place > 1 and isinstance(steps[place - 1], int) and steps[place - 2] == "content"):  # a part's type
+        elif not (place > 1 and isinstance(steps[place - 1], int) and steps[place - 2] in UNIONS):  # what kind it is
             name += f".{step}" if name else step
     return name
