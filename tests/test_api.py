@@ -244,7 +244,7 @@ def test_transcriptions(client: OpenAI) -> None:
         ("tool_choice", "required"),
         ("tool_choice", {"type": "function", "function": {"name": "f"}}),
         ("function_call", {"name": "f"}),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "yaml"}),
         ("frequency_penalty", 0.5),
         ("presence_penalty", 1),
         ("logit_bias", {"50": 10}),

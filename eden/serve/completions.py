@@ -17,7 +17,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ..errors import EdenError
+from ..errors import EdenError, InputError
 from ..inference.request import Generation
 from ..messages import Message, Text
 from .fetch import fetch_image
@@ -55,6 +55,12 @@ async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, lis
         def fetch(url: str, where: str) -> bytes:
             return fetch_image(url, hosts=hosts, max_bytes=limits.image_bytes, where=where)
 
+    grammar = None
+    if (json_schema := request.json_schema) is not None:
+        try:
+            grammar = await service.grammar(json_schema)
+        except InputError as error:
+            raise to_request_error(error, param="response_format.json_schema.schema") from error
     try:
         messages = await service.in_thread(to_messages, request, limits, fetch)
         if any(message.audio for message in messages):
@@ -73,6 +79,7 @@ async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, lis
                 seed=request.seed,
                 stop=request.stop_strings,
                 logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+                grammar=grammar,
             )
 
         return request, await service.in_thread(submit)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from ..errors import AudioError, CheckpointError, ContextError, EngineStopped, ImageError, InputError, OverloadError
+from ..inference.grammar import ANY_OBJECT
 from ..messages import Audio, Image, Message, Part, Role, Text
 from .settings import Limits
 
@@ -135,8 +136,27 @@ class StreamOptions(_Wire):
     include_obfuscation: Literal[False] | None = None
 
 
-class ResponseFormat(_Wire):
+class TextFormat(_Wire):
     type: Literal["text"]
+
+
+class JsonObjectFormat(_Wire):
+    type: Literal["json_object"]
+
+
+class JsonSchema(_Wire):
+    name: str = Field(description="a label; it changes no answer")
+    description: str | None = Field(None, description="a label, too: the model does not read of it")
+    definition: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(None, description="the answer fits the schema anyway")
+
+
+class JsonSchemaFormat(_Wire):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat: TypeAlias = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
 class ChatRequest(_Wire):
@@ -192,6 +212,13 @@ class ChatRequest(_Wire):
     def max_new_tokens(self) -> int | None:
         """The longest answer asked for, in tokens."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def json_schema(self) -> Mapping[str, Any] | None:
+        """What the answer has to fit."""
+        if isinstance(self.response_format, JsonSchemaFormat):
+            return self.response_format.json_schema.definition
+        return ANY_OBJECT if isinstance(self.response_format, JsonObjectFormat) else None
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
