@@ -108,7 +108,7 @@ def check_conversation(messages: Sequence[Message], *, answered: bool, ordered: 
             hint = "User and assistant must alternate, the user first."
             raise MessageError(why, where=where, hint=hint, kind="turn_order")
         # A model may have said nothing in an earlier turn; only as a training target is an empty answer a fault.
-        if _is_empty(message) and (answered or message.role != "assistant"):
+        if is_empty(message) and (answered or message.role != "assistant"):
             kind = "answer" if message.role == "assistant" else "message"
             raise MessageError(
                 f"the {message.role}'s {kind} is empty",
@@ -130,7 +130,8 @@ def check_conversation(messages: Sequence[Message], *, answered: bool, ordered: 
         raise MessageError(what, hint=f"It must be the {last}'s.", kind="turn_order")
 
 
-def _is_empty(message: Message) -> bool:
+def is_empty(message: Message) -> bool:
+    """Whether nobody could see or hear anything in it."""
     return all(isinstance(part, Text) and not any(map(_is_visible, part.text)) for part in message.content)
 
 

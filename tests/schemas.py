@@ -89,3 +89,15 @@ def _all_of(draw: random.Random, depth: int) -> dict[str, Any]:
 
 def _reference(draw: random.Random, depth: int) -> dict[str, Any]:
     return {"$ref": "#/$defs/shared"}
+
+
+def chain() -> dict[str, Any]:
+    """A recursive schema that can end, as a linked list does."""
+    link = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]}
+    node = {
+        "type": "object",
+        "properties": {"value": {"enum": [0, 1]}, "next": link},
+        "required": ["value", "next"],
+        "additionalProperties": False,
+    }
+    return {"$ref": "#/$defs/node", "$defs": {"node": node}}

@@ -715,13 +715,26 @@ try:
 except litellm.ContextWindowExceededError as error:
     print("context", error.status_code)
 print(litellm.transcription(file=open("{EXAMPLES / "question.wav"}", "rb"), **options).text)
+picture = {{"type": "input_image", "image_url": body["messages"][0]["content"][0]["image_url"]["url"]}}
+decided = litellm.decisions(
+    input=[{{"role": "user", "content": [picture]}}],
+    questions=[
+        {{"type": "predicate", "name": "star", "instructions": "Is there a star?"}},
+        {{"type": "choice", "instructions": "How many objects are there?", "choices": [
+            {{"value": "Three."}}, {{"value": "Four.", "description": "two pairs"}}]}},
+        {{"type": "score", "instructions": "How many objects are there?", "levels": [
+            {{"label": "Three."}}, {{"label": "Four."}}]}},
+    ],
+    **options,
+)
+star, how_many, levels = decided.answers
+print(star.name, how_many.choice, levels.probabilities[1].label, levels.score == levels.probabilities[1].probability)
 """
     # In a process of its own: the library reaches for the network when it is imported, and changes global state.
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
-    assert result.stdout.splitlines()[-3:] == ["Four. Four.", "context 400", "How many objects are there?"], (
-        result.stdout + result.stderr
-    )
+    expected = ["Four. Four.", "context 400", "How many objects are there?", "star Four. Four. True"]
+    assert result.stdout.splitlines()[-4:] == expected, result.stdout + result.stderr
 
 
 class OpenWebUI:

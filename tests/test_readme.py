@@ -68,7 +68,8 @@ def test_the_clients_of_readme_and_docs_are_answered(place: Path) -> None:
     """On a port of its own, for 8000 may be taken."""
     assert "eden serve" in COMMANDS
     blocks = [block for block in PYTHON if "OpenAI" in block] + code_blocks("docs/serving.md", "python")
-    assert len(blocks) == 3
+    blocks += [block for block in code_blocks("docs/decisions.md", "python") if "OpenAI" in block]
+    assert len(blocks) == 4
     with cli.Python("-m", "eden", "serve", "--port", "0", "--json") as server:
         assert server.stdout is not None
         address = json.loads(server.stdout.readline())["address"]

@@ -132,7 +132,7 @@ class Assistant:
     def reply(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str]:
         """Streams the answer to a conversation whose last word is the user's. Closing the iterator ends the work."""
         request = self.request(messages, sampling)
-        self.engine.check(request)
+        request.check(self.checkpoint)
         return self._stream(request)
 
     def answer_all(
@@ -173,7 +173,7 @@ class Assistant:
             self.checkpoint, max_running=batch_size, max_waiting=batch_size, prefill_tokens=PREFILL_TOKENS
         ) as engine:
             for index, messages in enumerate(conversations):
-                with _naming(names[index] if names else f"conversation {index + 1}"):
+                with naming(names[index] if names else f"conversation {index + 1}"):
                     pending.append(engine.submit(self.request(messages, sampling), wait=True))
                 collect(2 * batch_size)
             collect(0)
@@ -240,11 +240,12 @@ class Assistant:
         """
         found = self.score_answers(conversations, answers, where=where, on_progress=on_progress)
         names = [None] * len(answers) if questions is None else [question.name for question in questions]
+        return [self.decision(*each) for each in zip(answers, found, names, strict=True)]
+
+    def decision(self, answers: AnswerSet, logs: Sequence[float], name: str | None = None) -> Decision:
+        """From the logarithmic probabilities of the answers, with the temperature and threshold kept with the model."""
         fitted = self.checkpoint.calibration.fitted if self.checkpoint.calibration is not None else {}
-        return [
-            Decision.of(of, logs, name, fitted.get(of.key))
-            for of, logs, name in zip(answers, found, names, strict=True)
-        ]
+        return Decision.of(answers, logs, name, fitted.get(answers.key))
 
     def score_answers(
         self,
@@ -264,7 +265,7 @@ class Assistant:
                 examples: list[dict[str, Any]] = []
                 ids: list[list[list[int]]] = []
                 for place in group:
-                    with _naming(where[place] if where else f"conversation {place + 1}"):
+                    with naming(where[place] if where else f"conversation {place + 1}"):
                         check_conversation(conversations[place], answered=False)
                         messages = self.transcribe_messages(conversations[place])
                         chat = to_chat(messages, None if examples else open_image)
@@ -310,7 +311,7 @@ def _shown(messages: Sequence[Message]) -> tuple[MediaSource, ...]:
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def naming(name: str) -> Iterator[None]:
     """What cannot be asked is named in its error."""
     try:
         yield

@@ -139,8 +139,29 @@ class Reading:
     branches: Sequence[Branch]
 
     @property
+    def all_tokens(self) -> int:
+        return len(self.prefix) + sum(branch.tokens for branch in self.branches)
+
+    @property
     def tokens(self) -> int:
-        return len(self.prefix) + min(BRANCH_TOKENS, sum(branch.tokens for branch in self.branches))
+        """Those of them that are held at once."""
+        return min(self.all_tokens, len(self.prefix) + BRANCH_TOKENS)
+
+    def check(self, context_length: int) -> None:
+        """Refuses what the model cannot read.
+
+        Raises:
+            ContextError: a question is too long.
+        """
+        longest = max(len(b.ids) + max(map(len, b.answers)) for b in self.branches) + len(self.prefix)
+        if longest > context_length:
+            what = f"this model's maximum context length is {context_length:,} tokens; question and answer have "
+            raise ContextError(f"{what}{longest:,}", hint="Shorten the question.")
+
+    def fits(self, batch: Sequence[Reading], max_tokens: int = BATCH_TOKENS) -> bool:
+        """Whether it can be read beside those of a batch, padding included; the first always can."""
+        widest = max(other.tokens for other in (*batch, self))
+        return not batch or (len(batch) < MOST_READINGS and widest * (len(batch) + 1) <= max_tokens)
 
     @classmethod
     def of(
@@ -186,14 +207,10 @@ def batches(checkpoint: Checkpoint, readings: Iterable[Reading]) -> Iterator[lis
     Raises:
         ContextError: one is longer than the model reads.
     """
-    room, batch = checkpoint.context_length, list[Reading]()
+    batch: list[Reading] = []
     for reading in readings:
-        longest = max(len(b.ids) + max(map(len, b.answers)) for b in reading.branches) + len(reading.prefix)
-        if longest > room:
-            what = f"this model's maximum context length is {room:,} tokens; question and answer have {longest:,}"
-            raise ContextError(what, hint="Shorten the question.")
-        widest = max(other.tokens for other in (*batch, reading))
-        if batch and (widest * (len(batch) + 1) > BATCH_TOKENS or len(batch) == MOST_READINGS):
+        reading.check(checkpoint.context_length)
+        if not reading.fits(batch):
             yield batch
             batch = []
         batch.append(reading)
@@ -210,19 +227,42 @@ def score(checkpoint: Checkpoint, images: ImageMemory, readings: Sequence[Readin
         images: remembers those seen last.
         readings: of one batch.
     """
-    features = images.encode([image for reading in readings if reading.pixels is not None for image in reading.pixels])
-    prefill = Prefill(checkpoint, [reading.prefix for reading in readings], features)
-    prefill.advance(max(prefill.lengths))
-    width = max(prefill.lengths)
-    found = [[[0.0] * len(branch.answers) for branch in reading.branches] for reading in readings]
-    parts = [_parts(reading) for reading in readings]
-    for number in range(max(map(len, parts))):
-        trees = [_Tree(len(r.prefix), p[number : number + 1]) for r, p in zip(readings, parts, strict=True)]
-        for of_reading, tree, logs in zip(found, trees, _read(checkpoint, prefill, trees, width), strict=True):
-            for (branch, answer), log in zip(tree.owners, logs, strict=True):
-                of_reading[branch][answer] += log
-        prefill.cache.crop(width - prefill.cache.get_seq_length())
+    scoring = Scoring(checkpoint, images, readings)
+    while (found := scoring.advance(BATCH_TOKENS)) is None:
+        pass
     return found
+
+
+class Scoring:
+    """The readings of one batch while they are scored, a pass at a time, so that others get their turn between two."""
+
+    def __init__(self, checkpoint: Checkpoint, images: ImageMemory, readings: Sequence[Reading]):
+        pixels = [image for reading in readings if reading.pixels is not None for image in reading.pixels]
+        self._checkpoint = checkpoint
+        self._prefill = Prefill(checkpoint, [reading.prefix for reading in readings], images.encode(pixels))
+        self._is_read = False
+        self._parts = [_parts(reading) for reading in readings]
+        self._done = 0
+        self._found = [[[0.0] * len(branch.answers) for branch in reading.branches] for reading in readings]
+
+    def advance(self, max_tokens: int) -> list[list[list[float]]] | None:
+        """One pass: over the prefixes, of a single one `max_tokens` at most, or over the next part behind them.
+
+        Returns:
+            What `score` does once it was the last, else None.
+        """
+        if not self._is_read:
+            self._is_read = self._prefill.advance(max_tokens) is not None
+            return None
+        width, part = max(self._prefill.lengths), slice(self._done, self._done + 1)
+        trees = [_Tree(length, parts[part]) for length, parts in zip(self._prefill.lengths, self._parts, strict=True)]
+        logs = _read(self._checkpoint, self._prefill, trees, width)
+        for found, tree, of_tree in zip(self._found, trees, logs, strict=True):
+            for (branch, answer), log in zip(tree.owners, of_tree, strict=True):
+                found[branch][answer] += log
+        self._prefill.cache.crop(width - self._prefill.cache.get_seq_length())
+        self._done += 1
+        return self._found if self._done == max(map(len, self._parts)) else None
 
 
 _Part = list[tuple[int, Sequence[int], dict[int, Sequence[int]]]]

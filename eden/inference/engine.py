@@ -1,11 +1,12 @@
 """The engine: many answers at once on one model. The one generation loop; transformers' `generate` is its reference.
 
 One thread owns the model and takes turns. In each, answers that nobody wants any more end, waiting questions are
-read, within a bound, and every running answer gets one token:
+read, within a bound, decisions are made, within the same, and every running answer gets one token:
 
     submit -> queue -> prefill -> KVCache row -> one token a turn -> Generation
                           ^ images through ImageMemory        |
                           <---- a row is freed as soon as its answer ends
+    decide -> queue -> Scoring, of several together, one pass a turn -> Deciding
 
 so answers join and leave between two tokens of the others (continuous batching: Orca,
 https://www.usenix.org/conference/osdi22/presentation/yu).
@@ -20,16 +21,20 @@ import weakref
 from collections import Counter, deque
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
 
 from ..checkpoint import Checkpoint
-from ..errors import ContextError, EngineStopped, InputError, OverloadError, first_line
+from ..errors import EngineStopped, OverloadError, first_line
+from .decision_queue import DecisionQueue
 from .detokenizer import TextStream
 from .kv_cache import KVCache, is_out_of_memory
 from .prefill import ImageMemory, Prefill
-from .request import EngineStats, FinishReason, Generation, Request
+from .request import Deciding, DecisionRequest, EngineStats, FinishReason, Generation, Request, Task, start_prefill
 from .sampler import Sampler, Token, sample_tokens
+
+AnyTask = TypeVar("AnyTask", bound=Task)
 
 IDLE_SECONDS = 2.0
 """The thread of an engine that has nothing to do ends after this long; the next question starts another."""
@@ -54,7 +59,7 @@ class Engine:
         checkpoint: the model; nothing else may change it while the engine runs.
         max_running: answers written at once; memory for their keys and values is taken as they come.
         max_waiting: questions that may wait for them.
-        prefill_tokens: read at most between two tokens of a running answer.
+        prefill_tokens: read at most between two tokens of a running answer, of questions, and as many of decisions.
         remembered_images: images whose features are kept, the latest first.
     """
 
@@ -79,6 +84,7 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting: deque[Generation] = deque()
         self._worker: threading.Thread | None = None
+        self._decisions = DecisionQueue(checkpoint, self._images, prefill_tokens, self._changed)
         self._unended = 0  # questions taken and not ended yet
         self._closing: str | None = None  # "finish" what runs, or "now"
         # From here on the worker's own.
@@ -98,7 +104,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         with self._changed:
-            waiting = len(self._waiting) + len(self._retry)
+            waiting = sum(map(len, self._queues))
             return EngineStats(
                 waiting=waiting,
                 # Not the rows: an answer leaves its row a moment before it is counted as finished.
@@ -109,32 +115,6 @@ class Engine:
                 steps=self._counts["steps"],
             )
 
-    def check(self, request: Request) -> None:
-        """Refuses a request that the model cannot answer, before it waits for its turn.
-
-        Raises:
-            ContextError: question and answer may not fit into the context.
-            InputError: it is empty, or its images do not fit its `<|image|>` tokens.
-        """
-        length, room = len(request.input_ids), request.sampling.max_new_tokens
-        if length + room > self.checkpoint.context_length:
-            raise ContextError(
-                # In words that clients (LiteLLM) know the fault by.
-                f"this model's maximum context length is {self.checkpoint.context_length:,} tokens; "
-                f"the conversation has {length:,} and the answer may take {room:,}",
-                hint="Shorten the conversation or ask for a shorter answer.",
-            )
-        if length == 0:
-            raise InputError("there is no question", where="input_ids")
-        if request.pixel_values is not None and request.image_features is not None:
-            raise InputError("both pixel_values and image_features are given", hint="Give one of them.")
-        config = self.checkpoint.config
-        images = request.pixel_values if request.pixel_values is not None else request.image_features
-        embeddings = 0 if images is None else images.shape[0] * config.num_image_tokens
-        tokens = sum(token_id == config.image_token_id for token_id in request.input_ids)
-        if tokens != embeddings:
-            raise InputError(f"the text holds {tokens} <|image|> tokens but the images give {embeddings} embeddings")
-
     def submit(self, request: Request, *, wait: bool = False) -> Generation:
         """Puts a question into the queue; any thread may.
 
@@ -143,26 +123,43 @@ class Engine:
             wait: wait for a place in the queue rather than refuse.
 
         Raises:
-            ContextError, InputError: it cannot be answered (`check`).
+            ContextError, InputError: it cannot be answered (`Request.check`).
             OverloadError: the queue is full.
             EngineStopped: the engine was closed, or it failed.
         """
-        self.check(request)
-        generation = Generation(request)
+        request.check(self.checkpoint)
+        return self._enter(Generation(request), self._waiting, wait)
+
+    def decide(self, request: DecisionRequest) -> Deciding:
+        """Puts a decision into the queue, where it has a place as a question has; any thread may.
+
+        Raises:
+            ContextError: a question is too long.
+            OverloadError, EngineStopped: as `submit` does.
+        """
+        request.reading.check(self.checkpoint.context_length)
+        return self._enter(Deciding(request), self._decisions.waiting)
+
+    def _enter(self, task: AnyTask, queue: deque[AnyTask], wait: bool = False) -> AnyTask:
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: not self.alive or self._has_room())
             if not self.alive:
                 raise self._stopped() from self.error
             if not self._has_room():
-                raise OverloadError(f"{len(self._waiting)} questions wait already", hint="Ask again in a moment.")
-            self._waiting.append(generation)
+                waiting = sum(map(len, self._queues))
+                raise OverloadError(f"{waiting} questions wait already", hint="Ask again in a moment.")
+            queue.append(task)
             self._unended += 1
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="eden-engine", daemon=True)
                 self._worker.start()
             self._changed.notify_all()
-        return generation
+        return task
+
+    @property
+    def _queues(self) -> tuple[deque[Any], ...]:
+        return self._retry, self._waiting, self._decisions.retry, self._decisions.waiting
 
     def _has_room(self) -> bool:
         # Not the queue's length alone: of questions that come at once all wait a moment, however many may run.
@@ -197,6 +194,7 @@ class Engine:
             while self._has_work():
                 self._end_unwanted()
                 self._read()
+                self._decide()
                 if self._rows:
                     self._step()
         except Exception as error:
@@ -205,12 +203,12 @@ class Engine:
     def _has_work(self) -> bool:
         """True if there is something to do; waits for it a while. Once it says False, the thread is gone."""
         with self._changed:
-            if self._rows or self._reading or self._retry:
+            if self._rows or self._reading or self._decisions.is_busy or any(self._queues):
                 return True
-            self._changed.wait_for(lambda: self._waiting or self._closing, IDLE_SECONDS)
-            if not self._waiting:
+            self._changed.wait_for(lambda: any(self._queues) or self._closing, IDLE_SECONDS)
+            if not any(self._queues):
                 self._worker = None
-            return bool(self._waiting)
+            return any(self._queues)
 
     def _end_unwanted(self) -> None:
         """Ends what was cancelled or is late, and when closing, what shall not run on."""
@@ -223,15 +221,15 @@ class Engine:
         if self._reading and (reason := self._reading[0].unwanted(now) or stop):
             (generation,), self._reading, self._prefill = self._reading, [], None
             self._end(generation, reason)
+        ended: list[tuple[Task, FinishReason]] = list(self._decisions.unwanted(now, stop))
         with self._changed:
-            ended: list[tuple[Generation, FinishReason]] = []
-            for queue in (self._retry, self._waiting):
-                for generation in tuple(queue):
-                    if reason := "error" if self._closing else generation.unwanted(now):
-                        queue.remove(generation)
-                        ended.append((generation, reason))
-        for generation, reason in ended:
-            self._end(generation, reason, self._stopped() if reason == "error" else None)
+            for queue in self._queues:
+                for task in tuple(queue):
+                    if reason := "error" if self._closing else task.unwanted(now):
+                        queue.remove(task)
+                        ended.append((task, reason))
+        for task, reason in ended:
+            self._end(task, reason, self._stopped() if reason == "error" else None)
 
     def _read(self) -> None:
         """Reads some of the waiting questions; one that cannot be read fails alone."""
@@ -240,7 +238,7 @@ class Engine:
                 self._take()
                 if not self._reading:
                     return
-                self._prefill = self._start_prefill()
+                self._prefill = start_prefill(self.checkpoint, self._images, [g.request for g in self._reading])
             logits = self._prefill.advance(self.prefill_tokens)
             if logits is None:
                 return
@@ -261,6 +259,15 @@ class Engine:
         self._reading = []
         self._write(len(self._rows) - len(new), logits)
 
+    def _decide(self) -> None:
+        """One pass for decisions; one that cannot be made fails alone."""
+        for deciding, error in self._decisions.advance():
+            if is_out_of_memory(error):
+                self._save_memory()
+            if error is None:
+                self._counts["prompt_tokens"] += deciding.prompt_tokens
+            self._end(deciding, "decided" if error is None else "error", error)
+
     def _take(self) -> None:
         """Takes the questions off the queue that are read together, in order: what fits the bound, but at least one."""
         with self._changed:
@@ -276,20 +283,6 @@ class Engine:
                 self._reading.append(self._waiting.popleft())
         for generation in self._reading:
             generation.started_at = time.monotonic()
-
-    def _start_prefill(self) -> Prefill:
-        """The prompts being read, with the features of their images in reading order."""
-        requests = [generation.request for generation in self._reading]
-        encoded = iter(
-            self._images.encode([image for r in requests if r.pixel_values is not None for image in r.pixel_values])
-        )
-        features: list[torch.Tensor] = []
-        for request in requests:
-            if request.image_features is not None:
-                features.extend(request.image_features.to(self.checkpoint.core.device))
-            elif request.pixel_values is not None:
-                features.extend(next(encoded) for _ in request.pixel_values)
-        return Prefill(self.checkpoint, [request.input_ids for request in requests], features)
 
     def _new_row(self, generation: Generation) -> _Row:
         sampling = generation.request.sampling
@@ -360,7 +353,7 @@ class Engine:
             row.generation.add(delta)
         self._end(row.generation, reason, error)
 
-    def _end(self, generation: Generation, reason: FinishReason, error: Exception | None = None) -> None:
+    def _end(self, task: Task, reason: FinishReason, error: Exception | None = None) -> None:
         if is_out_of_memory(error):  # not kept as it is: it would hold the tensors of the step that failed
             error = OverloadError("there is no memory for this answer now", hint="Ask again in a moment.")
         if reason in ("stop", "length"):
@@ -369,21 +362,23 @@ class Engine:
             self._finished[reason] += 1
             self._unended -= 1
             self._changed.notify_all()
-        generation.end(reason, error)
+        task.end(reason, error)
 
     def _fail(self, error: Exception) -> None:
         """The model itself failed: nothing that runs or waits can be answered, nor what would come."""
         with self._changed:
             self.error = error
-            lost = [*(row.generation for row in self._rows), *self._reading, *self._retry, *self._waiting]
+            lost: list[Task] = [*(row.generation for row in self._rows), *self._reading, *self._decisions.clear()]
             self._rows, self._reading, self._prefill = [], [], None
-            self._retry.clear()
-            self._waiting.clear()
+            for queue in self._queues:
+                lost += queue
+                queue.clear()
             self._kv_cache = KVCache(self.checkpoint.config.text_config)
             self._worker = None
             self._changed.notify_all()
-        for generation in lost:
-            self._end(generation, "error", self._stopped())
+        for task in lost:
+            if not task.done:
+                self._end(task, "error", self._stopped())
 
     def _stopped(self) -> EngineStopped:
         if self.error is None:

@@ -17,12 +17,15 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from .. import __version__
 from ..errors import EdenError
 from .completions import AnswerStream, ClientGone, start_answers, whole_answer
+from .decision_schema import DecisionBody, DecisionResponse
+from .decisions import decide
 from .middleware import RequestMiddleware, error_response
 from .responses import ChatCompletion, ErrorResponse, Health, Model, ModelList, VerboseTranscription
 from .schema import ChatRequest, RequestError, check_model, to_request_error
@@ -30,6 +33,7 @@ from .service import Service
 from .transcriptions import FORM_SCHEMA, HEARD_AS, transcribe
 
 JSON_TYPE = "application/json"
+CHAT, DECISIONS = "/v1/chat/completions", "/v1/decisions"
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": why}
@@ -82,18 +86,23 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     context = service.assistant.context_length
     model = Model(id=service.name, created=int(time.time()), max_model_len=context)
 
-    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=FAULTS, openapi_extra=_json_body())
+    @app.post(CHAT, response_model=ChatCompletion, responses=FAULTS, openapi_extra=_json_body(ChatRequest))
     async def chat_completions(http: Request) -> Response:
         """Answers a conversation of text, images and speech; with `stream` as server-sent events."""
-        if http.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON_TYPE:
-            # Also what keeps other sites' forms out: a browser asks before it sends JSON elsewhere.
-            raise RequestError(f"the body must be {JSON_TYPE}", code="unsupported_media_type", status=415)
+        _check_type(http)
         with ExitStack() as stack:
             stack.enter_context(service.admitted())
             request, generations = await start_answers(service, await http.body())
             if request.stream:
                 return AnswerStream(service, request, generations, on_end=stack.pop_all().close)
             return await whole_answer(service, http, generations)
+
+    @app.post(DECISIONS, response_model=DecisionResponse, responses=FAULTS, openapi_extra=_json_body(DecisionBody))
+    async def decisions(http: Request) -> Response:
+        """How likely each answer of a closed set is, for questions about text and images."""
+        _check_type(http)
+        with service.admitted():
+            return await decide(service, http)
 
     @app.post(
         TRANSCRIPTIONS,
@@ -139,6 +148,12 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         raise RequestError("there is no such path", code="not_found", status=404)
 
 
+def _check_type(http: Request) -> None:
+    if http.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON_TYPE:
+        # Also what keeps other sites' forms out: a browser asks before it sends JSON elsewhere.
+        raise RequestError(f"the body must be {JSON_TYPE}", code="unsupported_media_type", status=415)
+
+
 def _on_error(http: Request, error: Exception) -> Response:
     assert isinstance(error, EdenError)
     return error_response(to_request_error(error))
@@ -155,9 +170,9 @@ def _on_client_gone(http: Request, error: Exception) -> Response:
     return Response(status_code=499)  # nginx's number; nobody reads it but the log
 
 
-def _json_body() -> dict[str, Any]:
+def _json_body(model: type[BaseModel]) -> dict[str, Any]:
     """The request as documented; it is read by Eden's own parser, whose errors have OpenAI's shape."""
-    schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("$defs")
     return {"requestBody": {"required": True, "content": {JSON_TYPE: {"schema": schema}}}}
 
@@ -166,10 +181,12 @@ def _openapi(app: FastAPI, service: Service) -> dict[str, Any]:
     """The document of `/openapi.json`: FastAPI's, with the bodies Eden reads itself, this model's name and the key."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        chat = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-        document["components"]["schemas"] |= chat.pop("$defs")
-        for path, names in (("/v1/chat/completions", [service.name]), (TRANSCRIPTIONS, [service.name, HEARD_AS])):
+        for model in (ChatRequest, DecisionBody):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            document["components"]["schemas"] |= schema["$defs"]
+        for path in (CHAT, DECISIONS, TRANSCRIPTIONS):
             (body,) = document["paths"][path]["post"]["requestBody"]["content"].values()
+            names = [service.name, *([HEARD_AS] if path == TRANSCRIPTIONS else [])]
             body["schema"]["properties"]["model"] = {"type": "string", "enum": names}
         if service.settings.api_key is not None:
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from ..errors import EdenError, InputError
-from ..inference.request import Generation
+from ..inference.request import Generation, Task
 from ..messages import Message, Text
 from .fetch import fetch_image
 from .responses import (
@@ -31,8 +31,18 @@ from .responses import (
     logprobs,
     usage,
 )
-from .schema import ChatRequest, RequestError, check_model, parse_chat_request, to_messages, to_request_error
+from .schema import (
+    ChatRequest,
+    FetchImage,
+    RequestError,
+    check_model,
+    parse_chat_request,
+    to_messages,
+    to_request_error,
+)
 from .service import Service
+
+Result = TypeVar("Result")
 
 
 class ClientGone(Exception):
@@ -49,12 +59,6 @@ async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, lis
     limits = service.settings.limits
     request = await service.in_thread(parse_chat_request, body, limits)
     check_model(request.model, service.name)
-    fetch = None
-    if hosts := service.settings.image_hosts:
-
-        def fetch(url: str, where: str) -> bytes:
-            return fetch_image(url, hosts=hosts, max_bytes=limits.image_bytes, where=where)
-
     grammar = None
     if (json_schema := request.json_schema) is not None:
         try:
@@ -62,7 +66,7 @@ async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, lis
         except InputError as error:
             raise to_request_error(error, param="response_format.json_schema.schema") from error
     try:
-        messages = await service.in_thread(to_messages, request, limits, fetch)
+        messages = await service.in_thread(to_messages, request, limits, image_fetcher(service))
         if any(message.audio for message in messages):
             messages = await service.in_thread(service.transcribe_messages, messages, speech=True)
 
@@ -85,6 +89,18 @@ async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, lis
         return request, await service.in_thread(submit)
     except EdenError as error:
         raise to_request_error(error, param="messages") from error
+
+
+def image_fetcher(service: Service) -> FetchImage | None:
+    """Gets images by URL, where hosts are named that they may be on."""
+    settings = service.settings
+    if not settings.image_hosts:
+        return None
+
+    def fetch(url: str, where: str) -> bytes:
+        return fetch_image(url, hosts=settings.image_hosts, max_bytes=settings.limits.image_bytes, where=where)
+
+    return fetch
 
 
 def as_turns(messages: Sequence[Message]) -> list[Message]:
@@ -112,25 +128,14 @@ async def whole_answer(service: Service, http: Request, generations: Sequence[Ge
         ClientGone: the client hung up.
         RequestError: an answer failed, or took too long.
     """
-    gone = asyncio.ensure_future(hung_up(http))
-    answers = asyncio.ensure_future(asyncio.gather(*map(_collect, generations)))
-    try:
-        await asyncio.wait((gone, answers), return_when=asyncio.FIRST_COMPLETED)
-        if not answers.done():
-            raise ClientGone
-        tokens = answers.result()
-    finally:
-        for task in (gone, answers):
-            task.cancel()
-        await asyncio.gather(gone, answers, return_exceptions=True)
-        end(generations)
+    tokens = await while_connected(http, generations, asyncio.gather(*map(_collect, generations)))
     tokenizer = service.assistant.processor.tokenizer
     choices = [
         Choice(
             index=index,
             message=AnswerMessage(content=generation.text),
             logprobs=logprobs(tokenizer, tuple(tokens[index])),
-            finish_reason=_finish_reason(generation),
+            finish_reason=finish_reason(generation),
         )
         for index, generation in enumerate(generations)
     ]
@@ -189,7 +194,7 @@ async def _events(service: Service, generations: Sequence[Generation], include_u
             async for text_delta in generation:
                 delta = Delta(content=text_delta.text)
                 queue.put_nowait(ChunkChoice(index=index, delta=delta, logprobs=logprobs(tokenizer, text_delta.tokens)))
-            queue.put_nowait(ChunkChoice(index=index, delta=Delta(), finish_reason=_finish_reason(generation)))
+            queue.put_nowait(ChunkChoice(index=index, delta=Delta(), finish_reason=finish_reason(generation)))
         except Exception as error:  # whatever it is, who reads must hear of it
             queue.put_nowait(error)
 
@@ -217,35 +222,54 @@ async def _events(service: Service, generations: Sequence[Generation], include_u
             reader.cancel()
 
 
+async def while_connected(http: Request, tasks: Sequence[Task], work: Awaitable[Result]) -> Result:
+    """Waits for work, and then, or once the client is gone, ends the tasks that it waits for.
+
+    Raises:
+        ClientGone: the client hung up.
+    """
+    gone, working = asyncio.ensure_future(hung_up(http)), asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((gone, working), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        for future in (gone, working):
+            future.cancel()
+        await asyncio.gather(gone, working, return_exceptions=True)
+        end(tasks)
+
+
 async def hung_up(http: Request) -> None:
     """Returns once the client is gone. Its body must have been read."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
 
 
-def end(generations: Sequence[Generation]) -> None:
+def end(tasks: Sequence[Task]) -> None:
     """Ends what still runs."""
-    for generation in generations:
-        generation.cancel()
+    for task in tasks:
+        task.cancel()
 
 
 async def _collect(generation: Generation) -> list[Any]:
     return [token async for text_delta in generation for token in text_delta.tokens]
 
 
-def _finish_reason(generation: Generation) -> Any:
-    """OpenAI's word for how an answer ended.
+def finish_reason(task: Task) -> Any:
+    """OpenAI's word for how an answer ended; of a decision only that it did.
 
     Raises:
         RequestError: it did not come to its end.
     """
-    if generation.finish_reason == "deadline":
+    if task.finish_reason == "deadline":
         raise RequestError(
             "the answer took too long. Ask for a shorter one, or in a moment",
             code="deadline_exceeded",
             status=503,
             headers={"Retry-After": "5"},
         )
-    if generation.finish_reason == "cancelled":  # only a server that closes ends what somebody still waits for
+    if task.finish_reason == "cancelled":  # only a server that closes ends what somebody still waits for
         raise RequestError("the server is closing", code="engine_stopped", status=503, headers={"Retry-After": "10"})
-    return generation.finish_reason
+    return task.finish_reason

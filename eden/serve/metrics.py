@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ..inference.engine import Engine
-from ..inference.request import Generation
+from ..inference.request import Generation, Task
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 TOKENS_PER_SECOND = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -50,15 +50,15 @@ class Metrics:
     def count_request(self, path: str, status: int) -> None:
         self._requests.labels(path, str(status)).inc()
 
-    def count_answer(self, generation: Generation) -> None:
-        """Counts an answer that has ended, however it did."""
-        assert generation.finished_at is not None
-        if generation.first_token_at is not None:
-            self._first_token.observe(generation.first_token_at - generation.submitted_at)
-        self._answer.labels(generation.finish_reason).observe(generation.finished_at - generation.submitted_at)
-        if generation.first_token_at is not None and generation.completion_tokens > 1:
-            seconds = max(generation.finished_at - generation.first_token_at, 1e-6)
-            self._speed.observe((generation.completion_tokens - 1) / seconds)
+    def count_answer(self, task: Task) -> None:
+        """Counts an answer or a decision that has ended, however it did."""
+        assert task.finished_at is not None
+        self._answer.labels(task.finish_reason).observe(task.finished_at - task.submitted_at)
+        if isinstance(task, Generation) and task.first_token_at is not None:
+            self._first_token.observe(task.first_token_at - task.submitted_at)
+            if task.completion_tokens > 1:
+                seconds = max(task.finished_at - task.first_token_at, 1e-6)
+                self._speed.observe((task.completion_tokens - 1) / seconds)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
@@ -76,7 +76,7 @@ class _EngineCounts(Collector):
         yield GaugeMetricFamily("eden_alive", "1 while the model answers, 0 once it failed.", self._engine.alive)
         yield CounterMetricFamily("eden_prompt_tokens", "Tokens read.", stats.prompt_tokens)
         yield CounterMetricFamily("eden_completion_tokens", "Tokens written.", stats.completion_tokens)
-        answers = CounterMetricFamily("eden_answers", "Answers that ended, by outcome.", labels=["outcome"])
+        answers = CounterMetricFamily("eden_answers", "Answers and decisions, by outcome.", labels=["outcome"])
         for outcome, number in stats.finished.items():
             answers.add_metric([outcome], number)
         yield answers

@@ -15,16 +15,21 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..errors import AudioError, CheckpointError, ContextError, EngineStopped, ImageError, InputError, OverloadError
 from ..inference.grammar import ANY_OBJECT
 from ..messages import Audio, Image, Message, Part, Role, Text
 from .settings import Limits
+from .wire import JsonObjectFormat, JsonSchema, TextFormat, Wire
 
 log = logging.getLogger("eden.serve")
 
+UNIONS = ("content", "input", "instructions", "questions")
+"""Fields with a list of objects of several kinds; in an error's steps the kind follows the number."""
+KINDS = ("response_format", "format")
+"""Fields with one such object."""
 LONGEST_ECHO = 300
 """Characters of an error that may be a client's own."""
 
@@ -62,41 +67,27 @@ class RequestError(InputError):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
-class _Wire(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        json_schema_extra={"additionalProperties": {"type": "null"}},
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, fields: Any) -> Any:
-        return {name: value for name, value in fields.items() if value is not None} if type(fields) is dict else fields
-
-
-class TextPart(_Wire):
+class TextPart(Wire):
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Wire):
+class ImageUrl(Wire):
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = Field(None, description="all are seen at one size")
 
 
-class ImagePart(_Wire):
+class ImagePart(Wire):
     type: Literal["image_url"]
     image_url: ImageUrl | str
 
 
-class InputAudio(_Wire):
+class InputAudio(Wire):
     data: str = Field(description="base64")
     format: str = Field("wav", description="a hint; the format is known by the content")
 
 
-class AudioPart(_Wire):
+class AudioPart(Wire):
     type: Literal["input_audio"]
     input_audio: InputAudio
 
@@ -107,7 +98,7 @@ ContentPart: TypeAlias = Annotated[TextPart | ImagePart | AudioPart, Field(discr
 NO_TOOLS = "this server calls no tools, and reads no calls and results of others' either; leave those turns out"
 
 
-class ChatMessage(_Wire):
+class ChatMessage(Wire):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
     name: str | None = Field(None, description="a label; it changes no answer")
@@ -131,27 +122,12 @@ class ChatMessage(_Wire):
 StopString: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     include_usage: bool | None = False
     include_obfuscation: Literal[False] | None = None
 
 
-class TextFormat(_Wire):
-    type: Literal["text"]
-
-
-class JsonObjectFormat(_Wire):
-    type: Literal["json_object"]
-
-
-class JsonSchema(_Wire):
-    name: str = Field(description="a label; it changes no answer")
-    description: str | None = Field(None, description="a label, too: the model does not read of it")
-    definition: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = Field(None, description="the answer fits the schema anyway")
-
-
-class JsonSchemaFormat(_Wire):
+class JsonSchemaFormat(Wire):
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
@@ -159,7 +135,7 @@ class JsonSchemaFormat(_Wire):
 ResponseFormat: TypeAlias = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
-class ChatRequest(_Wire):
+class ChatRequest(Wire):
     """What is asked. Below `user` stands what changes no answer, for clients that always send it."""
 
     model: str
@@ -253,7 +229,7 @@ def parse_chat_request(body: bytes, limits: Limits) -> ChatRequest:
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise refusal(error) from None
     except RecursionError:
         raise RequestError("the body is nested too deep", code="invalid_json") from None
     if len(request.messages) > limits.messages:
@@ -294,7 +270,7 @@ def to_messages(request: ChatRequest, limits: Limits, fetch_image: FetchImage | 
                 parts.append(Text(part.text))
             elif isinstance(part, ImagePart):
                 url = part.image_url if isinstance(part.image_url, str) else part.image_url.url
-                parts.append(Image(_image_bytes(url, f"{where}.image_url", limits, fetch_image)))
+                parts.append(Image(image_bytes(url, f"{where}.image_url", limits, fetch_image)))
             else:
                 parts.append(Audio(_decoded(part.input_audio.data, f"{where}.input_audio", limits.audio_bytes)))
         messages.append(Message(role, tuple(parts)))
@@ -328,7 +304,12 @@ def to_request_error(error: Exception, param: str | None = None) -> RequestError
     )
 
 
-def _image_bytes(url: str, where: str, limits: Limits, fetch_image: FetchImage | None) -> bytes:
+def image_bytes(url: str, where: str, limits: Limits, fetch_image: FetchImage | None) -> bytes:
+    """An image of a data URL, or of an `https:` one where they are fetched.
+
+    Raises:
+        RequestError: it is neither, its data is no base64, or too large.
+    """
     if url.startswith("data:"):
         header, comma, payload = url.partition(",")
         if not comma or not header.endswith(";base64"):
@@ -363,7 +344,7 @@ def _decoded(payload: str, where: str, max_bytes: int) -> bytes:
     return data
 
 
-def _refusal(error: ValidationError) -> RequestError:
+def refusal(error: ValidationError) -> RequestError:
     """The deepest fault in one line: of a content that is neither text nor good parts, the fault in the parts."""
     faults = error.errors(include_url=False, include_input=False)
     # Of equally deep ones not that it is of the other type: five stops in a list are too many, and not "no string".
@@ -390,7 +371,7 @@ def _field_name(location: tuple[int | str, ...], made_up: bool = False) -> str:
         location: the steps.
         made_up: the last is a name that a client gave, whatever it looks like.
     """
-    members = ("str", "constrained-str")
+    members = ("str", "bool", "constrained-str")
     last = len(location) - 1
     steps = [
         step
@@ -401,6 +382,8 @@ def _field_name(location: tuple[int | str, ...], made_up: bool = False) -> str:
     for place, step in enumerate(steps):
         if isinstance(step, int):
             name += f"[{step}]"
-        elif not (place > 1 and isinstance(steps[place - 1], int) and steps[place - 2] == "content"):  # a part's type
+        elif not (place and steps[place - 1] in KINDS) and not (
+            place > 1 and isinstance(steps[place - 1], int) and steps[place - 2] in UNIONS
+        ):
             name += f".{step}" if name else step
     return name

@@ -1,6 +1,7 @@
 """What API and page share: one model, one engine, the limits, and who may come in.
 
     messages -> transcribe_messages -> open_images (decoded within the limits) -> submit -> Generation, in the engine
+                                                                               -> decide -> Deciding, in the engine
 
 Every step blocks and may be called by any thread. The API calls them from threads of its own, so that its loop stays
 free; speech has one thread, or a few recordings would keep everybody else's questions waiting.
@@ -15,18 +16,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cachetools import LRUCache
 
+from ..core.answers import AnswerSet
 from ..core.processes import cores
 from ..errors import ContextError, EdenError, ImageError, OverloadError
-from ..inference.assistant import Assistant
+from ..inference.assistant import Assistant, naming
+from ..inference.decisions import Reading, answer_ids
 from ..inference.engine import Engine
 from ..inference.grammar import Grammar
 from ..inference.kv_cache import rows_that_fit
-from ..inference.request import Generation, Request
+from ..inference.request import Deciding, DecisionRequest, Generation, Request, Task
 from ..inference.sampling import Sampling
 from ..media.images import open_image
 from ..media.speech import Transcript
@@ -135,8 +139,12 @@ class Service:
         """
         return [transcribe_message(message, lambda source: self.transcribe(source).text) for message in messages]
 
-    def open_images(self, messages: Sequence[Message]) -> list[Message]:
+    def open_images(self, messages: Sequence[Message], names: Sequence[str] | None = None) -> list[Message]:
         """The messages with images decoded, within the limits.
+
+        Args:
+            messages: all of a request.
+            names: what each message's content is called in errors; None is `messages[0].content` and so on.
 
         Raises:
             ImageError: one cannot be; its `where` is the place, as `messages[0].content[1]`.
@@ -147,7 +155,7 @@ class Service:
             parts: list[Part] = list(message.content)
             for place, part in enumerate(parts):
                 if isinstance(part, Image):
-                    where = f"messages[{turn}].content[{place}]"
+                    where = f"{names[turn] if names else f'messages[{turn}].content'}[{place}]"
                     image = open_image(
                         part.source, max_bytes=limits.image_bytes, max_pixels=limits.image_pixels, where=where
                     )
@@ -182,24 +190,16 @@ class Service:
             OverloadError: the queue is full.
             EngineStopped: the model answers no more.
         """
-        check_conversation(messages, answered=False, ordered=False)
-        context = self.assistant.context_length
-        characters = sum(len(message.text) for message in messages)
-        if characters > context * self._longest_token:  # not worth reading
-            raise ContextError(
-                f"this model's maximum context length is {context:,} tokens; the conversation has {characters:,} "
-                "characters",
-                hint="Shorten it.",
-            )
+        self._check(messages)
         processor = self.assistant.processor
         with self._encoding:
             example = processor.encode(to_chat(messages), add_generation_prompt=True)
         example |= processor.pixels(to_chat(messages, open_image))
-        room = context - len(example["input_ids"])
+        room = self.assistant.context_length - len(example["input_ids"])
         length = max(1, min(max_new_tokens or DEFAULT_NEW_TOKENS, room))
         seed = sampling.pop("seed", None)
         generations: list[Generation] = []
-        try:
+        with _all_or_none(generations):
             for choice in range(n):
                 drawn = Sampling(
                     max_new_tokens=length, seed=None if seed is None else (seed + choice) % 2**63, **sampling
@@ -208,11 +208,65 @@ class Service:
                     example, drawn, deadline=self.settings.limits.answer_seconds, on_end=self.metrics.count_answer
                 )
                 generations.append(self.engine.submit(request))
-        except EdenError:
-            for generation in generations:
-                generation.cancel()
-            raise
         return generations
+
+    def decide(
+        self, conversations: Sequence[Sequence[Message]], answers: Sequence[AnswerSet], names: Sequence[str]
+    ) -> list[tuple[list[int], Deciding]]:
+        """Encodes questions without speech and puts them into the engine's queue, those about the same images as one.
+
+        Args:
+            conversations: each ends with its question. Images that are the same object are read once.
+            answers: the answers that each may have.
+            names: what each is called in errors.
+
+        Returns:
+            What is decided together, each with the numbers of its conversations.
+
+        Raises:
+            MessageError, ContextError, InputError: one cannot be asked; `where` names it.
+            OverloadError, EngineStopped: as `submit` does.
+        """
+        processor, checkpoint = self.assistant.processor, self.assistant.checkpoint
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number, messages in enumerate(conversations):
+            shown = tuple(id(image.source) for message in messages for image in message.images)
+            groups.setdefault(shown, []).append(number)
+        tokens = lru_cache(maxsize=None)(lambda text: answer_ids(checkpoint, text))
+        readings = []
+        for group in groups.values():
+            examples, ids = [], []
+            for number in group:
+                with naming(names[number]):
+                    self._check(conversations[number])
+                    with self._encoding:  # for each anew, so that others get their turn
+                        chat = to_chat(conversations[number])
+                        examples.append(processor.encode(chat, add_generation_prompt=True))
+                        ids.append([tokens(text) for text in answers[number].all_spellings])
+            examples[0] |= processor.pixels(to_chat(conversations[group[0]], open_image))
+            readings.append(Reading.of(examples, ids, checkpoint.config.image_token_id))
+        decided: list[Deciding] = []
+        with _all_or_none(decided):
+            for reading in readings:
+                request = DecisionRequest(reading, self.settings.limits.answer_seconds, self.metrics.count_answer)
+                decided.append(self.engine.decide(request))
+        return list(zip(groups.values(), decided, strict=True))
+
+    def _check(self, messages: Sequence[Message]) -> None:
+        """Refuses a conversation that is not worth encoding.
+
+        Raises:
+            MessageError, ContextError: why.
+        """
+        check_conversation(messages, answered=False, ordered=False)
+        context = self.assistant.context_length
+        characters = sum(len(message.text) for message in messages)
+        if characters > context * self._longest_token:
+            raise ContextError(
+                f"this model's maximum context length is {context:,} tokens; the conversation has {characters:,} "
+                "characters",
+                hint="Shorten it.",
+            )
 
     def close(self) -> None:
         """Finishes the running answers and takes no more."""
@@ -220,6 +274,17 @@ class Service:
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._speech_executor.shutdown(wait=False, cancel_futures=True)
         self._schema_executor.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _all_or_none(submitted: Sequence[Task]) -> Iterator[None]:
+    """Of what belongs together nothing is done where a part is refused."""
+    try:
+        yield
+    except EdenError:
+        for task in submitted:
+            task.cancel()
+        raise
 
 
 def _public_name(name: str) -> str:
