@@ -232,6 +232,16 @@ def parse_chat_request(body: bytes, limits: Limits) -> ChatRequest:
         raise refusal(error) from None
     except RecursionError:
         raise RequestError("the body is nested too deep", code="invalid_json") from None
+    check_limits(request, limits)
+    return request
+
+
+def check_limits(request: ChatRequest, limits: Limits) -> None:
+    """Refuses more of something than allowed.
+
+    Raises:
+        RequestError: what there is too much of.
+    """
     if len(request.messages) > limits.messages:
         raise RequestError(f"{len(request.messages)} messages, the limit is {limits.messages}", param="messages")
     parts = [part for message in request.messages if isinstance(message.content, list) for part in message.content]
@@ -243,7 +253,6 @@ def parse_chat_request(body: bytes, limits: Limits) -> ChatRequest:
             raise RequestError(f"{number} {noun}, the limit is {limit}", param="messages")
     if (request.n or 1) > limits.choices:
         raise RequestError(f"n is {request.n}, the limit is {limits.choices}", param="n")
-    return request
 
 
 def to_messages(request: ChatRequest, limits: Limits, fetch_image: FetchImage | None = None) -> list[Message]:
