@@ -1,7 +1,7 @@
 """Answers held to JSON schemas beside free ones: tokens a second of the engine, the same questions, the same lengths.
 
-The schemas are lists that do not end before the answers' length is reached; each of the clients has another. Free and held
-answers take turns, and the ratio is that of the rounds' medians.
+The schemas are lists that do not end before the answers' length is reached; each of the clients has another. Free and
+held answers take turns, and the ratio is that of the rounds' medians.
 """
 
 import argparse
