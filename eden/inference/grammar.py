@@ -71,7 +71,7 @@ class Grammars:
         self._lock = Lock()
 
     def compile(self, schema: Mapping[str, Any]) -> Grammar:
-        """A schema's grammar. A new one takes a process of its own, and at most some seconds.
+        """A schema's grammar. A new one is first tried in another process, which takes some seconds at most.
 
         Raises:
             InputError: it is no JSON schema, it holds what is not supported, or nothing can fit it.

@@ -172,8 +172,9 @@ def _limit_what_is_used() -> None:
     with suppress(ImportError, OSError, ValueError):
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + CPU_SECONDS, -1))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        seconds = math.ceil(time.process_time()) + CPU_SECONDS
+        for kind, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, MEMORY)):
+            resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
 
 
 if __name__ == "__main__":
