@@ -347,7 +347,7 @@ EXPECTED = {
     "a giant stop": ("invalid_value", "stop[0]"),
     "a giant seed": ("invalid_value", "seed"),
     "a tool by name": ("unsupported_parameter", "tool_choice"),
-    "a schema": ("unsupported_parameter", "response_format.type"),
+    "a schema": ("invalid_value", "response_format.json_schema.name"),
     "a bias": ("unsupported_parameter", "logit_bias"),
     "a field name of line breaks": ("unsupported_parameter", "a\r\nb\u2028\x1b[31m"),
     "a billion choices": ("invalid_value", "n"),

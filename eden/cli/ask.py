@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .options import FourBit, Json, Model, err, load_assistant, print_json, print_transcript
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy; higher draws more freely.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.")] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="A file with a JSON schema; the answer is JSON that fits it.")
+    ] = None,
     four_bit: FourBit = False,
     as_json: Json = False,
 ) -> None:
@@ -46,8 +50,10 @@ def ask(
         transcripts.append(transcript.text)
         print_transcript(transcript)
 
+    grammar = None if json_schema is None else assistant.grammar(_read_schema(json_schema))
     messages = assistant.transcribe_messages([Message.user(question, image or [], audio or [])], on_transcript)
-    deltas = assistant.reply(messages, Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, grammar=grammar)
+    deltas = assistant.reply(messages, sampling)
     if as_json:
         spoken = {"transcripts": transcripts} if audio else {}
         print_json({"model": model, "question": question, **spoken, "answer": "".join(deltas)})
@@ -55,6 +61,16 @@ def ask(
     for delta in deltas:
         print(delta, end="", flush=True)
     print()
+
+
+def _read_schema(path: Path) -> dict[str, Any]:
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"no schema can be read ({first_line(error)})", where=str(path)) from error
+    if not isinstance(schema, dict):
+        raise InputError("a JSON schema is an object", where=str(path))
+    return schema
 
 
 def chat(model: Model = "eden-tiny", four_bit: FourBit = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -18,6 +18,7 @@ from ..media.speech import Transcriber, Transcript
 from ..messages import AudioSource, MediaSource, Message, check_conversation, to_chat, transcribe_message
 from .decisions import Decision, DecisionQuestion, Reading, answer_ids, batches, score
 from .engine import Engine
+from .grammar import Grammar, Grammars
 from .prefill import ImageMemory
 from .request import Generation, Request
 from .sampling import Sampling
@@ -37,6 +38,7 @@ class Assistant:
     def __init__(self, checkpoint: Checkpoint, transcriber: Transcriber | None = None):
         self.checkpoint = checkpoint
         self.processor = checkpoint.processor
+        self._grammars = Grammars(checkpoint)
         if transcriber is not None:
             self.transcriber = transcriber
 
@@ -60,6 +62,8 @@ class Assistant:
         question: str = "",
         images: Iterable[MediaSource] = (),
         audio: Iterable[AudioSource] = (),
+        *,
+        json_schema: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> str:
         """The whole answer to one question.
@@ -69,22 +73,36 @@ class Assistant:
             images: paths, encoded bytes or PIL images, shown before the question.
             audio: paths, encoded bytes or samples (float32, mono, 16 kHz). Without words beside it a recording is the
                 question, else it is quoted as context.
+            json_schema: the answer is JSON that fits it, unless `max_new_tokens` cuts it short.
             sampling: the fields of `Sampling`.
 
         Raises:
             ImageError, AudioError, MessageError, ContextError: what was given cannot be asked.
+            InputError: nothing can fit the schema, or it holds what is not supported.
         """
-        return "".join(self.stream(question, images, audio, **sampling))
+        return "".join(self.stream(question, images, audio, json_schema=json_schema, **sampling))
 
     def stream(
         self,
         question: str = "",
         images: Iterable[MediaSource] = (),
         audio: Iterable[AudioSource] = (),
+        *,
+        json_schema: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> Iterator[str]:
         """The answer piece by piece, as it is written. Arguments and errors are those of `ask`."""
+        if json_schema is not None:
+            sampling["grammar"] = self.grammar(json_schema)
         return self.reply([Message.user(question, images, audio)], Sampling(**sampling))
+
+    def grammar(self, json_schema: Mapping[str, Any]) -> Grammar:
+        """A JSON schema as `Sampling` takes it. One that is new takes a moment, and any thread may ask.
+
+        Raises:
+            InputError: nothing can fit it, or it holds what is not supported.
+        """
+        return self._grammars.compile(json_schema)
 
     def transcribe_messages(
         self, messages: Sequence[Message], on_transcript: Callable[[Transcript], None] | None = None

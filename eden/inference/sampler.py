@@ -14,6 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ..errors import InputError
 from .sampling import Sampling
 
 
@@ -37,10 +38,12 @@ class Sampler:
 
     The steps and their order are those of transformers' `generate`, whose classes do them: penalty, temperature,
     top_k, top_p, then one sample. With a seed the tokens are those of `generate` after `torch.manual_seed`.
+    What a grammar forbids is gone before all of them.
     """
 
     def __init__(self, sampling: Sampling, device: torch.device):
         self.sampling = sampling
+        self.constraint = None if sampling.grammar is None else sampling.grammar.start()
         self._processors = LogitsProcessorList()
         if sampling.repetition_penalty != 1:
             self._processors.append(RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)))
@@ -85,15 +88,35 @@ def sample_tokens(
         samplers: B of them.
         ids: for each row, question and answer so far.
     """
-    likeliest: list[int] = logits.argmax(-1).tolist()  # every greedy row in one call and one wait for the device
+    allowed, failed = _constrained(logits, samplers)
+    likeliest: list[int] = allowed.argmax(-1).tolist()  # every greedy row in one call and one wait for the device
     tokens: list[Token | Exception] = []
     for row, sampler in enumerate(samplers):
+        if row in failed:
+            tokens.append(failed[row])
+            continue
         try:
-            token_id = likeliest[row] if sampler.is_argmax else sampler.sample(logits[row], ids[row])
+            token_id = likeliest[row] if sampler.is_argmax else sampler.sample(allowed[row], ids[row])
             tokens.append(_with_logprobs(token_id, logits[row], sampler.sampling.logprobs))
+            if sampler.constraint is not None:
+                sampler.constraint.advance(token_id)
         except RuntimeError as error:
             tokens.append(error)
     return tokens
+
+
+def _constrained(logits: torch.Tensor, samplers: Sequence[Sampler]) -> tuple[torch.Tensor, dict[int, InputError]]:
+    """The logits [B,V] without what the rows' grammars forbid, and the rows where following one takes too much."""
+    constraints = {row: of.constraint for row, of in enumerate(samplers) if of.constraint is not None}
+    if not constraints:
+        return logits, {}
+    allowed, failed = logits.clone(), dict[int, InputError]()
+    for row, constraint in constraints.items():
+        try:
+            allowed[row].masked_fill_(constraint.forbidden().to(logits.device), -torch.inf)
+        except InputError as error:
+            failed[row] = error
+    return allowed, failed
 
 
 def _with_logprobs(token_id: int, logits: torch.Tensor, top: int | None) -> Token:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .grammar import Grammar
 
 GREEDY_BELOW = 1e-6
 """A temperature under this is greedy: dividing by it would only overflow."""
@@ -26,7 +29,8 @@ class Sampling:
             Source: CTRL, https://arxiv.org/abs/1909.05858.
         stop: the answer ends before the first of these strings.
         logprobs: also give each token's logarithmic probability and those of this many likeliest tokens; None gives
-            none. They are the model's own, before temperature, penalty and cuts.
+            none. They are the model's own, before grammar, temperature, penalty and cuts.
+        grammar: the answer fits this JSON schema, if there is room for all of it (`Assistant.grammar`); None is free.
 
     Raises:
         InputError: a value out of its range; the message names the field.
@@ -40,6 +44,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         _check("max_new_tokens", self.max_new_tokens, int, 1, math.inf, "a whole number from 1")
@@ -64,7 +69,12 @@ class Sampling:
 
         `seed` is `torch.manual_seed`'s to set; with `stop`, `generate` also needs its `tokenizer`, and leaves the stop
         string in the answer; with `logprobs` it returns a dictionary with the `logits` of every step.
+
+        Raises:
+            InputError: there is a grammar, which `generate` knows nothing of.
         """
+        if self.grammar is not None:
+            raise InputError("generate follows no grammar", where="grammar", hint="Ask the engine.")
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": not self.is_greedy}
         if not self.is_greedy:
             options |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}

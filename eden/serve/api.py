@@ -23,17 +23,19 @@ from starlette.middleware.cors import CORSMiddleware
 
 from .. import __version__
 from ..errors import EdenError
-from .completions import AnswerStream, ClientGone, start_answers, whole_answer
+from .answers import ChatCompletion, ErrorResponse, Health, Model, ModelList, VerboseTranscription
+from .completions import AnswerStream, ClientGone, chunks, start_answers, whole_answer
 from .decision_schema import DecisionBody, DecisionResponse
 from .decisions import decide
 from .middleware import RequestMiddleware, error_response
-from .responses import ChatCompletion, ErrorResponse, Health, Model, ModelList, VerboseTranscription
+from .responses import events, start_response, whole_response
+from .responses_schema import ResponseObject, ResponsesRequest
 from .schema import ChatRequest, RequestError, check_model, to_request_error
 from .service import Service
 from .transcriptions import FORM_SCHEMA, HEARD_AS, transcribe
 
 JSON_TYPE = "application/json"
-CHAT, DECISIONS = "/v1/chat/completions", "/v1/decisions"
+CHAT, RESPONSES, DECISIONS = "/v1/chat/completions", "/v1/responses", "/v1/decisions"
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": why}
@@ -94,8 +96,19 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             stack.enter_context(service.admitted())
             request, generations = await start_answers(service, await http.body())
             if request.stream:
-                return AnswerStream(service, request, generations, on_end=stack.pop_all().close)
+                return AnswerStream(chunks(service, request, generations), generations, stack.pop_all().close)
             return await whole_answer(service, http, generations)
+
+    @app.post(RESPONSES, response_model=ResponseObject, responses=FAULTS, openapi_extra=_json_body(ResponsesRequest))
+    async def responses(http: Request) -> Response:
+        """Answers a conversation of text, images and speech; nothing of it is kept."""
+        _check_type(http)
+        with ExitStack() as stack:
+            stack.enter_context(service.admitted())
+            request, generation = await start_response(service, await http.body())
+            if request.stream:
+                return AnswerStream(events(service, request, generation), [generation], stack.pop_all().close)
+            return await whole_response(service, http, request, generation)
 
     @app.post(DECISIONS, response_model=DecisionResponse, responses=FAULTS, openapi_extra=_json_body(DecisionBody))
     async def decisions(http: Request) -> Response:
@@ -187,10 +200,10 @@ def _openapi(app: FastAPI, service: Service) -> dict[str, Any]:
     """The document of `/openapi.json`: FastAPI's, with the bodies Eden reads itself, this model's name and the key."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        for model in (ChatRequest, DecisionBody):
+        for model in (ChatRequest, ResponsesRequest, DecisionBody):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             document["components"]["schemas"] |= schema["$defs"]
-        for path in (CHAT, DECISIONS, TRANSCRIPTIONS):
+        for path in (CHAT, RESPONSES, DECISIONS, TRANSCRIPTIONS):
             (body,) = document["paths"][path]["post"]["requestBody"]["content"].values()
             names = [service.name, *([HEARD_AS] if path == TRANSCRIPTIONS else [])]
             body["schema"]["properties"]["model"] = {"type": "string", "enum": names}

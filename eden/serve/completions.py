@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,11 +18,12 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ..errors import EdenError
+from ..errors import EdenError, InputError
+from ..inference.detokenizer import TextDelta
 from ..inference.request import Generation, Task
+from ..inference.sampler import Token
 from ..messages import Message, Text
-from .fetch import fetch_image
-from .responses import (
+from .answers import (
     AnswerMessage,
     ChatCompletion,
     ChatCompletionChunk,
@@ -31,6 +33,7 @@ from .responses import (
     logprobs,
     usage,
 )
+from .fetch import fetch_image
 from .schema import (
     ChatRequest,
     FetchImage,
@@ -45,6 +48,11 @@ from .service import Service
 Result = TypeVar("Result")
 
 
+END = TextDelta("", ())
+STILL_THERE = ": still there\n\n"
+"""A comment, which clients pass over."""
+
+
 class ClientGone(Exception):
     """Whoever asked has hung up; there is nobody to answer."""
 
@@ -56,9 +64,20 @@ async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, lis
         RequestError: it is refused, with the field that is to blame.
         EdenError: the engine is full or gone.
     """
-    limits = service.settings.limits
-    request = await service.in_thread(parse_chat_request, body, limits)
+    request = await service.in_thread(parse_chat_request, body, service.settings.limits)
     check_model(request.model, service.name)
+    return request, await submit_answers(service, request)
+
+
+async def submit_answers(service: Service, request: ChatRequest) -> list[Generation]:
+    """Reads a request and puts its question into the queue. Errors are those of `start_answers`."""
+    limits = service.settings.limits
+    grammar = None
+    if (json_schema := request.json_schema) is not None:
+        try:
+            grammar = await service.grammar(json_schema)
+        except InputError as error:
+            raise to_request_error(error, param="response_format.json_schema.schema") from error
     try:
         messages = await service.in_thread(to_messages, request, limits, image_fetcher(service))
         if any(message.audio for message in messages):
@@ -77,9 +96,10 @@ async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, lis
                 seed=request.seed,
                 stop=request.stop_strings,
                 logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+                grammar=grammar,
             )
 
-        return request, await service.in_thread(submit)
+        return await service.in_thread(submit)
     except EdenError as error:
         raise to_request_error(error, param="messages") from error
 
@@ -121,7 +141,7 @@ async def whole_answer(service: Service, http: Request, generations: Sequence[Ge
         ClientGone: the client hung up.
         RequestError: an answer failed, or took too long.
     """
-    tokens = await while_connected(http, generations, asyncio.gather(*map(_collect, generations)))
+    tokens = await while_connected(http, generations, asyncio.gather(*map(collect, generations)))
     tokenizer = service.assistant.processor.tokenizer
     choices = [
         Choice(
@@ -137,25 +157,17 @@ async def whole_answer(service: Service, http: Request, generations: Sequence[Ge
 
 
 class AnswerStream(StreamingResponse):
-    """The choices as they are written, as server-sent events.
+    """Answers as they are written, as server-sent events.
 
     Args:
-        service: the model.
-        request: what was asked.
-        generations: its choices.
+        events: the events.
+        generations: what they tell of.
         on_end: called once the stream has ended, whatever way.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        request: ChatRequest,
-        generations: Sequence[Generation],
-        on_end: Callable[[], None],
-    ):
-        include_usage = bool(request.stream_options and request.stream_options.include_usage)
+    def __init__(self, events: AsyncIterator[str], generations: Sequence[Generation], on_end: Callable[[], None]):
         super().__init__(
-            _events(service, generations, include_usage),
+            events,
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
@@ -169,7 +181,9 @@ class AnswerStream(StreamingResponse):
             self._on_end()
 
 
-async def _events(service: Service, generations: Sequence[Generation], include_usage: bool) -> AsyncIterator[str]:
+async def chunks(service: Service, request: ChatRequest, generations: Sequence[Generation]) -> AsyncIterator[str]:
+    """The events of a chat completion; with several choices their chunks interleave as they come."""
+    include_usage = bool(request.stream_options and request.stream_options.include_usage)
     first = ChatCompletionChunk(model=service.name, choices=[])
     tokenizer = service.assistant.processor.tokenizer
 
@@ -178,17 +192,44 @@ async def _events(service: Service, generations: Sequence[Generation], include_u
         hidden = None if include_usage else {"usage"}
         return f"data: {chunk.model_dump_json(exclude=hidden)}\n\n"
 
-    # With several choices their chunks interleave as they come.
-    queue: asyncio.Queue[ChunkChoice | Exception] = asyncio.Queue()
+    for index in range(len(generations)):
+        yield event(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
+    try:
+        async with aclosing(pieces(service, generations)) as written:
+            async for index, delta in written:
+                if delta is None:
+                    yield STILL_THERE
+                elif delta is END:
+                    reason = finish_reason(generations[index])
+                    yield event(ChunkChoice(index=index, delta=Delta(), finish_reason=reason))
+                else:
+                    told = logprobs(tokenizer, delta.tokens)
+                    yield event(ChunkChoice(index=index, delta=Delta(content=delta.text), logprobs=told))
+    except Exception as error:  # whatever it is, who reads must hear of it
+        # The status was sent long ago: the error is an event, and no finish reason is made up.
+        yield f"data: {json.dumps(to_request_error(error).to_dict())}\n\n"
+        return
+    if include_usage:
+        yield event(usage=usage(list(generations)))
+    yield "data: [DONE]\n\n"
+
+
+async def pieces(
+    service: Service, generations: Sequence[Generation]
+) -> AsyncGenerator[tuple[int, TextDelta | None], None]:
+    """The text of answers as it comes, with the answer's number; `END` where one ended, None where none says anything.
+
+    Raises:
+        EdenError: an answer failed.
+    """
+    queue: asyncio.Queue[tuple[int, TextDelta] | Exception] = asyncio.Queue()
 
     async def read(index: int, generation: Generation) -> None:
         try:
-            queue.put_nowait(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
-            async for text_delta in generation:
-                delta = Delta(content=text_delta.text)
-                queue.put_nowait(ChunkChoice(index=index, delta=delta, logprobs=logprobs(tokenizer, text_delta.tokens)))
-            queue.put_nowait(ChunkChoice(index=index, delta=Delta(), finish_reason=finish_reason(generation)))
-        except Exception as error:  # whatever it is, who reads must hear of it
+            async for delta in generation:
+                queue.put_nowait((index, delta))
+            queue.put_nowait((index, END))
+        except Exception as error:
             queue.put_nowait(error)
 
     readers = [asyncio.ensure_future(read(index, generation)) for index, generation in enumerate(generations)]
@@ -198,18 +239,13 @@ async def _events(service: Service, generations: Sequence[Generation], include_u
             try:
                 async with asyncio.timeout(service.settings.silent_seconds):
                     item = await queue.get()
-            except TimeoutError:  # a comment, which clients pass over
-                yield ": still there\n\n"
+            except TimeoutError:
+                yield 0, None
                 continue
             if isinstance(item, Exception):
-                # The status was sent long ago: the error is an event, and no finish reason is made up.
-                yield f"data: {json.dumps(to_request_error(item).to_dict())}\n\n"
-                return
-            yield event(item)
-            unfinished -= item.finish_reason is not None
-        if include_usage:
-            yield event(usage=usage(list(generations)))
-        yield "data: [DONE]\n\n"
+                raise item
+            yield item
+            unfinished -= item[1] is END
     finally:
         for reader in readers:
             reader.cancel()
@@ -246,7 +282,8 @@ def end(tasks: Sequence[Task]) -> None:
         task.cancel()
 
 
-async def _collect(generation: Generation) -> list[Any]:
+async def collect(generation: Generation) -> list[Token]:
+    """The tokens of an answer, once it has ended."""
     return [token async for text_delta in generation for token in text_delta.tokens]
 
 

@@ -17,8 +17,9 @@ from pydantic_core import PydanticCustomError
 from ..core.answers import MOST_ANSWERS, NO, YES, AnswerSet
 from ..inference.decisions import Decision
 from ..messages import Image, Message, Part, Text, is_empty
-from .schema import NO_TOOLS, FetchImage, RequestError, Wire, image_bytes, refusal
+from .schema import NO_TOOLS, FetchImage, RequestError, image_bytes, refusal
 from .settings import Limits
+from .wire import Wire
 
 MOST_QUESTIONS = 400
 JSON_LEVELS, JSON_VALUES, JSON_BYTES = 32, 10_000, 256 * 2**10

@@ -1,153 +1,122 @@
-"""What the API answers, in OpenAI's shapes.
+"""`POST /v1/responses`: OpenAI's newer way to ask what `completions.py` answers. No state is kept.
 
-Source: https://platform.openai.com/docs/api-reference/chat/object, .../chat/streaming, .../models/object
+body -> ResponsesRequest -> ChatRequest -> Generation -> response | events
 """
 
 from __future__ import annotations
 
-import time
-import uuid
-from typing import Any, Literal
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
 
-from pydantic import BaseModel, Field
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
-from ..inference.detokenizer import token_bytes
 from ..inference.request import Generation
 from ..inference.sampler import Token
+from .answers import TokenLogprob, logprobs
+from .completions import END, STILL_THERE, collect, finish_reason, pieces, submit_answers, while_connected
+from .responses_schema import (
+    IncompleteDetails,
+    OutputMessage,
+    OutputTextPart,
+    ResponseFault,
+    ResponseObject,
+    ResponsesRequest,
+    in_words_of_responses,
+    new_response,
+    parse_responses_request,
+    usage_of,
+)
+from .schema import RequestError, check_model, to_request_error
+from .service import Service
 
 
-class TopLogprob(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int]
+async def start_response(service: Service, body: bytes) -> tuple[ResponsesRequest, Generation]:
+    """Checks and reads a request, and puts its question into the queue.
+
+    Raises:
+        RequestError: it is refused, with the field that is to blame.
+        EdenError: the engine is full or gone.
+    """
+    request = await service.in_thread(parse_responses_request, body, service.settings.limits)
+    check_model(request.model, service.name)
+    try:
+        (generation,) = await submit_answers(service, request.to_chat())
+    except RequestError as error:
+        raise in_words_of_responses(error, request) from error
+    return request, generation
 
 
-class TokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob]
+async def whole_response(
+    service: Service, http: Request, request: ResponsesRequest, generation: Generation
+) -> Response:
+    """Waits for the answer.
+
+    Raises:
+        ClientGone: the client hung up.
+        RequestError: the answer failed, or took too long.
+    """
+    tokens = await while_connected(http, [generation], collect(generation))
+    response, message = new_response(request, service.name), OutputMessage(status="in_progress", content=[])
+    _complete(response, message, OutputTextPart(text=generation.text, logprobs=_told(service, tokens)), generation)
+    return JSONResponse(response.model_dump())
 
 
-class Logprobs(BaseModel):
-    content: list[TokenLogprob]
+async def events(service: Service, request: ResponsesRequest, generation: Generation) -> AsyncIterator[str]:
+    """A response as it is written: it, its message and the message's text begin, grow and end."""
+    response, message = new_response(request, service.name), OutputMessage(status="in_progress", content=[])
+    part = OutputTextPart(text="", logprobs=[])
+    numbers = itertools.count()
+
+    def event(kind: str, **fields: Any) -> str:
+        written = Event(type=kind, sequence_number=next(numbers), **fields).model_dump_json()
+        return f"event: {kind}\ndata: {written}\n\n"
+
+    item = {"item_id": message.id, "output_index": 0, "content_index": 0}
+    yield event("response.created", response=response)
+    yield event("response.in_progress", response=response)
+    yield event("response.output_item.added", output_index=0, item=message)
+    yield event("response.content_part.added", **item, part=part)
+    try:
+        async with aclosing(pieces(service, [generation])) as written:
+            async for _, delta in written:
+                if delta is None:
+                    yield STILL_THERE
+                elif delta is not END:
+                    told = _told(service, delta.tokens)
+                    part.text += delta.text
+                    part.logprobs += told
+                    yield event("response.output_text.delta", **item, delta=delta.text, logprobs=told)
+        _complete(response, message, part, generation)
+    except Exception as error:  # whatever it is, who reads must hear of it: the status was sent long ago
+        response.status, response.error = "failed", ResponseFault(message=str(to_request_error(error)))
+        yield event("response.failed", response=response)
+        return
+    yield event("response.output_text.done", **item, text=part.text, logprobs=part.logprobs)
+    yield event("response.content_part.done", **item, part=part)
+    yield event("response.output_item.done", output_index=0, item=message)
+    yield event(f"response.{response.status}", response=response)
 
 
-class AnswerMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class Choice(BaseModel):
-    index: int
-    message: AnswerMessage
-    logprobs: Logprobs | None
-    finish_reason: Literal["stop", "length"]
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class _Completion(BaseModel):
-    id: str = Field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
-    created: int = Field(default_factory=lambda: int(time.time()), description="seconds since 1970")
-    model: str
-
-
-class ChatCompletion(_Completion):
-    object: Literal["chat.completion"] = "chat.completion"
-    choices: list[Choice]
-    usage: Usage
-
-
-class Delta(BaseModel):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChunkChoice(BaseModel):
-    index: int
-    delta: Delta
-    logprobs: Logprobs | None = None
-    finish_reason: Literal["stop", "length"] | None = None
-
-
-class ChatCompletionChunk(_Completion):
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
-
-
-class Transcription(BaseModel):
-    text: str
-
-
-class TranscriptionSegment(BaseModel):
-    id: int
-    start: float = Field(description="in seconds")
-    end: float = Field(description="in seconds")
-    text: str
-
-
-class VerboseTranscription(Transcription):
-    task: Literal["transcribe"] = "transcribe"
-    language: str | None
-    duration: float = Field(description="in seconds")
-    segments: list[TranscriptionSegment]
-
-
-class Model(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: Literal["eden"] = "eden"
-    max_model_len: int = Field(description="tokens of question and answer together, by the name that vLLM gives it")
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class Health(BaseModel):
-    status: Literal["ok", "failed", "closing"]
-
-
-class Fault(BaseModel):
-    message: str
+class Event(BaseModel, extra="allow"):
     type: str
-    param: str | None
-    code: str
+    sequence_number: int
 
 
-class ErrorResponse(BaseModel):
-    error: Fault
+def _complete(response: ResponseObject, message: OutputMessage, part: OutputTextPart, generation: Generation) -> None:
+    """Ends a response with its text.
+
+    Raises:
+        RequestError: the answer did not come to its end.
+    """
+    message.status = response.status = "incomplete" if finish_reason(generation) == "length" else "completed"
+    response.incomplete_details = IncompleteDetails() if response.status == "incomplete" else None
+    message.content, response.output, response.usage = [part], [message], usage_of(generation)
 
 
-def usage(generations: list[Generation]) -> Usage:
-    """The tokens of all choices; the prompt counts once."""
-    prompt = generations[0].prompt_tokens
-    completion = sum(generation.completion_tokens for generation in generations)
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
-
-
-def logprobs(tokenizer: Any, tokens: tuple[Token, ...]) -> Logprobs | None:
-    """None where they were not asked for."""
-    if not tokens or tokens[0].logprob is None:
-        return None
-
-    def named(token_id: int, logprob: float) -> dict[str, Any]:
-        data = token_bytes(tokenizer, token_id)
-        # JSON knows no minus infinity; OpenAI writes this number for what has no probability.
-        return {"token": data.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(data)}
-
-    return Logprobs(
-        content=[
-            TokenLogprob(
-                **named(token.id, token.logprob if token.logprob is not None else 0.0),
-                top_logprobs=[TopLogprob(**named(token_id, logprob)) for token_id, logprob in token.top],
-            )
-            for token in tokens
-        ]
-    )
+def _told(service: Service, tokens: list[Token] | tuple[Token, ...]) -> list[TokenLogprob]:
+    told = logprobs(service.assistant.processor.tokenizer, tuple(tokens))
+    return [] if told is None else told.content

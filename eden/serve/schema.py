@@ -15,17 +15,21 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..errors import AudioError, CheckpointError, ContextError, EngineStopped, ImageError, InputError, OverloadError
+from ..inference.grammar import ANY_OBJECT
 from ..messages import Audio, Image, Message, Part, Role, Text
 from .settings import Limits
+from .wire import JsonObjectFormat, JsonSchema, TextFormat, Wire
 
 log = logging.getLogger("eden.serve")
 
 UNIONS = ("content", "input", "instructions", "questions")
 """Fields with a list of objects of several kinds; in an error's steps the kind follows the number."""
+KINDS = ("response_format", "format")
+"""Fields with one such object."""
 LONGEST_ECHO = 300
 """Characters of an error that may be a client's own."""
 
@@ -61,22 +65,6 @@ class RequestError(InputError):
         kinds = {401: "authentication_error", 500: "server_error", 503: "overloaded_error"}
         kind = kinds.get(self.status, "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
-
-
-class Wire(BaseModel):
-    """An object of a request's body."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        json_schema_extra={"additionalProperties": {"type": "null"}},
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, fields: Any) -> Any:
-        return {name: value for name, value in fields.items() if value is not None} if type(fields) is dict else fields
 
 
 class TextPart(Wire):
@@ -139,8 +127,12 @@ class StreamOptions(Wire):
     include_obfuscation: Literal[False] | None = None
 
 
-class ResponseFormat(Wire):
-    type: Literal["text"]
+class JsonSchemaFormat(Wire):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat: TypeAlias = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
 class ChatRequest(Wire):
@@ -198,6 +190,13 @@ class ChatRequest(Wire):
         return self.max_completion_tokens or self.max_tokens
 
     @property
+    def json_schema(self) -> Mapping[str, Any] | None:
+        """What the answer has to fit."""
+        if isinstance(self.response_format, JsonSchemaFormat):
+            return self.response_format.json_schema.definition
+        return ANY_OBJECT if isinstance(self.response_format, JsonObjectFormat) else None
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
@@ -233,6 +232,16 @@ def parse_chat_request(body: bytes, limits: Limits) -> ChatRequest:
         raise refusal(error) from None
     except RecursionError:
         raise RequestError("the body is nested too deep", code="invalid_json") from None
+    check_limits(request, limits)
+    return request
+
+
+def check_limits(request: ChatRequest, limits: Limits) -> None:
+    """Refuses more of something than allowed.
+
+    Raises:
+        RequestError: what there is too much of.
+    """
     if len(request.messages) > limits.messages:
         raise RequestError(f"{len(request.messages)} messages, the limit is {limits.messages}", param="messages")
     parts = [part for message in request.messages if isinstance(message.content, list) for part in message.content]
@@ -244,7 +253,6 @@ def parse_chat_request(body: bytes, limits: Limits) -> ChatRequest:
             raise RequestError(f"{number} {noun}, the limit is {limit}", param="messages")
     if (request.n or 1) > limits.choices:
         raise RequestError(f"n is {request.n}, the limit is {limits.choices}", param="n")
-    return request
 
 
 def to_messages(request: ChatRequest, limits: Limits, fetch_image: FetchImage | None = None) -> list[Message]:
@@ -383,6 +391,8 @@ def _field_name(location: tuple[int | str, ...], made_up: bool = False) -> str:
     for place, step in enumerate(steps):
         if isinstance(step, int):
             name += f"[{step}]"
-        elif not (place > 1 and isinstance(steps[place - 1], int) and steps[place - 2] in UNIONS):  # what kind it is
+        elif not (place and steps[place - 1] in KINDS) and not (
+            place > 1 and isinstance(steps[place - 1], int) and steps[place - 2] in UNIONS
+        ):
             name += f".{step}" if name else step
     return name

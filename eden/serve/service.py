@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +28,7 @@ from ..errors import ContextError, EdenError, ImageError, OverloadError
 from ..inference.assistant import Assistant, naming
 from ..inference.decisions import Reading, answer_ids
 from ..inference.engine import Engine
+from ..inference.grammar import Grammar
 from ..inference.kv_cache import rows_that_fit
 from ..inference.request import Deciding, DecisionRequest, Generation, Request, Task
 from ..inference.sampling import Sampling
@@ -72,6 +73,7 @@ class Service:
         # One more than cores, for whom nothing big keeps waiting; not many more, for each may hold decoded pictures.
         self._executor = ThreadPoolExecutor(min(cores(), 7) + 1, thread_name_prefix="eden-prepare")
         self._speech_executor = ThreadPoolExecutor(1, thread_name_prefix="eden-speech")
+        self._schema_executor = ThreadPoolExecutor(1, thread_name_prefix="eden-schema")
         vocabulary = assistant.processor.tokenizer.get_vocab()
         self._longest_token = max(map(len, vocabulary))
 
@@ -96,6 +98,16 @@ class Service:
         """Runs blocking work beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(
             self._speech_executor if speech else self._executor, work, *args
+        )
+
+    async def grammar(self, json_schema: Mapping[str, Any]) -> Grammar:
+        """A JSON schema, compiled beside the event loop; new ones wait for each other.
+
+        Raises:
+            InputError: nothing can fit it, or it holds what is not supported.
+        """
+        return await asyncio.get_running_loop().run_in_executor(
+            self._schema_executor, self.assistant.grammar, json_schema
         )
 
     def transcribe(self, source: AudioSource, language: str | None = None) -> Transcript:
@@ -261,6 +273,7 @@ class Service:
         self.engine.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._speech_executor.shutdown(wait=False, cancel_futures=True)
+        self._schema_executor.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from starlette.formparsers import MultiPartException
 
 from ..errors import EdenError
 from ..media.speech import Transcript
-from .responses import Transcription, TranscriptionSegment, VerboseTranscription
+from .answers import Transcription, TranscriptionSegment, VerboseTranscription
 from .schema import RequestError, check_model, to_request_error
 from .service import Service
 
