@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..core.processes import run_in_thread
+from ..errors import InputError
 from .options import FourBit, Json, err, load_assistant, print_json
 
 
@@ -31,6 +33,9 @@ def serve(
         list[str] | None, typer.Option("--host-name", help="A name that a proxy calls this server by.")
     ] = None,
     root_path: Annotated[str, typer.Option(help="The path that a proxy knows this server by, as /eden.")] = "",
+    sort: Annotated[
+        Path | None, typer.Option(help="A folder of pictures to be sorted on the page; the labels go there.")
+    ] = None,
     no_page: Annotated[bool, typer.Option("--no-page", help="The API alone.")] = False,
     is_open: Annotated[bool, typer.Option("--open", help="Other machines may ask without a key.")] = False,
     four_bit: FourBit = False,
@@ -39,6 +44,7 @@ def serve(
     """Serve a model: OpenAI's API and a web page. EDEN_API_KEY is the key that everybody must give."""
     from ..serve import server
     from ..serve.settings import Settings
+    from ..serve.sort import Pool
 
     local = server.is_loopback(host)
     settings = Settings(
@@ -50,8 +56,13 @@ def serve(
         root_path=f"/{root_path.strip('/')}".rstrip("/"),
         max_running=max_running,
         max_waiting=max_waiting,
+        sort_folder=sort,
     )
     server.check_exposure(host, settings, is_open=is_open)
+    if sort is not None:
+        if no_page:
+            raise InputError("--sort without the page", hint="Leave out --no-page.")
+        Pool(sort)  # what is wrong with it, before the seconds that the model takes
     with server.open_socket(host, port) as bound:
         from ..serve.service import Service
 

@@ -20,9 +20,11 @@ from typing import Any, TypeVar
 
 from cachetools import LRUCache
 
+from ..core.answers import AnswerSet
 from ..core.processes import cores
 from ..errors import ContextError, EdenError, ImageError, OverloadError
 from ..inference.assistant import Assistant
+from ..inference.decisions import Decision
 from ..inference.engine import Engine
 from ..inference.kv_cache import rows_that_fit
 from ..inference.request import Generation, Request
@@ -201,6 +203,15 @@ class Service:
                 generation.cancel()
             raise
         return generations
+
+    def decide(self, conversations: Sequence[Sequence[Message]], answers: Sequence[AnswerSet]) -> list[Decision]:
+        """How likely each answer is that a conversation may have, in the order given; images are opened already.
+
+        Raises:
+            InputError, ContextError: one cannot be asked.
+        """
+        with self._encoding:
+            return self.assistant.decide_all(conversations, answers)
 
     def close(self) -> None:
         """Finishes the running answers and takes no more."""
