@@ -95,15 +95,15 @@ class LabelFile:
             return dict(self._lines)
         if not self.path.exists():
             return {}
-        lines = {}
+        lines: dict[tuple[str, str], tuple[str, str]] = {}
         with self.path.open(encoding="utf-8", errors="surrogateescape") as file:
             for record in json_lines(self.path, file):
                 if isinstance(record, RecordError):
                     raise record
                 value = record.value if isinstance(record.value, dict) else {}
                 name, question, answer = (value.get(key) for key in ("file_name", "question", "answer"))
-                ours = isinstance(name, str) and isinstance(question, str)
-                key = (name, question) if ours else ("", str(record.number))
+                named = isinstance(name, str) and isinstance(question, str)
+                key = (str(name), str(question)) if named else ("", str(record.number))
                 lines[key] = (answer if isinstance(answer, str) else "", record.text.strip())
         return lines
 
@@ -150,7 +150,9 @@ class Pool:
             return
         found = {path.relative_to(self.folder).as_posix(): path for path in pictures_in(self.folder)}
         if not found:
-            raise InputError("no picture in the folder", where=str(self.folder), hint="Give one with JPEG or PNG files.")
+            raise InputError(
+                "no picture in the folder", where=str(self.folder), hint="Give one with JPEG or PNG files."
+            )
         self.pictures = found
 
     def decided(self, question: DecisionQuestion) -> dict[str, Decision | str]:
@@ -249,7 +251,7 @@ class Desk:
             self.question, self.current, self.note = question, None, ""
 
     def advance(self) -> None:
-        """Shows the most doubtful picture: one that is not skipped and that nobody else has before them, if there is."""
+        """Shows the most doubtful picture; first those that are not skipped and that nobody else has before them."""
         assert self.question is not None
         with self._lock:
             elsewhere = {name for desk, name in list(self.pool.shown.items()) if desk is not self}

@@ -1,6 +1,6 @@
 """The page's Sort tab, on Gradio: what is asked, the most doubtful picture, a key for each label, the labels as a file.
 
-    question and labels -> Desk (kept on the server, `eden.serve.sort`) -> one card of HTML, drawn anew after each key
+question and labels -> Desk (kept on the server, `eden.serve.sort`) -> one card of HTML, drawn anew after each key
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import PIL.Image
 from cachetools import TTLCache
 
 from ..core.answers import AnswerSet
@@ -33,6 +34,8 @@ KEYS = "123456789abcdefghijklmnopqrstuvwxyz"
 DESKS_KEPT = 1024
 LONGEST_SIDE = 1024
 """Of a picture as it is shown, in pixels."""
+SMALL_SIDE = 256
+"""A picture no larger is shown without loss, for it is scaled up."""
 NAMED_FAULTY = 20
 """Pictures that cannot be opened, of which the page names no more."""
 ON_LOAD = """
@@ -72,7 +75,7 @@ class SortTab:
     def __init__(self, service: Service):
         self._service = service
         folder, limits = service.settings.sort_folder, service.settings.limits
-        self._limits = {"max_bytes": limits.image_bytes, "max_pixels": limits.image_pixels}
+        self._limits: dict[str, Any] = {"max_bytes": limits.image_bytes, "max_pixels": limits.image_pixels}
         self._shared = Pool(folder) if folder is not None else None
         self._desks: TTLCache[str, Desk] = TTLCache(DESKS_KEPT, UPLOADS_KEPT)
         calibration = service.assistant.checkpoint.calibration
@@ -109,7 +112,7 @@ class SortTab:
                     buttons=[],
                     elem_id="eden-voice",
                 )
-            self._download = gr.Button(f"Download {LABELS}", elem_id="eden-labels")
+            self._download = gr.Button(f"Download {LABELS}", size="md", elem_id="eden-labels")
         self._desk, self._token = gr.State(None), gr.BrowserState("", storage_key="eden-sort")
         self._names, self._text = gr.JSON(visible="hidden"), gr.Textbox(visible="hidden")
 
@@ -120,7 +123,7 @@ class SortTab:
         asked = [self._question, self._answers]
         tab.select(self._open, self._token, [self._token, self._desk, *asked, self._setup, self._card], **hidden)
         if len(self._known) > 1:
-            self._question.change(self._answers_of, self._question, self._answers, **at_once)
+            self._question.input(self._answers_of, self._question, self._answers, **at_once)
         for started in (self._start.click, self._answers.submit):
             started(self._begin, [self._desk, *asked], [self._setup, self._card], **hidden)
         taken = [self._desk, self._upload, self._names]
@@ -133,7 +136,7 @@ class SortTab:
     def _answers_of(self, question: str | None) -> str:
         """What stands in the field of the labels for a question that the model was trained on."""
         known = self._known.get(question or "")
-        return ", ".join(known.answers) if known is not None else ""
+        return _listed(known) if known is not None else ""
 
     def _asked(self, question: str | None, labels: str | None) -> DecisionQuestion:
         """What the fields say.
@@ -159,12 +162,8 @@ class SortTab:
         if (question := desk.question) is None:
             yield token, desk, gr.skip(), gr.skip(), gr.skip(), _card(desk)
             return
-        fields = question.text, ", ".join(question.answers.answers)
-        known = self._known.get(question.text)
-        if question.answers.kind == "predicate" and question.answers != known:
-            fields = question.text, ""
         for card in self._decide(desk):
-            yield token, desk, *fields, gr.update(open=False), card
+            yield token, desk, question.text, _listed(question.answers), gr.update(open=False), card
 
     def _begin(self, desk: Desk | None, question: str | None, labels: str | None) -> Iterator[tuple[Any, str]]:
         if desk is None:
@@ -177,7 +176,7 @@ class SortTab:
             yield gr.skip(), _card(desk)
             return
         for card in self._decide(desk):
-            yield gr.update(open=desk.question is None), card
+            yield gr.update(open=bool(desk.note)), card
 
     def _take(self, desk: Desk | None, files: Sequence[str] | None, names: Sequence[str] | None) -> Iterator[str]:
         """Uploaded pictures join the others."""
@@ -191,7 +190,9 @@ class SortTab:
             if name in there and there[name].read_bytes() != Path(file).read_bytes():
                 desk.note = f"Another picture is named {name}: it was left out. Rename one, for labels go by names."
             elif name not in there and len(there) >= most:
-                desk.note = f"These are more than {most:,} pictures: the rest was left out. Sort a folder on the server."
+                desk.note = (
+                    f"These are more than {most:,} pictures: the rest was left out. Sort a folder on the server."
+                )
             else:
                 there[name] = Path(file)
         note = desk.note
@@ -253,6 +254,11 @@ def _said_to(desk: Desk) -> Iterator[None]:
         desk.note = "Something went wrong on the server. Please try again."
 
 
+def _listed(answers: AnswerSet) -> str:
+    """Answers as they are typed."""
+    return "" if answers.kind == "predicate" else ", ".join(answers.answers)
+
+
 def _text(desk: Desk | None) -> str:
     return desk.pool.labels.text() if desk is not None else ""
 
@@ -282,16 +288,16 @@ def _card(desk: Desk) -> str:
     how_far = f'<div class="how-far">{bar}<span>{labelled:,} of {number:,}</span></div>'
     if picture is None:
         where = f"{LABELS} is beside the pictures" if desk.pool.folder is not None else "download them below"
-        work = f"<p>All {number:,} are labelled: {where}.</p>" if number else "<p>There is no picture to be shown.</p>"
+        work = f"<p>All {number:,} are labelled: {where}.</p>" if number else "<p>No picture is to be shown.</p>"
     else:
         decision = desk.pool.decided(desk.question)[str(desk.current)]
         assert isinstance(decision, Decision)
-        work = _work(str(desk.current), _as_jpeg(picture), decision)
+        work = _work(str(desk.current), _as_data_url(picture), decision)
     undo = _button("undo", "ArrowLeft", "←", "Undo")
     skip = _button("skip", "ArrowRight", "→", "Skip") if picture is not None else ""
     return (
-        f'<section data-picture="{_plain(desk.current or "")}"><h2>{_plain(desk.question.text)}</h2>{how_far}{note}'
-        f'{work}<div class="acts">{undo}{skip}</div>{_faulty(desk)}</section>'
+        f'<section data-picture="{_plain(desk.current or "")}"><h2>{_plain(desk.question.text)}</h2>{how_far}'
+        f'{work}<div class="acts">{undo}{skip}{note}</div>{_faulty(desk)}</section>'
     )
 
 
@@ -314,7 +320,7 @@ def _button(act: str, key: str, shown: str, text: str, probability: float | None
     bar = answer = ""
     if probability is not None:
         answer = f' data-answer="{_plain(text)}"'
-        bar = f'<span class="share" title="{probability:.6f}">{probability:.0%}</span>'
+        bar = f'<span class="share" title="{probability:.6f}">{probability:.1%}</span>'
         bar += f'<span class="bar" style="width: {probability:.1%}"></span>'
     pressed = f' data-key="{key}" aria-keyshortcuts="{key}"' if key else ""
     return (
@@ -333,10 +339,11 @@ def _faulty(desk: Desk) -> str:
     return f"<div class='faulty'>Cannot be opened, and skipped:<ul>{''.join(named)}{more}</ul></div>"
 
 
-def _as_jpeg(picture: Any) -> str:
-    """A picture as a data URL, no larger than it is shown: the browser opens no file of the server."""
+def _as_data_url(picture: PIL.Image.Image) -> str:
+    """A picture no larger than it is shown; the browser opens no file of the server."""
     picture = picture.copy()
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    kind = "png" if max(picture.size) <= SMALL_SIDE else "jpeg"
     written = io.BytesIO()
-    picture.save(written, "JPEG", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"
+    picture.save(written, kind)
+    return f"data:image/{kind};base64,{base64.b64encode(written.getvalue()).decode()}"
