@@ -55,15 +55,24 @@ class LabelFile:
         self.path = path
         self._lock = threading.Lock()
         self._lines: dict[tuple[str, str], tuple[str, str]] = {}  # file name and question: answer and line
-        self._lines = self._read()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Looks what the file has now.
+
+        Raises:
+            DataError: it is no JSON lines.
+        """
+        with self._lock:
+            self._lines = self._read()
 
     def answer(self, name: str, question: DecisionQuestion) -> str | None:
         """A picture's label, if it is one of the answers that there are now."""
         found = self._lines.get((name, question.text), ("", ""))[0]
         return found if found in question.answers.answers else None
 
-    def add(self, name: str, question: DecisionQuestion, answer: str) -> str:
-        """Labels a picture that has no label yet; gives the label that it has then.
+    def add(self, name: str, question: DecisionQuestion, answer: str) -> str | None:
+        """Labels a picture that has no label yet; else the label that it has, which stays, is given back.
 
         Raises:
             DataError: somebody has made the file another than JSON lines.
@@ -78,7 +87,7 @@ class LabelFile:
                 record[key] = list(question.answers.answers)  # type: ignore[assignment]
             line = json.dumps(record, ensure_ascii=False)
             self._write(self._lines | {(name, question.text): (answer, line)})
-            return answer
+            return None
 
     def remove(self, name: str, question: DecisionQuestion) -> None:
         """Takes a label back. Errors are those of `add`."""
@@ -130,22 +139,26 @@ class Pool:
         self.pictures: dict[str, Path] = {}
         self._limits = limits
         self._decided: LRUCache[DecisionQuestion, dict[str, Decision | str]] = LRUCache(QUESTIONS_KEPT)
-        self._lock, self._deciding = threading.Lock(), threading.Lock()
+        self.lock = threading.RLock()
+        """Held where a desk goes on to another picture, so that no two go to the same."""
+        self._deciding = threading.Lock()
         self.shown: WeakKeyDictionary[Desk, str | None] = WeakKeyDictionary()
         if folder is not None:
             if not folder.is_dir():
                 raise InputError("no such folder of pictures", where=str(folder), hint="Check the path.")
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise InputError("the labels cannot be written there", where=str(folder), hint="Check its rights.")
-            self.refresh()
         self.labels = LabelFile(None if folder is None else folder / LABELS)
+        self.refresh()
 
     def refresh(self) -> None:
-        """Looks which pictures the folder has now.
+        """Looks which pictures and labels the folder has now.
 
         Raises:
-            InputError: it has none.
+            InputError: it has no picture.
+            DataError: the labels in it cannot be read.
         """
+        self.labels.refresh()
         if self.folder is None:
             return
         found = {path.relative_to(self.folder).as_posix(): path for path in pictures_in(self.folder)}
@@ -157,7 +170,7 @@ class Pool:
 
     def decided(self, question: DecisionQuestion) -> dict[str, Decision | str]:
         """By picture a decision, or why there is none."""
-        with self._lock:
+        with self.lock:
             return self._decided.setdefault(question, {})
 
     def decide(self, service: Service, question: DecisionQuestion) -> Iterator[int]:
@@ -233,7 +246,6 @@ class Desk:
     _done: list[tuple[str, bool]] = field(default_factory=list)
     """The pictures, and whether they were labelled or skipped."""
     _skipped: list[str] = field(default_factory=list)
-    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -245,7 +257,7 @@ class Desk:
 
     def ask(self, question: DecisionQuestion) -> None:
         """Begins with a question; `advance` shows a picture once some are decided."""
-        with self._lock:
+        with self.pool.lock:
             if question != self.question:
                 self._done, self._skipped = [], []
             self.question, self.current, self.note = question, None, ""
@@ -253,7 +265,7 @@ class Desk:
     def advance(self) -> None:
         """Shows the most doubtful picture; first those that are not skipped and that nobody else has before them."""
         assert self.question is not None
-        with self._lock:
+        with self.pool.lock:
             elsewhere = {name for desk, name in list(self.pool.shown.items()) if desk is not self}
             left = [n for n in self.pool.queue(self.question) if self.pool.labels.answer(n, self.question) is None]
             skipped = {name: place for place, name in enumerate(self._skipped, 1)}
@@ -266,18 +278,18 @@ class Desk:
         Raises:
             DataError, StorageError: the label could not be written; the picture stays.
         """
-        with self._lock:
+        with self.pool.lock:
             if self.question is None or picture != self.current or answer not in self.question.answers.answers:
                 return
-            kept = self.pool.labels.add(picture, self.question, answer)
-            self.note = "" if kept == answer else f"{picture} had been labelled {kept} by somebody else, and stays so."
-            if kept == answer:
+            there = self.pool.labels.add(picture, self.question, answer)
+            self.note = "" if there is None else f"{picture} was labelled {there} by somebody else, and stays so."
+            if there is None:
                 self._done.append((picture, True))
             self.advance()
 
     def skip(self, picture: str) -> None:
         """Puts the picture behind all others."""
-        with self._lock:
+        with self.pool.lock:
             if picture == self.current:
                 self._done.append((picture, False))
                 self._skipped = [*(name for name in self._skipped if name != picture), picture]
@@ -286,7 +298,7 @@ class Desk:
 
     def undo(self) -> None:
         """Takes the last label or skip back and shows its picture. Errors are those of `label`."""
-        with self._lock:
+        with self.pool.lock:
             if self.question is None or not self._done:
                 self.note = "There is nothing to undo."
                 return
@@ -300,14 +312,13 @@ class Desk:
 
     def picture(self) -> PIL.Image.Image | None:
         """The picture that is shown; one that cannot be opened any more is set aside."""
-        with self._lock:
-            while self.question is not None and self.current is not None:
-                try:
-                    return self.pool.open(self.current)
-                except ImageError as error:
-                    self.pool.decided(self.question)[self.current] = error.fault.what
-                    self.advance()
-            return None
+        while self.question is not None and (name := self.current) is not None:
+            try:
+                return self.pool.open(name)
+            except ImageError as error:
+                self.pool.decided(self.question)[name] = error.fault.what
+                self.advance()
+        return None
 
     def hear(self, words: str) -> str | None:
         """Which answer somebody has said; None if it is none of them."""

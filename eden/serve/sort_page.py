@@ -85,9 +85,16 @@ class SortTab:
         with gr.Accordion("What is asked", open=True, elem_id="eden-asked") as self._setup:
             with gr.Row():
                 self._question: Any = (
-                    gr.Dropdown([*self._known], value=first, label="Question", info=hint, allow_custom_value=True)
+                    gr.Dropdown(
+                        [*self._known],
+                        value=first,
+                        label="Question",
+                        info=hint,
+                        allow_custom_value=True,
+                        elem_id="eden-question",
+                    )
                     if len(self._known) > 1
-                    else gr.Textbox(first, label="Question", info=hint, max_lines=1)
+                    else gr.Textbox(first, label="Question", info=hint, max_lines=1, elem_id="eden-question")
                 )
                 self._answers = gr.Textbox(
                     self._answers_of(first),
@@ -123,7 +130,7 @@ class SortTab:
         asked = [self._question, self._answers]
         tab.select(self._open, self._token, [self._token, self._desk, *asked, self._setup, self._card], **hidden)
         if len(self._known) > 1:
-            self._question.input(self._answers_of, self._question, self._answers, **at_once)
+            self._question.input(self._choose, self._question, self._answers, **at_once)
         for started in (self._start.click, self._answers.submit):
             started(self._begin, [self._desk, *asked], [self._setup, self._card], **hidden)
         taken = [self._desk, self._upload, self._names]
@@ -132,6 +139,10 @@ class SortTab:
         self._voice.stop_recording(self._hear, [self._desk, self._voice], [self._voice, self._card], **hidden)
         saved = self._download.click(_text, self._desk, self._text, **at_once)
         saved.then(None, self._text, None, js=SAVE, **at_once)
+
+    def _choose(self, question: str | None) -> Any:
+        """The labels of another question, if the model knows it; what is typed for one that it does not stays."""
+        return self._answers_of(question) if question in self._known else gr.skip()
 
     def _answers_of(self, question: str | None) -> str:
         """What stands in the field of the labels for a question that the model was trained on."""
