@@ -10,6 +10,7 @@ import html
 import io
 import logging
 import secrets
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,7 @@ class SortTab:
         self._limits: dict[str, Any] = {"max_bytes": limits.image_bytes, "max_pixels": limits.image_pixels}
         self._shared = Pool(folder) if folder is not None else None
         self._desks: TTLCache[str, Desk] = TTLCache(DESKS_KEPT, UPLOADS_KEPT)
+        self._lock = threading.Lock()
         calibration = service.assistant.checkpoint.calibration
         self._known = dict(calibration.questions) if calibration is not None else {}
         first = next(iter(self._known), CLASS_QUESTION)
@@ -165,11 +167,12 @@ class SortTab:
 
     def _open(self, token: str | None) -> Iterator[tuple[Any, ...]]:
         """The tab as this browser left it, after a reload as well."""
-        desk = self._desks.get(str(token))
-        if desk is None:
-            token = secrets.token_urlsafe()
-            desk = Desk(self._shared or Pool(**self._limits))
-        self._desks[str(token)] = desk  # for another hour
+        with self._lock:
+            desk = self._desks.get(str(token))
+            if desk is None:
+                token = secrets.token_urlsafe()
+                desk = Desk(self._shared or Pool(**self._limits))
+            self._desks[str(token)] = desk  # for another hour
         if (question := desk.question) is None:
             yield token, desk, gr.skip(), gr.skip(), gr.skip(), _card(desk)
             return
@@ -291,7 +294,8 @@ def _card(desk: Desk) -> str:
     if desk.question is None:
         number, folder = len(desk.pool.pictures), desk.pool.folder
         place = f" in {_plain(folder.resolve().name)}" if folder is not None else ""
-        there = f"{number:,} picture{'s' * (number != 1)}{place}." if number else "No pictures yet: add some."
+        kept = f"They and their labels are kept for {UPLOADS_KEPT // 60} minutes."
+        there = f"{number:,} picture{'s' * (number != 1)}{place}." if number else f"No pictures yet: add some. {kept}"
         return f'<section data-picture=""><p>{there}</p>{note}</section>'
     picture = desk.picture()
     labelled, number = desk.progress
