@@ -1,7 +1,7 @@
 """Every benchmark that needs no GPU and little time, in one table: `make bench`, or `python -m bench NAME...` for some.
 
 Each runs in a process of its own, so that none leaves threads or memory behind for the next. When all have run, the
-table in docs/benchmarks.md is replaced.
+table of this kind of CPU in docs/benchmarks.md is replaced.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.machine import describe
+from bench.machine import cpu_kind, describe
 from bench.table import Row, between_marks, show, to_markdown
 from eden.core.files import write_file
 
@@ -29,7 +29,7 @@ def main() -> None:
     if unknown := [name for name in names if name not in BENCHES]:
         parser.error(f"no bench is called {unknown[0]!r}; there are {', '.join(BENCHES)}")
     if not names:
-        between_marks(PAGE.read_text(encoding="utf-8"), "")  # what cannot be written is known before the work
+        between_marks(PAGE.read_text(encoding="utf-8"), "", cpu_kind())  # what cannot be written is known before the work
     console, rows = Console(), {}
     console.print(f"machine: {describe()}", highlight=False)
     try:
@@ -39,7 +39,7 @@ def main() -> None:
     finally:
         show(rows, console)
     if not names:
-        write_file(PAGE, between_marks(PAGE.read_text(encoding="utf-8"), block(rows)))
+        write_file(PAGE, between_marks(PAGE.read_text(encoding="utf-8"), block(rows), cpu_kind()))
 
 
 def measured(name: str) -> list[Row]:

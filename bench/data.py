@@ -66,7 +66,7 @@ def measure(records: int = make_llava150k.RECORDS) -> list[Row]:
 def first_step(path: Path, images: Path, folder: Path, number: int) -> Finished:
     """The run `number` of eden-tiny on the file; the first finds nothing in the cache.
 
-    Batch, images, held-out share and attention are as in the recipe `phi3.5-mini`.
+    Batch, rows, images, held-out share and attention are as in the recipe `phi3.5-mini`.
     """
     settings = {
         "model.attn_implementation": "null",
@@ -74,6 +74,7 @@ def first_step(path: Path, images: Path, folder: Path, number: int) -> Finished:
         "data.images": images,
         "data.eval_fraction": 0.005,
         "data.features": "auto",
+        "data.row_length": "null",
         "training.per_device_train_batch_size": 2,
         "training.output_dir": folder / f"run{number}",
         "training.max_steps": 1,

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-BEGIN, END = "<!-- made by `make bench` -->", "<!-- end of what `make bench` makes -->"
-"""Between these lines the page is rewritten; everything else on it is written by hand."""
+from bench.machine import CpuKind
+
+BEGIN, END = "<!-- made by `make bench` on a CPU {} -->", "<!-- end of what `make bench` makes on a CPU {} -->"
+"""Between these lines, with a kind of CPU in them, the page is rewritten; everything else on it is written by hand."""
 HEADINGS = ("what", "Eden", "beside it, in the same run", "ratio", "bar")
 
 Block = Mapping[str, Sequence["Row"]]
@@ -109,14 +111,15 @@ def to_markdown(rows: Block) -> str:
     return "\n".join(lines)
 
 
-def between_marks(page: str, block: str) -> str:
-    """The page with `block` between its marks, and every other character as it was.
+def between_marks(page: str, block: str, kind: CpuKind) -> str:
+    """The page with `block` between the marks of a kind of CPU, and every other character as it was.
 
     Raises:
         ValueError: the page does not have both marks, once each and in their order.
     """
-    before, begin, rest = page.partition(f"{BEGIN}\n")
-    old, end, after = rest.partition(f"{END}\n")
-    if not (begin and end) or BEGIN in old + after or END in before + after:
-        raise ValueError(f"the page needs the lines {BEGIN} and {END}, once each")
+    first, last = BEGIN.format(kind), END.format(kind)
+    before, begin, rest = page.partition(f"{first}\n")
+    old, end, after = rest.partition(f"{last}\n")
+    if not (begin and end) or first in old + after or last in before + after:
+        raise ValueError(f"the page needs the lines {first} and {last}, once each")
     return f"{before}{begin}{block.strip()}\n{end}{after}"

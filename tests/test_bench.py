@@ -4,6 +4,7 @@ import io
 import re
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import cli
 import pytest
@@ -13,10 +14,12 @@ from rich.console import Console
 from bench.__main__ import BENCHES, PAGE
 from bench.features import photographs
 from bench.gpu import COLUMNS, PARTS, TINY, alone, eden_checkpoint, recipe_of
+from bench.machine import CpuKind
 from bench.table import BEGIN, END, HEADINGS, Bar, Row, between_marks, number, show, to_markdown
 from eden.checkpoint import count_parameters
 from eden.plan.shapes import shapes_of
 
+KINDS: tuple[CpuKind, ...] = get_args(CpuKind)
 FIGURE = r"([\d.,]+)(?: (.+))?"
 ROWS = {
     "first": [
@@ -77,24 +80,30 @@ def test_the_terminal_says_what_was_missed() -> None:
 
 def test_only_what_is_between_the_marks_changes() -> None:
     before, after = "# A page\n\n\tby hand  \n", "\n| a | table | by hand |\r\nlast line, no end"
-    page = f"{before}{BEGIN}\nold\n{END}\n{after}"
-    new = between_marks(page, to_markdown(ROWS))
-    assert new == f"{before}{BEGIN}\n{to_markdown(ROWS)}\n{END}\n{after}"
-    assert between_marks(new, to_markdown(ROWS)) == new
-    assert between_marks(new, "old") == page
+    marks = [(BEGIN.format(kind), END.format(kind)) for kind in KINDS]
+    blocks = [f"{begin}\nold\n{end}\n" for begin, end in marks]
+    page = before + "between\n".join(blocks) + after
+    for kind, (begin, end), other in zip(KINDS, marks, reversed(blocks), strict=True):
+        new = between_marks(page, to_markdown(ROWS), kind)
+        assert f"{begin}\n{to_markdown(ROWS)}\n{end}\n" in new and other in new
+        assert between_marks(new, to_markdown(ROWS), kind) == new
+        assert between_marks(new, "old", kind) == page
     assert [[name, *row.cells()] for name, rows in ROWS.items() for row in rows] == table(to_markdown(ROWS))
 
 
 @pytest.mark.parametrize("page", ["", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n"])
 def test_a_page_without_both_marks_is_refused(page: str) -> None:
-    with pytest.raises(ValueError, match="needs the lines"):
-        between_marks(page, "new")
+    page = page.replace("{}", KINDS[0])
+    for kind in KINDS:
+        with pytest.raises(ValueError, match="needs the lines"):
+            between_marks(page, "new", kind)
 
 
-def test_the_page_agrees_with_itself() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_page_agrees_with_itself(kind: CpuKind) -> None:
     """Every bench has rows; ratios are those of their figures; each bar is reached or missed as the figures say."""
     page = PAGE.read_text(encoding="utf-8")
-    block = page.partition(BEGIN)[2].partition(END)[0]
+    block = page.partition(BEGIN.format(kind))[2].partition(END.format(kind))[0]
     rows = table(block)
     assert list(dict.fromkeys(row[0] for row in rows)) == list(BENCHES)
     bars = 0
@@ -119,6 +128,12 @@ def test_the_command_runs_a_bench_and_leaves_the_page_alone() -> None:
     printed = cli.Python("-m", "bench", "packing", cwd=cli.ROOT).finished().stdout
     assert printed.startswith("machine: ") and "reached" in printed and "missed" not in printed
     assert PAGE.read_bytes() == before
+
+
+@pytest.mark.soak
+def test_the_bench_of_data_runs_on_a_few_records() -> None:
+    printed = cli.Python("-m", "bench.data", "--records", "300", cwd=cli.ROOT).finished()
+    assert printed.returncode == 0 and "first step" in printed.stdout, printed.stderr
 
 
 def gpu(*arguments: str) -> subprocess.CompletedProcess[str]:

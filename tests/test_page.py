@@ -21,6 +21,7 @@ from gradio.utils import get_upload_folder
 from playwright.sync_api import Browser, expect
 from servers import EXAMPLES, SCENE, Running, nginx, serving, until
 
+from eden.serve import conversation
 from eden.serve.conversation import Conversation, Turn
 from eden.serve.page import launch_page
 from eden.serve.settings import Limits, Settings
@@ -50,7 +51,10 @@ def test_a_picture_a_voice_a_reload_on_desktop_and_phone(browser: Browser, serve
     assert tour(browser, server.url, "page") == {"desktop": at_the_end, "phone": at_the_end}
 
 
-def test_the_answer_grows_and_stop_ends_it(person: Person, server: Running) -> None:
+def test_the_answer_grows_and_stop_ends_it(person: Person, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    # All that comes between two redraws is in the second, also where nothing more comes for long.
+    monkeypatch.setattr(conversation, "FRAME_SECONDS", 0.5)
+
     def cancelled() -> int:
         return server.service.engine.stats().finished.get("cancelled", 0)
 

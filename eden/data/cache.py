@@ -8,6 +8,7 @@ import platform
 import shutil
 import time
 import uuid
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -103,20 +104,20 @@ class InUse:
     """
 
     def __init__(self, folder: Path):
-        self._process = os.getpid()
-        holder = f"{self._process}-{psutil.Process().create_time()}-{uuid.uuid4().hex}-{platform.node()}"
+        holder = f"{os.getpid()}-{psutil.Process().create_time()}-{uuid.uuid4().hex}-{platform.node()}"
         mark = folder / f"{_HELD}{holder}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             mark.touch(exist_ok=False)
         except OSError as error:
             raise _elsewhere(storage_error(error, mark)) from error
-        self._mark = mark
+        weakref.finalize(self, _let_go, mark, os.getpid())
 
-    def __del__(self) -> None:
-        if os.getpid() == self._process and hasattr(self, "_mark"):  # a fork's copy is not what holds it
-            with suppress(OSError):
-                self._mark.unlink()
+
+def _let_go(mark: Path, process: int) -> None:
+    if os.getpid() == process:  # a fork's copy is not what holds it
+        with suppress(OSError):
+            mark.unlink()
 
 
 _HELD, _FORGOTTEN = "in-use-", 7 * 24 * 3600

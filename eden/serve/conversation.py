@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,12 +181,14 @@ class Answers:
             if turn.stopped:  # before there was anything to cancel
                 generation.cancel()
             text, shown = "", 0.0
-            for delta in generation:
-                text += delta.text
-                if delta.text and time.monotonic() - shown >= FRAME_SECONDS:
-                    yield text, None
-                    shown = time.monotonic()
-            yield text.strip(), generation.finish_reason
+            for _ in generation:
+                if generation.text == text:  # it came with what was shown last
+                    continue
+                with suppress(TimeoutError):
+                    generation.wait(shown + FRAME_SECONDS - time.monotonic())
+                text, shown = generation.text, time.monotonic()
+                yield text, None
+            yield generation.text.strip(), generation.finish_reason
         finally:
             generation.cancel()
             turn.generation = None
