@@ -29,7 +29,9 @@ def main() -> None:
     if unknown := [name for name in names if name not in BENCHES]:
         parser.error(f"no bench is called {unknown[0]!r}; there are {', '.join(BENCHES)}")
     if not names:
-        between_marks(PAGE.read_text(encoding="utf-8"), "", cpu_kind())  # what cannot be written is known before the work
+        between_marks(
+            PAGE.read_text(encoding="utf-8"), "", cpu_kind()
+        )  # what cannot be written is known before the work
     console, rows = Console(), {}
     console.print(f"machine: {describe()}", highlight=False)
     try:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cli
 import httpx
 import numpy as np
 import pytest
 import recordings
 from browser import DEVICES, SECONDS, Person, chromium
 from playwright.sync_api import Browser, Locator, expect
+from rich.console import Console
 from servers import EXAMPLES, Running, serving
 from typer.testing import CliRunner
 
@@ -30,7 +30,9 @@ from eden.media.speech_synthesis import speak
 from eden.serve.server import check_exposure
 from eden.serve.settings import Settings
 from eden.serve.sort import Desk, LabelFile, Pool
+from eden.recipe import load_recipe
 from eden.tiny.world import scenes
+from eden.training.train import train
 
 QUESTION, ANSWERS = "How many objects are there?", AnswerSet.of(["One.", "Two.", "Three.", "Four."])
 PICTURES = 30
@@ -162,9 +164,8 @@ def test_thirty_pictures_by_keys(browser: Browser, model: Path, assistant: Assis
     assert records(path) == given
     run = path.parent.parent / "run"
     changes = ["training.max_steps=2", "training.eval_strategy=no", f"training.output_dir={run}"]
-    result = cli.eden("train", "decide", f"data.path={path}", *changes)
-    assert result.returncode == 0, result.stderr
-    learned = Calibration.read(run)
+    recipe = load_recipe("decide", [f"data.path={path}", *changes])
+    learned = Calibration.read(train(recipe, console=Console(quiet=True)).artifact)
     assert learned is not None and learned.questions == {QUESTION: ANSWERS}
 
 
@@ -311,6 +312,10 @@ def test_uploads(browser: Browser, without_folder: Running, tmp_path: Path, devi
     given = {person.presses("1"): "Red.", person.presses("3"): "Green."}
     person.page.get_by_role("button", name="What is asked").click()
     person.uploads(paths[3])
+    person.has_labelled(2, of=4)
+    (tmp_path / paths[0].name).write_bytes(paths[3].read_bytes())
+    person.uploads(paths[3], tmp_path / paths[0].name)
+    expect(person.card.locator(".note")).to_contain_text(f"Another picture is named {paths[0].name}: it was left out.")
     person.has_labelled(2, of=4)
     person.open()
     person.goes_to_the_tab()

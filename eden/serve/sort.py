@@ -33,7 +33,7 @@ from .service import Service
 LABELS = "labels.jsonl"
 AT_ONCE = 16
 """Pictures decided between two times that a person sees how far it is."""
-QUESTIONS_KEPT = 8
+QUESTIONS_KEPT = 32
 """Questions whose decisions about a pool are remembered."""
 _CLOSED_SET = {"choice": "choices", "score": "levels"}
 """How a record names its answers; yes and no need no naming."""
@@ -183,7 +183,7 @@ class Pool:
         rows = self.decided(question)
         while True:
             with service.admitted(), self._deciding:
-                left = [name for name in self.pictures if name not in rows]
+                left = [name for name in list(self.pictures) if name not in rows]
                 if not left:
                     return
                 rows |= self._decide(service, question, left)
@@ -208,9 +208,11 @@ class Pool:
         """A picture of the pool.
 
         Raises:
-            ImageError: it cannot be opened, or it is a link that leads out of the folder.
+            ImageError: it cannot be opened, is gone, or is a link that leads out of the folder.
         """
-        path = self.pictures[name]
+        path = self.pictures.get(name)
+        if path is None:
+            raise ImageError("it is not in the folder any more", where=name)
         if self.folder is not None and not path.resolve().is_relative_to(self.folder.resolve()):
             raise ImageError("a link that leads out of the folder", where=name)
         if re.search("[\ud800-\udfff]", name):  # no record could name it
@@ -310,11 +312,11 @@ class Desk:
             self.current = self.pool.shown[self] = picture
             self.note = ""
 
-    def picture(self) -> PIL.Image.Image | None:
-        """The picture that is shown; one that cannot be opened any more is set aside."""
+    def picture(self) -> tuple[str, PIL.Image.Image] | None:
+        """The picture that is shown, with its name; one that cannot be opened any more is set aside."""
         while self.question is not None and (name := self.current) is not None:
             try:
-                return self.pool.open(name)
+                return name, self.pool.open(name)
             except ImageError as error:
                 self.pool.decided(self.question)[name] = error.fault.what
                 self.advance()

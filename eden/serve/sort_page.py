@@ -201,7 +201,7 @@ class SortTab:
         for file, name in zip(files, names, strict=True):
             there = desk.pool.pictures
             name = Path(str(name)).name
-            if name in there and there[name].read_bytes() != Path(file).read_bytes():
+            if name in there and there[name] != Path(file):  # what is sent again has the same place on the server
                 desk.note = f"Another picture is named {name}: it was left out. Rename one, for labels go by names."
             elif name not in there and len(there) >= most:
                 desk.note = (
@@ -297,21 +297,22 @@ def _card(desk: Desk) -> str:
         kept = f"They and their labels are kept for {UPLOADS_KEPT // 60} minutes."
         there = f"{number:,} picture{'s' * (number != 1)}{place}." if number else f"No pictures yet: add some. {kept}"
         return f'<section data-picture=""><p>{there}</p>{note}</section>'
-    picture = desk.picture()
+    found = desk.picture()  # with its name: another tab of the same browser may go on meanwhile
     labelled, number = desk.progress
     bar = f'<progress max="{max(number, 1)}" value="{labelled}" aria-label="Labelled"></progress>'
     how_far = f'<div class="how-far">{bar}<span>{labelled:,} of {number:,}</span></div>'
-    if picture is None:
+    if found is None:
         where = f"{LABELS} is beside the pictures" if desk.pool.folder is not None else "download them below"
         work = f"<p>All {number:,} are labelled: {where}.</p>" if number else "<p>No picture is to be shown.</p>"
     else:
-        decision = desk.pool.decided(desk.question)[str(desk.current)]
+        name, picture = found
+        decision = desk.pool.decided(desk.question)[name]
         assert isinstance(decision, Decision)
-        work = _work(str(desk.current), _as_data_url(picture), decision)
+        work = _work(name, _as_data_url(picture), decision)
     undo = _button("undo", "ArrowLeft", "←", "Undo")
-    skip = _button("skip", "ArrowRight", "→", "Skip") if picture is not None else ""
+    skip = _button("skip", "ArrowRight", "→", "Skip") if found is not None else ""
     return (
-        f'<section data-picture="{_plain(desk.current or "")}"><h2>{_plain(desk.question.text)}</h2>{how_far}'
+        f'<section data-picture="{_plain(found[0]) if found is not None else ""}"><h2>{_plain(desk.question.text)}</h2>{how_far}'
         f'{work}<div class="acts">{undo}{skip}{note}</div>{_faulty(desk)}</section>'
     )
 
