@@ -27,10 +27,10 @@ from eden.inference.assistant import Assistant
 from eden.inference.decisions import Decision, DecisionQuestion
 from eden.media.audio import SAMPLE_RATE
 from eden.media.speech_synthesis import speak
+from eden.recipe import load_recipe
 from eden.serve.server import check_exposure
 from eden.serve.settings import Settings
 from eden.serve.sort import Desk, LabelFile, Pool
-from eden.recipe import load_recipe
 from eden.tiny.world import scenes
 from eden.training.train import train
 
@@ -337,8 +337,8 @@ def test_only_what_was_uploaded_is_sorted(without_folder: Running, tmp_path: Pat
     """Somebody who speaks Gradio's protocol names a file of the server as an upload."""
     shutil.copy(EXAMPLES / "scene.png", tmp_path / "secret.png")
     url, session = without_folder.url, {"session_hash": "thief"}
-    events = httpx.get(f"{url}/config").json()["dependencies"]
-    kinds = {part["id"]: part for part in httpx.get(f"{url}/config").json()["components"]}
+    config = httpx.get(f"{url}/config").json()
+    events, kinds = config["dependencies"], {part["id"]: part for part in config["components"]}
     file = {"path": str(tmp_path / "secret.png"), "meta": {"_type": "gradio.FileData"}, "orig_name": "secret.png"}
     answered = []
     values = {
@@ -348,7 +348,8 @@ def test_only_what_was_uploaded_is_sorted(without_folder: Running, tmp_path: Pat
         "textbox": "What is it?",
         "browserstate": "",
     }
-    for event in events:
+    first = next(place for place, event in enumerate(events) if kinds[event["inputs"][0]]["type"] == "browserstate")
+    for event in events[first:]:  # the tab's
         of = [kinds[part] for part in event["inputs"]]
         body = {"data": [values.get(part["type"]) for part in of], "fn_index": event["id"], **session}
         body["event_data"] = {"act": "label", "picture": "secret.png", "answer": "yes"}

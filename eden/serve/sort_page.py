@@ -311,9 +311,10 @@ def _card(desk: Desk) -> str:
         work = _work(name, _as_data_url(picture), decision)
     undo = _button("undo", "ArrowLeft", "←", "Undo")
     skip = _button("skip", "ArrowRight", "→", "Skip") if found is not None else ""
+    name = found[0] if found is not None else ""
     return (
-        f'<section data-picture="{_plain(found[0]) if found is not None else ""}"><h2>{_plain(desk.question.text)}</h2>{how_far}'
-        f'{work}<div class="acts">{undo}{skip}{note}</div>{_faulty(desk)}</section>'
+        f'<section data-picture="{_plain(name)}"><h2>{_plain(desk.question.text)}</h2>{how_far}{work}'
+        f'<div class="acts">{undo}{skip}{note}</div>{_faulty(desk)}</section>'
     )
 
 
