@@ -33,9 +33,7 @@ def serve(
         list[str] | None, typer.Option("--host-name", help="A name that a proxy calls this server by.")
     ] = None,
     root_path: Annotated[str, typer.Option(help="The path that a proxy knows this server by, as /eden.")] = "",
-    sort: Annotated[
-        Path | None, typer.Option(help="A folder of pictures to be sorted on the page; the labels go there.")
-    ] = None,
+    sort: Annotated[Path | None, typer.Option(help="Pictures to label on the page; the labels go there.")] = None,
     no_page: Annotated[bool, typer.Option("--no-page", help="The API alone.")] = False,
     is_open: Annotated[bool, typer.Option("--open", help="Other machines may ask without a key.")] = False,
     four_bit: FourBit = False,
@@ -44,7 +42,6 @@ def serve(
     """Serve a model: OpenAI's API and a web page. EDEN_API_KEY is the key that everybody must give."""
     from ..serve import server
     from ..serve.settings import Settings
-    from ..serve.sort import Pool
 
     local = server.is_loopback(host)
     settings = Settings(
@@ -59,10 +56,7 @@ def serve(
         sort_folder=sort,
     )
     server.check_exposure(host, settings, is_open=is_open)
-    if sort is not None:
-        if no_page:
-            raise InputError("--sort without the page", hint="Leave out --no-page.")
-        Pool(sort)  # what is wrong with it, before the seconds that the model takes
+    _check_sorting(sort, no_page)
     with server.open_socket(host, port) as bound:
         from ..serve.service import Service
 
@@ -81,3 +75,13 @@ def serve(
         logging.getLogger("eden.serve").setLevel(logging.INFO)
         server.Server(app, on_started=greet).run(sockets=[bound])
         err.print("stopped")
+
+
+def _check_sorting(folder: Path | None, no_page: bool) -> None:
+    """Says what is wrong with the folder to be sorted before the seconds that the model takes."""
+    from ..serve.sort import Pool
+
+    if folder is not None and no_page:
+        raise InputError("--sort without the page", hint="Leave out --no-page.")
+    if folder is not None:
+        Pool(folder)
