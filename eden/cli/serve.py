@@ -43,13 +43,12 @@ def serve(
     from ..serve import server
     from ..serve.settings import Settings
 
-    local = server.is_loopback(host)
     settings = Settings(
         name=name,
         api_key=server.checked_key(os.environ.get("EDEN_API_KEY", "")),
         image_hosts=tuple(image_host or ()),
         cors_origins=tuple(cors_origin or ()),
-        host_names=(*server.LOOPBACK_NAMES, host, *(host_name or ())) if local else None,
+        host_names=(*server.LOOPBACK_NAMES, host, *(host_name or ())) if server.is_loopback(host) else None,
         root_path=f"/{root_path.strip('/')}".rstrip("/"),
         max_running=max_running,
         max_waiting=max_waiting,
