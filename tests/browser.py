@@ -24,13 +24,18 @@ NO_BROWSER = (
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium(*, said: Path | None = None) -> Iterator[Browser]:
     """The system's Chromium or else Playwright's own, with a camera and a microphone that are made up.
 
     Where there is neither, the test is skipped; with CI=true it fails.
+
+    Args:
+        said: a WAV file that the microphone hears once; None is beeps.
     """
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     arguments = ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    if said is not None:
+        arguments.append(f"--use-file-for-fake-audio-capture={said}%noloop")
     with sync_playwright() as playwright:
         try:
             browser = playwright.chromium.launch(executable_path=path, args=arguments)

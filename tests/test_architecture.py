@@ -28,7 +28,7 @@ ROOMS = """
 7  training    <- model core recipe media checkpoint data inference
 7  evaluate    <- core media checkpoint tiny data inference
 8  plan        <- model core recipe checkpoint data training
-8  serve       <- core media inference
+8  serve       <- core media data inference
 8  export      <- model core checkpoint
 9  cli         <- core recipe media checkpoint tiny data inference training evaluate plan serve export
 9  tiny_build  <- model core media checkpoint tiny data inference evaluate

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..core.processes import run_in_thread
+from ..errors import InputError
 from .options import FourBit, Json, err, load_assistant, print_json
 
 
@@ -31,6 +33,7 @@ def serve(
         list[str] | None, typer.Option("--host-name", help="A name that a proxy calls this server by.")
     ] = None,
     root_path: Annotated[str, typer.Option(help="The path that a proxy knows this server by, as /eden.")] = "",
+    sort: Annotated[Path | None, typer.Option(help="Pictures to label on the page; the labels go there.")] = None,
     no_page: Annotated[bool, typer.Option("--no-page", help="The API alone.")] = False,
     is_open: Annotated[bool, typer.Option("--open", help="Other machines may ask without a key.")] = False,
     four_bit: FourBit = False,
@@ -40,18 +43,19 @@ def serve(
     from ..serve import server
     from ..serve.settings import Settings
 
-    local = server.is_loopback(host)
     settings = Settings(
         name=name,
         api_key=server.checked_key(os.environ.get("EDEN_API_KEY", "")),
         image_hosts=tuple(image_host or ()),
         cors_origins=tuple(cors_origin or ()),
-        host_names=(*server.LOOPBACK_NAMES, host, *(host_name or ())) if local else None,
+        host_names=(*server.LOOPBACK_NAMES, host, *(host_name or ())) if server.is_loopback(host) else None,
         root_path=f"/{root_path.strip('/')}".rstrip("/"),
         max_running=max_running,
         max_waiting=max_waiting,
+        sort_folder=sort,
     )
     server.check_exposure(host, settings, is_open=is_open)
+    _check_sorting(sort, no_page)
     with server.open_socket(host, port) as bound:
         from ..serve.service import Service
 
@@ -70,3 +74,13 @@ def serve(
         logging.getLogger("eden.serve").setLevel(logging.INFO)
         server.Server(app, on_started=greet).run(sockets=[bound])
         err.print("stopped")
+
+
+def _check_sorting(folder: Path | None, no_page: bool) -> None:
+    """Says what is wrong with the folder to be sorted before the seconds that the model takes."""
+    from ..serve.sort import Pool
+
+    if folder is not None and no_page:
+        raise InputError("--sort without the page", hint="Leave out --no-page.")
+    if folder is not None:
+        Pool(folder)

@@ -15,7 +15,6 @@ from fastapi.responses import JSONResponse
 from ..core.answers import AnswerSet
 from ..errors import EdenError
 from ..inference.assistant import naming
-from ..inference.decisions import Decision
 from ..inference.request import Deciding
 from .completions import as_turns, finish_reason, image_fetcher, while_connected
 from .decision_schema import (
@@ -48,14 +47,12 @@ async def decide(service: Service, http: Request) -> Response:
         raise to_request_error(error, param=error.fault.where or "input") from error
     decidings = [deciding for _, deciding in parts]
     await while_connected(http, decidings, asyncio.gather(*(deciding.finished() for deciding in decidings)))
-    decisions: dict[int, Decision] = {}
-    for numbers, deciding in parts:
+    for deciding in decidings:
         finish_reason(deciding)
-        for number, logs in zip(numbers, deciding.logs, strict=True):
-            decisions[number] = service.assistant.decision(answers[number], answers[number].joined(logs))
+    decisions = service.decisions(answers, parts)
     tokens = sum(deciding.prompt_tokens for deciding in decidings)
     response = DecisionResponse(
-        answers=[to_answer(question, decisions[number]) for number, question in enumerate(request.questions)],
+        answers=[to_answer(*each) for each in zip(request.questions, decisions, strict=True)],
         model=service.name,
         usage=DecisionUsage(input_tokens=tokens, total_tokens=tokens),
     )

@@ -1,5 +1,7 @@
 """The web page: a chat with pictures and speech, on Gradio, in the same process and on the same engine as the API.
 
+In a tab of its own pictures are sorted (`eden.serve.sort_page`).
+
     message box -> Conversation.ask (kept on the server) -> turns -> the chat on the screen
 
 The chat is only ever written: a browser sends what is new, never what was said before.
@@ -24,6 +26,7 @@ from ..errors import InputError
 from .conversation import AUDIO_SUFFIXES, UPLOADS_KEPT, Answers, Conversation, Turn, is_recording
 from .gradio_middleware import GradioMiddleware
 from .service import DEFAULT_NEW_TOKENS, Service
+from .sort_page import SortTab
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE / "examples"
@@ -52,7 +55,25 @@ def build_page(service: Service, *, gpu: Callable[[Any], Any] | None = None) -> 
         fill_height=True,
         delete_cache=(UPLOADS_KEPT // 6, UPLOADS_KEPT),
     ) as blocks:
-        _Page(service, gpu).connect(blocks)
+        name = html.escape(service.name)
+        gr.HTML(
+            f"<header><h1>Eden</h1><p>Show <b>{name}</b> a picture and ask about it, "
+            "in writing or by voice.</p></header>",
+            elem_id="eden-header",
+        )
+        if gpu is None:
+            with gr.Tabs(elem_id="eden-tabs"):
+                with gr.Tab("Chat"):
+                    _Page(service, gpu).connect(blocks)
+                with gr.Tab("Sort") as tab:
+                    SortTab(service).connect(tab)
+        else:  # a GPU that is lent for an answer is not there for a folder of pictures
+            _Page(service, gpu).connect(blocks)
+        gr.HTML(
+            f"<footer>A conversation may have {service.settings.limits.in_words()}. "
+            f"Uploads are kept for {UPLOADS_KEPT // 60} minutes. {name} can be wrong.</footer>",
+            elem_id="eden-footer",
+        )
     people = service.settings.max_running + service.settings.max_waiting
     blocks.queue(max_size=people, default_concurrency_limit=people, api_open=False)
     set_threads(blocks, people + SPARE_THREADS)
@@ -94,12 +115,6 @@ class _Page:
         self._examples = _examples(service)
         self._open: dict[str, Conversation] = {}
         """Those with an answer on its way, by session."""
-        name = html.escape(service.name)
-        gr.HTML(
-            f"<header><h1>Eden</h1><p>Show <b>{name}</b> a picture and ask about it, "
-            "in writing or by voice.</p></header>",
-            elem_id="eden-header",
-        )
         self._chat = _chat(self._examples)
         self._box = gr.MultimodalTextbox(
             label="Message",
@@ -127,11 +142,6 @@ class _Page:
                     elem_id="eden-camera",
                     height=320,
                 )
-        gr.HTML(
-            f"<footer>A conversation may have {service.settings.limits.in_words()}. "
-            f"Uploads are kept for {UPLOADS_KEPT // 60} minutes. {name} can be wrong.</footer>",
-            elem_id="eden-footer",
-        )
         self._conversation = gr.State(Conversation())
 
     def connect(self, blocks: gr.Blocks) -> None:

@@ -16,6 +16,7 @@ from ..errors import InputError
 from .api import create_app
 from .service import Service
 from .settings import Settings
+from .sort import LABELS
 
 LAST_SECONDS = 30
 """What running answers get to end in once the server is told to stop."""
@@ -28,7 +29,14 @@ def check_exposure(host: str, settings: Settings, *, is_open: bool) -> None:
     Raises:
         InputError: there is no key.
     """
-    if not is_loopback(host) and settings.api_key is None and not is_open:
+    if is_loopback(host) or settings.api_key is not None:
+        return
+    if settings.sort_folder is not None:
+        raise InputError(
+            f"everybody who reaches {host} could look at the pictures of --sort and label them",
+            hint="Set EDEN_API_KEY.",
+        )
+    if not is_open:
         raise InputError(
             f"{host} is reachable by other machines, and there is no API key",
             hint="Set EDEN_API_KEY, or give --open if everybody may use the model.",
@@ -123,6 +131,8 @@ def greeting(service: Service, address: str, *, page: bool) -> str:
     """What somebody needs who has just started a server."""
     settings = service.settings
     key = "the value of EDEN_API_KEY" if settings.api_key else "none is asked for"
+    folder = settings.sort_folder
+    sorting = f"sort      {folder}, the labels go to {folder / LABELS}\n" if folder is not None else ""
     header = ' \\\n  -H "Authorization: Bearer $EDEN_API_KEY"' if settings.api_key else ""
     key_in_python = 'os.environ["EDEN_API_KEY"]' if settings.api_key else '"none"'
     return f"""\
@@ -132,7 +142,7 @@ model     {service.name} (context of {service.assistant.context_length:,} tokens
 key       {key}
 at once   {settings.max_running} answers, {settings.max_waiting} more wait; there is memory for {service.fits:,}
 limits    {settings.limits.in_words()}
-
+{sorting}
 curl {address}/v1/chat/completions{header} \\
   -H "Content-Type: application/json" \\
   -d '{{"model": "{service.name}", "messages": [{{"role": "user", "content": "What can you do?"}}]}}'

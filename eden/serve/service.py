@@ -26,7 +26,7 @@ from ..core.answers import AnswerSet
 from ..core.processes import cores
 from ..errors import ContextError, EdenError, ImageError, OverloadError
 from ..inference.assistant import Assistant, naming
-from ..inference.decisions import Reading, answer_ids
+from ..inference.decisions import Decision, Reading, answer_ids
 from ..inference.engine import Engine
 from ..inference.grammar import Grammar
 from ..inference.kv_cache import rows_that_fit
@@ -251,6 +251,11 @@ class Service:
                 request = DecisionRequest(reading, self.settings.limits.answer_seconds, self.metrics.count_answer)
                 decided.append(self.engine.decide(request))
         return list(zip(groups.values(), decided, strict=True))
+
+    def decisions(self, answers: Sequence[AnswerSet], decided: Sequence[tuple[list[int], Deciding]]) -> list[Decision]:
+        """What `decide` gave and the engine has decided, with the temperature and threshold kept with the model."""
+        logs = {number: of for numbers, task in decided for number, of in zip(numbers, task.logs, strict=True)}
+        return [self.assistant.decision(of, of.joined(logs[number])) for number, of in enumerate(answers)]
 
     def _check(self, messages: Sequence[Message]) -> None:
         """Refuses a conversation that is not worth encoding.

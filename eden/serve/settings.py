@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Limits:
         audio_seconds: of one recording.
         choices: the largest `n`.
         answer_seconds: from the question's place in the queue to the answer's end.
+        sorted_pictures: uploaded to be sorted by one person.
     """
 
     body_bytes: int = 50 * 2**20
@@ -36,6 +38,7 @@ class Limits:
     audio_seconds: float = 600.0
     choices: int = 8
     answer_seconds: float = 300.0
+    sorted_pictures: int = 1000
 
     def in_words(self) -> str:
         """The ones that people meet, in one line."""
@@ -63,6 +66,7 @@ class Settings:
         max_running: answers written at once, if there is memory for them.
         max_waiting: questions that wait for them; more are turned away.
         silent_seconds: a stream that has nothing to say for so long sends a comment, so that no proxy hangs up.
+        sort_folder: whose pictures the page's Sort tab shows, and where the labels are written; None takes uploads.
     """
 
     name: str | None = None
@@ -75,3 +79,4 @@ class Settings:
     max_running: int = 8
     max_waiting: int = 64
     silent_seconds: float = 15.0
+    sort_folder: Path | None = None
