@@ -31,6 +31,9 @@ MaxError = Annotated[
     float | None,
     typer.Option(help="Keep the threshold from which on at most this share of decisions is wrong.", min=0, max=1),
 ]
+Blind = Annotated[
+    bool, typer.Option("--blind/--no-blind", help="Ask again with other pictures: does the model look? Twice the work.")
+]
 
 
 def evaluate(
@@ -52,11 +55,12 @@ def evaluate(
     html: Annotated[Path | None, typer.Option(help="Write the result as a page, too.")] = None,
     calibrate: Calibrate = False,
     max_error: MaxError = None,
+    blind: Blind = True,
     four_bit: FourBit = False,
     as_json: Json = False,
 ) -> None:
     """Ask every question of a task and measure the answers, with 95 % intervals."""
-    from ..evaluate import compare, evaluate as run_evaluation, read_earlier
+    from ..evaluate import compare, evaluate as run_evaluation, read_earlier, with_blind_groups
 
     _check_voice(spoken, noise_db, questions)
     files = {"questions": questions, "annotations": annotations, "images": images, "audio": audio}
@@ -70,13 +74,13 @@ def evaluate(
     folders = {"images": images, "audio": audio}
     options |= {name: str(folder.resolve()) for name, folder in folders.items() if folder is not None}
     kept = _keep(out, assistant, opened, options)
-    decided = _decide(assistant, opened, calibrate, max_error)
+    decided = _decide(assistant, opened, calibrate, max_error, blind)
     transcription = None
     if spoken:
         opened, transcription = _speak(opened, assistant, noise_db)
     result = run_evaluation(
         assistant,
-        opened,
+        with_blind_groups(opened, assistant) if blind and decided is None else opened,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         transcription=transcription,
@@ -114,11 +118,13 @@ def _check_decisions(model: str, task: Task, keeps: bool) -> None:
         raise InputError("a calibration is kept in the model's folder", where=model, hint="Give a folder.")
 
 
-def _decide(assistant: Assistant, task: Task, calibrate: bool, max_error: float | None) -> DecisionResult | None:
+def _decide(
+    assistant: Assistant, task: Task, calibrate: bool, max_error: float | None, blind: bool
+) -> DecisionResult | None:
     """The decisions of a task; what is fitted is kept with the model."""
     from ..evaluate import decide_task
 
-    decided = decide_task(assistant, task, calibrate=calibrate, max_error=max_error, console=err)
+    decided = decide_task(assistant, task, calibrate=calibrate, max_error=max_error, blind=blind, console=err)
     if decided is not None and (calibrate or max_error is not None):
         decided.calibration.write(Path(assistant.checkpoint.name))
     return decided
@@ -178,7 +184,17 @@ def _print(summary: Mapping[str, Any], seconds: float) -> None:
             print(f"  {name:<22} {of['difference']:+.3f}  [{of['interval'][0]:+.3f}, {of['interval'][1]:+.3f}]")
     if decisions := summary.get("decisions"):
         _print_decisions(decisions)
+    if looking := summary.get("looks", decisions and decisions["looks"]):
+        _print_looks(looking)
     print(f"{summary['n']:,} questions in {seconds:.1f} s")
+
+
+def _print_looks(looking: Mapping[str, Any]) -> None:
+    print(f"does it look? {looking['score']:.3f} with the right pictures, {looking['n']:,} questions; what they are worth:")
+    for name, of in looking["gaps"].items():
+        low, high = of["interval"]
+        print(f"  {name + ' picture':<22} {of['score']:.3f}   {of['gap']:+.3f}  [{low:+.3f}, {high:+.3f}]")
+    print(f"  {looking['said']}")
 
 
 def _print_decisions(decisions: Mapping[str, Any]) -> None:

@@ -150,6 +150,8 @@ def evaluation_page(result: Mapping[str, Any], worst: Sequence[Prediction], poor
         _facts(facts),
         {"kind": "text", "html": "Below each measure: its bootstrap interval at 95 % over the questions."},
     ]
+    if looks := result.get("looks") or result.get("decisions", {}).get("looks"):
+        blocks += _looks(looks)
     if against := result.get("against"):
         blocks.append(_comparison(against))
     blocks += [
@@ -170,6 +172,19 @@ def _unit(measure: str) -> str:
 
 def _figure(measure: str, value: float, sign: str = "") -> str:
     return f"{100 * value:{sign}.1f}" if _unit(measure) else f"{value:{sign}.3f}"
+
+
+def _looks(looks: Mapping[str, Any]) -> list[Block]:
+    """What the right pictures are worth, and what that says of the model."""
+    rows = [["the right picture", f"{looks['score']:.3f}", "", ""]]
+    for name, of in looks["gaps"].items():
+        low, high = of["interval"]
+        shown = {"another": "another question's picture", "blank": "a blank picture"}[name]
+        rows.append([shown, f"{of['score']:.3f}", f"{of['gap']:+.3f}", f"{low:+.3f} to {high:+.3f}"])
+    columns = ["asked with", "score", "gap", "95 % interval, paired"]
+    title = f"Does it look? ({looks['n']:,} questions with pictures)"
+    table = {"kind": "table", "title": title, "columns": columns, "rows": rows, "words": True}
+    return [table, {"kind": "text", "html": Markup.escape(looks["said"])}]
 
 
 def _comparison(against: Mapping[str, Any]) -> Block:

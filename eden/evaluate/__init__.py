@@ -1,5 +1,6 @@
 """Asking a model every question of a task, judging what it says, and saying how sure the numbers are."""
 
+from .blind import with_blind_groups
 from .calibration import DecisionResult, decide_task
 from .compare import Earlier, compare, read_earlier
 from .predictions import PREDICTIONS, REPORT, RESULT, Predictions, model_fingerprint, task_fingerprint
@@ -28,5 +29,6 @@ __all__ = [
     "read_earlier",
     "speak_task",
     "task_fingerprint",
+    "with_blind_groups",
     "write_report",
 ]

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..inference.assistant import Assistant
 from ..inference.calibration import by_key, fit, threshold
 from ..inference.decisions import Decision
+from .blind import looks, without_pictures
 from .metrics import ASKED, Interval, Measure, Sums, bootstrap, table
 from .task import Question, Task
 
@@ -102,6 +103,7 @@ class DecisionResult:
         after: with the temperatures that the model has, or that were fitted here.
         calibration: what the model has now, and is to keep.
         fitted_here: the temperatures are of these questions; each is judged by those of the others.
+        looks: what their pictures are worth (`blind.looks`); None if that was not asked, or none has a picture.
     """
 
     answers: Sequence[AnswerSet]
@@ -109,6 +111,7 @@ class DecisionResult:
     after: Calibrated
     calibration: Calibration
     fitted_here: bool
+    looks: dict[str, Any] | None = None
 
     @property
     def is_calibrated(self) -> bool:
@@ -137,6 +140,7 @@ def decide_task(
     *,
     calibrate: bool = False,
     max_error: float | None = None,
+    blind: bool = False,
     console: Console,
 ) -> DecisionResult | None:
     """Has the model decide the questions of a task that have a closed set of answers.
@@ -146,6 +150,7 @@ def decide_task(
         task: of a data file.
         calibrate: fit the temperatures on these questions; they must not be of the training.
         max_error: choose thresholds: the share of wrong answers among those that are not refused.
+        blind: decide again with other pictures, to see whether it looks.
         console: where progress is shown.
 
     Returns:
@@ -167,14 +172,7 @@ def decide_task(
     keeps = calibrate or max_error is not None
     if not questions or (not keeps and len(questions) < len(next(iter(task.groups.values()))) / 2):
         return None
-    with progress(console) as bar:
-        shown = bar.add_task(f"{task.name}: decisions", total=len(questions))
-        logs = assistant.score_answers(
-            [question.messages for question in questions],
-            answers,
-            where=[question.where for question in questions],
-            on_progress=lambda done: bar.update(shown, completed=done),
-        )
+    logs = _score(assistant, questions, answers, console)
     right = [of.answers[place] for of, place in zip(answers, truth, strict=True)]
     before = Calibrated([Decision.of(*item) for item in zip(answers, logs, strict=True)], right)
     if calibrate:
@@ -184,8 +182,42 @@ def decide_task(
     else:
         after = [known.fitted.get(of.key) for of in answers]
     decided = [Decision.of(of, log, None, fitted) for of, log, fitted in zip(answers, logs, after, strict=True)]
-    result = DecisionResult(answers, before, Calibrated(decided, right), known, calibrate)
+    looking = _looks(assistant, questions, before, answers, console) if blind else None
+    result = DecisionResult(answers, before, Calibrated(decided, right), known, calibrate, looking)
     return result if max_error is None else replace(result, calibration=_with_thresholds(result, max_error))
+
+
+def _score(
+    assistant: Assistant, questions: Sequence[Question], answers: Sequence[AnswerSet], console: Console, how: str = ""
+) -> list[list[float]]:
+    """The logarithmic probabilities of the answers, with a progress bar."""
+    with progress(console) as bar:
+        shown = bar.add_task(f"decisions{how}", total=len(questions))
+        return assistant.score_answers(
+            [question.messages for question in questions],
+            answers,
+            where=[question.where for question in questions],
+            on_progress=lambda done: bar.update(shown, completed=done),
+        )
+
+
+def _looks(
+    assistant: Assistant,
+    questions: Sequence[Question],
+    decided: Calibrated,
+    answers: Sequence[AnswerSet],
+    console: Console,
+) -> dict[str, Any] | None:
+    """What the pictures of decided questions are worth in accuracy; None if there are none."""
+    seen = [place for place, question in enumerate(questions) if question.pictures]
+    of_seen, truth = [answers[place] for place in seen], [decided.truth[place] for place in seen]
+    earned = {}
+    for name, others in without_pictures(questions, assistant).items():
+        logs = _score(assistant, others, of_seen, console, f", {name} picture")
+        blind = Calibrated([Decision.of(*item) for item in zip(of_seen, logs, strict=True)], truth)
+        earned[name] = [{"accuracy": float(right)} for right in blind.right]
+    scores = [{"accuracy": float(right)} for right in decided.right[seen]]
+    return looks(MEASURES["accuracy"], scores, earned) if earned else None
 
 
 def _cross_fitted(
