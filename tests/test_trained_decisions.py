@@ -83,6 +83,7 @@ def test_an_evaluation_measures_before_and_after(model: Path, yes_or_no: Path) -
     """Fits, keeps, and says the same of the next evaluation; a threshold makes the model refuse."""
     first = json.loads(cli.eden("evaluate", model, yes_or_no, "--json").stdout)["decisions"]
     assert first["n"] == 50 and "after" not in first and not (model / CALIBRATION).exists()
+    assert first["looks"]["gaps"]["another"]["interval"][0] > 0, "eden-tiny looks"
     fitted = json.loads(cli.eden("evaluate", model, yes_or_no, "--calibrate", "--json").stdout)["decisions"]
     assert fitted["before"] == first["before"] and fitted["fitted_here"]
     kept = Calibration.read(model)

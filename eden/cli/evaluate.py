@@ -182,15 +182,18 @@ def _print(summary: Mapping[str, Any], seconds: float) -> None:
         print(f"against {compared['model']}, {compared['shared']:,} questions shared")
         for name, of in compared["differences"].items():
             print(f"  {name:<22} {of['difference']:+.3f}  [{of['interval'][0]:+.3f}, {of['interval'][1]:+.3f}]")
-    if decisions := summary.get("decisions"):
+    decisions = summary.get("decisions", {})
+    if decisions:
         _print_decisions(decisions)
-    if looking := summary.get("looks", decisions and decisions["looks"]):
+    if looking := summary.get("looks") or decisions.get("looks"):
         _print_looks(looking)
     print(f"{summary['n']:,} questions in {seconds:.1f} s")
 
 
 def _print_looks(looking: Mapping[str, Any]) -> None:
-    print(f"does it look? {looking['score']:.3f} with the right pictures, {looking['n']:,} questions; what they are worth:")
+    print(
+        f"does it look? {looking['score']:.3f} with the right pictures, {looking['n']:,} questions; what they are worth:"
+    )
     for name, of in looking["gaps"].items():
         low, high = of["interval"]
         print(f"  {name + ' picture':<22} {of['score']:.3f}   {of['gap']:+.3f}  [{low:+.3f}, {high:+.3f}]")

@@ -10,7 +10,7 @@ import PIL.Image
 
 from ..data.transcripts import content_digest
 from ..inference.assistant import Assistant
-from ..messages import Image, MediaSource
+from ..messages import Image, MediaSource, Message
 from .metrics import Measure, Scores, differences, value
 from .task import Question, Task
 
@@ -63,17 +63,18 @@ def looks(measure: Measure, scores: Sequence[Scores], without: Mapping[str, Sequ
         scores: of the questions that have pictures.
         without: of the same, by the names that `without_pictures` gives.
     """
-    gaps = {}
+    gaps: dict[str, Any] = {}
     for name, of in without.items():
         ((gap, ends),) = differences({name: measure}, scores, of).values()
-        gaps[name] = {
-            "score": round(value(measure, of), 4),
-            "gap": round(gap, 4),
-            "interval": [round(end, 4) for end in ends],
-        }
+        interval = [round(end, 4) for end in ends]
+        gaps[name] = {"score": round(value(measure, of), 4), "gap": round(gap, 4), "interval": interval}
     name, found = next(iter(gaps.items()))
-    said = f"It looks: with {WORDS[name]} it scores {found['gap']:.3f} less."
-    if found["interval"][0] <= 0:
+    low, high = found["interval"]
+    if low > 0:
+        said = f"It looks: with {WORDS[name]} it scores {found['gap']:.3f} less."
+    elif high < 0:
+        said = f"It looks, and is misled: with {WORDS[name]} it scores {-found['gap']:.3f} more."
+    else:
         said = (
             f"It answers from the words alone, as far as {len(scores):,} questions can tell: "
             f"what it loses with {WORDS[name]} may be nothing."
@@ -84,8 +85,9 @@ def looks(measure: Measure, scores: Sequence[Scores], without: Mapping[str, Sequ
 def _showing(question: Question, pictures: Sequence[MediaSource]) -> Question:
     """The question with its pictures replaced, in their order."""
     left = iter(pictures)
-    messages = tuple(
-        replace(message, content=tuple(Image(next(left)) if isinstance(part, Image) else part for part in message.content))
-        for message in question.messages
-    )
-    return replace(question, messages=messages)
+
+    def shown(message: Message) -> Message:
+        parts = (Image(next(left)) if isinstance(part, Image) else part for part in message.content)
+        return replace(message, content=tuple(parts))
+
+    return replace(question, messages=tuple(map(shown, question.messages)))

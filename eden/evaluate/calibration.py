@@ -118,7 +118,7 @@ class DecisionResult:
         return any(decision.calibrated for decision in self.after.decisions)
 
     def to_dict(self) -> dict[str, Any]:
-        """Measures with 95 % intervals before and after, and the risk-coverage curve after."""
+        """Measures with 95 % intervals before and after, the risk-coverage curve after, what the pictures are worth."""
         found: dict[str, Any] = {"n": len(self.answers), "fitted_here": self.fitted_here}
         for name, of in {"before": self.before, "after": self.after}.items():
             if name == "before" or self.is_calibrated:
@@ -131,7 +131,7 @@ class DecisionResult:
             key: asdict(self.calibration.fitted[key]) for key in by_key(self.answers) if key in self.calibration.fitted
         }
         found["risk_coverage"] = risk_coverage(curve)
-        return found
+        return found if self.looks is None else found | {"looks": self.looks}
 
 
 def decide_task(
