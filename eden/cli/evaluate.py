@@ -191,9 +191,7 @@ def _print(summary: Mapping[str, Any], seconds: float) -> None:
 
 
 def _print_looks(looking: Mapping[str, Any]) -> None:
-    print(
-        f"does it look? {looking['score']:.3f} with the right pictures, {looking['n']:,} questions; what they are worth:"
-    )
+    print(f"does it look? {looking['score']:.3f} with the right pictures, {looking['n']:,} questions; without them:")
     for name, of in looking["gaps"].items():
         low, high = of["interval"]
         print(f"  {name + ' picture':<22} {of['score']:.3f}   {of['gap']:+.3f}  [{low:+.3f}, {high:+.3f}]")
