@@ -89,7 +89,7 @@ def evaluate(
     summary = result.to_dict()
     summary |= {} if decided is None else {"decisions": decided.to_dict()}
     summary |= {} if earlier is None else {"against": compare(result, earlier)}
-    _write(result, summary, out, html)
+    _write(result, summary, decided, out, html)
     if as_json:
         print_json(summary)
     else:
@@ -137,15 +137,21 @@ def _check_voice(spoken: bool, noise_db: float | None, questions: Path | None) -
         raise InputError("benchmarks are not asked by voice", hint="Leave out --spoken.")
 
 
-def _write(result: EvaluationResult, summary: Mapping[str, Any], out: Path | None, html: Path | None) -> None:
+def _write(
+    result: EvaluationResult,
+    summary: Mapping[str, Any],
+    decided: DecisionResult | None,
+    out: Path | None,
+    html: Path | None,
+) -> None:
     from ..core.files import write_file
     from ..evaluate import REPORT, RESULT, write_report
 
     if out is not None:
         write_file(out / RESULT, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-        write_report(out / REPORT, result, summary)
+        write_report(out / REPORT, result, summary, decided)
     if html is not None:
-        write_report(html, result, summary)
+        write_report(html, result, summary, decided)
 
 
 def _speak(task: Task, assistant: Assistant, noise_db: float | None) -> tuple[Task, Transcription]:

@@ -5,7 +5,8 @@ from .calibration import DecisionResult, decide_task
 from .compare import Earlier, compare, read_earlier
 from .predictions import PREDICTIONS, REPORT, RESULT, Predictions, model_fingerprint, task_fingerprint
 from .registry import open_task
-from .run import Answer, EvaluationResult, evaluate, write_report
+from .report import write_report
+from .run import Answer, EvaluationResult, evaluate
 from .spoken import Transcription, speak_task
 from .task import Question, Task
 

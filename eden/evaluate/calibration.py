@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -30,8 +31,12 @@ LEAST = 1e-12
 """A probability that is rounded to 0 counts as this."""
 FOLDS = 5
 """Of questions that temperatures are fitted on and judged by."""
+CURVE = 200
+"""Points of the risk-coverage curve."""
+LARGEST_TABLE = 20
+"""Answers of a table of confusions."""
 ERRORS = (0.005, 0.01, 0.02, 0.05, 0.1)
-"""Of the risk-coverage curve."""
+"""Shares of wrong answers that coverage is given for."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,24 @@ class Calibrated:
         answered = self.probabilities >= threshold
         return float(answered.mean()), float((~self.right[answered]).mean()) if answered.any() else 0.0
 
+    def reliability(self) -> list[dict[str, float]]:
+        """Of each bin that has questions: how many, their mean probability, and the share that is right."""
+        bins = np.minimum(BINS - 1, (self.probabilities * BINS).astype(int))
+        found = []
+        for number in np.unique(bins):
+            inside = bins == number
+            mean, right = self.probabilities[inside].mean(), self.right[inside].mean()
+            found.append({"n": int(inside.sum()), "probability": round(mean, 4), "right": round(right, 4)})
+        return found
+
+    def curve(self) -> list[tuple[float, float]]:
+        """The share answered and the share of these that is wrong, the surest first, at up to `CURVE` places."""
+        order = np.argsort(-self.probabilities, kind="stable")
+        errors = np.cumsum(~self.right[order]) / np.arange(1, len(order) + 1)
+        last = np.flatnonzero(np.append(np.diff(self.probabilities[order]) != 0, True))  # equals go together
+        places = last[np.unique(np.linspace(0, len(last) - 1, CURVE).round().astype(int))]
+        return [(round((place + 1) / len(order), 4), round(float(errors[place]), 4)) for place in places.tolist()]
+
 
 def _ece(sums: Sums, names: Sequence[str]) -> Sums:
     """Of sums `[..., C]`: a bin's gap is the sum of its probabilities less its right answers."""
@@ -98,6 +121,7 @@ class DecisionResult:
     """The decisions of a task.
 
     Attributes:
+        questions: what was decided.
         answers: that each question may have.
         before: with the model's own probabilities.
         after: with the temperatures that the model has, or that were fitted here.
@@ -106,6 +130,7 @@ class DecisionResult:
         looks: what their pictures are worth (`blind.looks`); None if that was not asked, or none has a picture.
     """
 
+    questions: Sequence[Question]
     answers: Sequence[AnswerSet]
     before: Calibrated
     after: Calibrated
@@ -131,7 +156,24 @@ class DecisionResult:
             key: asdict(self.calibration.fitted[key]) for key in by_key(self.answers) if key in self.calibration.fitted
         }
         found["risk_coverage"] = risk_coverage(curve)
+        found["curve"] = curve.curve()
+        found["reliability"] = {"before": self.before.reliability(), "after": self.after.reliability()}
+        found["confusion"] = self.confusion()
         return found if self.looks is None else found | {"looks": self.looks}
+
+    def confusion(self) -> dict[str, Any] | None:
+        """How often each right answer [rows] was decided as which [columns], of the set that was asked most.
+
+        None if that has more than `LARGEST_TABLE` answers.
+        """
+        (of, _), *_ = Counter(self.answers).most_common(1)
+        if len(of.answers) > LARGEST_TABLE:
+            return None
+        counts = np.zeros((len(of.answers), len(of.answers)), dtype=int)
+        for answers, decision, truth in zip(self.answers, self.after.decisions, self.after.truth, strict=True):
+            if answers == of:
+                counts[of.answers.index(truth), of.answers.index(decision.answer)] += 1
+        return {"answers": list(of.answers), "counts": counts.tolist()}
 
 
 def decide_task(
@@ -183,7 +225,7 @@ def decide_task(
         after = [known.fitted.get(of.key) for of in answers]
     decided = [Decision.of(of, log, None, fitted) for of, log, fitted in zip(answers, logs, after, strict=True)]
     looking = _looks(assistant, questions, before, answers, console) if blind else None
-    result = DecisionResult(answers, before, Calibrated(decided, right), known, calibrate, looking)
+    result = DecisionResult(questions, answers, before, Calibrated(decided, right), known, calibrate, looking)
     return result if max_error is None else replace(result, calibration=_with_thresholds(result, max_error))
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from ..core.console import progress
-from ..core.html_report import Prediction, evaluation_page, write_page
 from ..errors import ContextError, Interrupted
 from ..inference.assistant import Assistant
-from ..media.images import open_image
 from ..messages import to_chat
 from .blind import looks
 from .metrics import Scores, intervals, value
@@ -24,8 +21,6 @@ from .predictions import Predictions, row
 from .spoken import Transcription
 from .task import Question, Task
 
-SHOWN = 24
-"""Worst answers shown with their pictures."""
 WORD_ERRORS = "word_error_rate"
 BATCHES_KEPT = 8
 """Batches between two times that answers are written down; at most as many are asked again after a crash."""
@@ -238,26 +233,3 @@ def _check_lengths(assistant: Assistant, task: Task, max_new_tokens: int) -> Non
             where=question.where,
             hint="Shorten it, leave it out, or lower --max-new-tokens.",
         )
-
-
-def write_report(path: str | Path, result: EvaluationResult, summary: Mapping[str, Any] | None = None) -> Path:
-    """Measures with their intervals, by kind of question, and the worst answers of the task's own group with pictures.
-
-    Args:
-        path: of the page.
-        result: of the run.
-        summary: its `to_dict`, with `against` if it was compared; None makes it.
-
-    Raises:
-        StorageError: the disk is full or the place is not writable.
-    """
-    first = result.answers[0].group if result.answers else ""
-    poor = [answer for answer in result.answers if answer.group == first and answer.score < 1]
-    poor.sort(key=lambda answer: tuple(answer.scores.values()))
-    shown = []
-    for answer in poor[:SHOWN]:
-        pictures = answer.question.pictures
-        picture = open_image(pictures[0]) if pictures else None
-        question = answer.question.text or "(asked by voice)"
-        shown.append(Prediction(picture, question, answer.question.expected, None, answer.text, answer.score))
-    return write_page(path, evaluation_page(summary or result.to_dict(), shown, len(poor)))
