@@ -1,4 +1,5 @@
 """Decisions beside what one would take instead, on the same pictures: `python -m bench.decide [FOLDER]`, some minutes.
+With `--shuffled` the training pictures are dealt out to the classes anew first, and it is said whether the model looks.
 
 scikit-learn's handwritten digits in a folder for each class, 360 of them held back. Eden is trained by the recipe
 `decide`. Beside it logistic regression on the same frozen features of the tower, calibrated by the same temperature
@@ -6,6 +7,7 @@ fit on the same held-out samples; and the trained model asked to write its answe
 """
 
 import json
+import random
 import shutil
 import sys
 import tempfile
@@ -29,6 +31,7 @@ from eden.core.answers import AnswerSet
 from eden.data.prepare import read_data
 from eden.data.store import Samples
 from eden.data.validate import load_samples
+from eden.evaluate import decide_task, open_task
 from eden.evaluate.calibration import Calibrated, risk_coverage
 from eden.inference.calibration import fit
 from eden.inference.decisions import Decision
@@ -43,8 +46,28 @@ MOST_ERROR = 0.01
 def main() -> None:
     """Makes the folders and the model in a folder, or measures the model that is there already."""
     console = Console()
+    folders = [argument for argument in sys.argv[1:] if argument != "--shuffled"]
     with tempfile.TemporaryDirectory() as temporary:
-        show({"decide": measure(Path(sys.argv[1] if len(sys.argv) > 1 else temporary), console)}, console)
+        folder = Path(folders[0] if folders else temporary)
+        if "--shuffled" in sys.argv:
+            console.print(learn_nothing(folder, console), highlight=False)
+        else:
+            show({"decide": measure(folder, console)}, console)
+
+
+def learn_nothing(folder: Path, console: Console) -> str:
+    """What is said of a model that was trained with each picture under the class of any other."""
+    photos = class_folders(folder, console)
+    places = sorted((photos / "train").glob("*/*"))
+    contents = [place.read_bytes() for place in places]
+    random.Random(0).shuffle(contents)
+    for place, content in zip(places, contents, strict=True):
+        place.write_bytes(content)
+    recipe = load_recipe("decide", [f"data.path={photos}", f"training.output_dir={folder / 'model'}"])
+    assistant = eden.load(str(train(recipe, console=console).artifact))
+    found = decide_task(assistant, open_task(str(photos)), blind=True, console=console)
+    assert found is not None and found.looks is not None
+    return json.dumps(found.looks, indent=1)
 
 
 def measure(folder: Path, console: Console) -> list[Row]:

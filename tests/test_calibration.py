@@ -88,6 +88,20 @@ def test_the_threshold_answers_as_many_as_may_be() -> None:
     assert [row["coverage"] for row in risk_coverage(found)] == [pytest.approx(2 / 6, abs=1e-4)] * 5
 
 
+def test_the_plots_of_a_page_are_counted_by_hand() -> None:
+    """Fifteen bins: 0.95 and 0.96 share the last, 0.62 and 0.64 another; equal probabilities are answered together."""
+    probabilities, right = [0.96, 0.95, 0.8, 0.8, 0.64, 0.62], [True, False, True, False, True, True]
+    found = Calibrated([sure(p) for p in probabilities], ["a" if good else "b" for good in right])
+    assert found.reliability() == [
+        {"n": 2, "probability": 0.63, "right": 1.0},
+        {"n": 2, "probability": 0.8, "right": 0.5},
+        {"n": 2, "probability": 0.955, "right": 0.5},
+    ]
+    assert found.curve() == [(0.1667, 0.0), (0.3333, 0.5), (0.6667, 0.5), (0.8333, 0.4), (1.0, 0.3333)]
+    many = Calibrated([sure(p) for p in np.linspace(0.5, 0.99, 5000)], ["a"] * 5000)
+    assert len(many.curve()) == 200 and many.curve()[0] == (0.0002, 0.0) and many.curve()[-1] == (1.0, 0.0)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A whole model with a calibration."""

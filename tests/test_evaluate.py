@@ -31,6 +31,7 @@ from eden.evaluate import (
     read_earlier,
     scoring,
     task_fingerprint,
+    with_blind_groups,
     write_report,
 )
 from eden.evaluate.benchmarks import BENCHMARKS
@@ -300,7 +301,10 @@ def test_pope_on_the_command_line_leaves_all_in_a_folder(benchmark_files: Path, 
     printed = json.loads(result.stdout)
     assert printed == json.loads((tmp_path / "out" / "result.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
-    assert [line["id"] for line in lines] == ["1", "2", "3"] and printed["n"] == 3
+    groups = ["accuracy", "accuracy_another", "accuracy_blank"]
+    assert [(line["group"], line["id"]) for line in lines] == [(group, id_) for group in groups for id_ in "123"]
+    lines = lines[:3]
+    assert printed["n"] == printed["looks"]["n"] == 3 and set(printed["looks"]["gaps"]) == {"another", "blank"}
     said = [scoring.says_yes(line["answer"]) for line in lines]
     assert printed["accuracy"] == pytest.approx(sum(line["score"] for line in lines) / 3, abs=1e-4)
     assert [line["score"] for line in lines] == [
@@ -478,7 +482,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(
 ) -> None:
     data = write_dataset(tmp_path / "data", 20, seed=8, turns=1)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    undisturbed = keep(open_task(str(data)), assistant, whole)
+    undisturbed = keep(with_blind_groups(open_task(str(data)), assistant), assistant, whole)
     kept = killed / "predictions.jsonl"
     command = [str(data), "--batch-size", "1", "--out", str(killed)]
     kept_once = ("eden.evaluate.predictions", "Predictions.add", 1)
@@ -594,7 +598,7 @@ def test_two_runs_are_compared_over_the_questions_they_share(assistant: eden.Ass
     accuracy = against["differences"]["accuracy"]
     assert accuracy["shared"] == 5 and accuracy["difference"] == pytest.approx(0.2)
     assert accuracy["interval"][0] == 0 and accuracy["interval"][1] > 0.2
-    assert against["differences"]["accuracy_blind"] == {"difference": 0, "interval": [0, 0], "shared": 5}
+    assert against["differences"]["accuracy_unseen_pairs"] == {"difference": 0, "interval": [0, 0], "shared": 5}
     lines[1]["question"] += " Really?"
     (out / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InputError, match=r"first/result.json: it was asked other questions: it shares 4 of 5 with"):

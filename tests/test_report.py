@@ -8,7 +8,8 @@ import pytest
 from browser import PHONE, chromium
 from conftest import make_image
 
-from eden.core.html_report import Prediction, data_page, evaluation_page, training_page, write_page, xray_page
+from eden.core.html_report import data_page, evaluation_page, training_page, write_page, xray_page
+from eden.core.report_blocks import Prediction
 from eden.data.validate import Fault, Report, check
 from eden.data.xray import XrayToken
 

@@ -59,6 +59,7 @@ def test_training_fits_a_temperature_on_what_it_holds_out(photos: Path, tmp_path
     result = train(recipe, console=Console(quiet=True))
     found = Calibration.read(result.artifact)
     assert found is not None and found.questions == {CLASS_QUESTION: CLASSES}
+    assert f"temperature {found.fitted['choice 3'].temperature:.2f}, from 36" in result.report.read_text()
     assistant = eden.load(str(result.artifact))
     _, held_out, _ = read_data(recipe, Console(quiet=True))
     assert found.fitted["choice 3"].samples == len(held_out) == 36
@@ -79,10 +80,11 @@ def test_too_few_held_out_samples_are_said(photos: Path, tmp_path: Path) -> None
     assert found is not None and not found.fitted and found.questions == {CLASS_QUESTION: CLASSES}
 
 
-def test_an_evaluation_measures_before_and_after(model: Path, yes_or_no: Path) -> None:
+def test_an_evaluation_measures_before_and_after(model: Path, yes_or_no: Path, tmp_path: Path) -> None:
     """Fits, keeps, and says the same of the next evaluation; a threshold makes the model refuse."""
     first = json.loads(cli.eden("evaluate", model, yes_or_no, "--json").stdout)["decisions"]
     assert first["n"] == 50 and "after" not in first and not (model / CALIBRATION).exists()
+    assert first["looks"]["gaps"]["another"]["interval"][0] > 0, "eden-tiny looks"
     fitted = json.loads(cli.eden("evaluate", model, yes_or_no, "--calibrate", "--json").stdout)["decisions"]
     assert fitted["before"] == first["before"] and fitted["fitted_here"]
     kept = Calibration.read(model)
@@ -96,9 +98,18 @@ def test_an_evaluation_measures_before_and_after(model: Path, yes_or_no: Path) -
     threshold = kept.fitted["predicate 2"].threshold
     (row,) = [row for row in second["risk_coverage"] if row["max_error"] == 0.02]
     assert threshold == pytest.approx(row["threshold"]) and row["error"] <= 0.02
-    shown = cli.eden("evaluate", model, yes_or_no).stdout
+    page = tmp_path / "page.html"
+    shown = cli.eden("evaluate", model, yes_or_no, "--html", page).stdout
     assert "decisions, 50 (as the model has it, and calibrated)" in shown
     assert "50 questions are few: the intervals are wide" in shown
+    counts, wrong = np.array(second["confusion"]["counts"]), round(50 * (1 - second["after"]["accuracy"]["value"]))
+    assert counts.sum() == 50 and counts.sum() - np.trace(counts) == wrong
+    assert sum(of["n"] for of in second["reliability"]["after"]) == 50 and second["curve"][-1][0] == 1
+    html = page.read_text()
+    written = round(50 * (1 - second["looks"]["score"]))
+    assert html.count("data:image/png") == 12 + min(12, wrong) + min(24, written)
+    assert all(title in html for title in ("Reliability", "What refusing buys", "The most doubtful", "Does it look?"))
+    assert "refused below" in html and html.count("color-mix") == 4
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from eden import checkpoint as checkpoints
 from eden.checkpoint.backbones import LoadOptions
 from eden.core import files, location
 from eden.core.numeric_format import Machine, numeric_format
-from eden.evaluate import evaluate, open_task
+from eden.evaluate import evaluate, open_task, with_blind_groups
 from eden.inference.assistant import Assistant
 from eden.model import MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from eden.model.attention import PACKED_SDPA
@@ -89,7 +89,8 @@ def build(config: BuildConfig, out: Path, console: Console, photographs: Sequenc
     for number in range(whole[-1] + 1 if whole else 0, len(stages)):
         stages[number][1](folders[number - 1], folders[number])
     assistant = Assistant(checkpoints.load(str(out)))
-    world = evaluate(assistant, open_task("world", limit=config.questions_asked), console=console).to_dict()
+    task = with_blind_groups(open_task("world", limit=config.questions_asked), assistant)
+    world = evaluate(assistant, task, console=console).to_dict()
     del world["model"]  # a path
     report = {
         "config": asdict(config),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..core.answers import AnswerSet
+from ..core.answers import AnswerSet, in_words
 from ..core.files import write_file
 from ..errors import CheckpointError, InputError, first_line
 
@@ -85,8 +85,7 @@ class Calibration:
         """
         found = []
         for key, number in Counter(answers.key for answers in held_out).items():
-            kind, _, size = key.partition(" ")
-            what = "yes or no" if kind == "predicate" else f"{size} {'levels' if kind == 'score' else 'choices'}"
+            what = in_words(key)
             if key not in self.fitted:
                 found.append(f"not calibrated for {what}: {number} held-out samples, {LEAST_SAMPLES} are needed")
             else:
@@ -96,6 +95,14 @@ class Calibration:
                     f"calibrated for {what}: temperature {temperature:.2f} from {number} held-out samples{few}"
                 )
         return found or ["not calibrated: no held-out sample is a decision"]
+
+    def facts(self) -> dict[str, str]:
+        """The same of what was fitted, for a report."""
+        found = {
+            f"decisions, {in_words(key)}": f"temperature {of.temperature:.2f}, from {of.samples} held-out samples"
+            for key, of in self.fitted.items()
+        }
+        return found or {"decisions": "not calibrated: too few held-out samples"}
 
     def write(self, folder: Path) -> Path:
         """Keeps it in a model's folder, for the weights that are there.

@@ -31,6 +31,9 @@ MaxError = Annotated[
     float | None,
     typer.Option(help="Keep the threshold from which on at most this share of decisions is wrong.", min=0, max=1),
 ]
+Blind = Annotated[
+    bool, typer.Option("--blind/--no-blind", help="Ask again with other pictures: does the model look? Twice the work.")
+]
 
 
 def evaluate(
@@ -52,11 +55,12 @@ def evaluate(
     html: Annotated[Path | None, typer.Option(help="Write the result as a page, too.")] = None,
     calibrate: Calibrate = False,
     max_error: MaxError = None,
+    blind: Blind = True,
     four_bit: FourBit = False,
     as_json: Json = False,
 ) -> None:
     """Ask every question of a task and measure the answers, with 95 % intervals."""
-    from ..evaluate import compare, evaluate as run_evaluation, read_earlier
+    from ..evaluate import compare, evaluate as run_evaluation, read_earlier, with_blind_groups
 
     _check_voice(spoken, noise_db, questions)
     files = {"questions": questions, "annotations": annotations, "images": images, "audio": audio}
@@ -70,13 +74,13 @@ def evaluate(
     folders = {"images": images, "audio": audio}
     options |= {name: str(folder.resolve()) for name, folder in folders.items() if folder is not None}
     kept = _keep(out, assistant, opened, options)
-    decided = _decide(assistant, opened, calibrate, max_error)
+    decided = _decide(assistant, opened, calibrate, max_error, blind)
     transcription = None
     if spoken:
         opened, transcription = _speak(opened, assistant, noise_db)
     result = run_evaluation(
         assistant,
-        opened,
+        with_blind_groups(opened, assistant) if blind and decided is None else opened,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         transcription=transcription,
@@ -85,7 +89,7 @@ def evaluate(
     summary = result.to_dict()
     summary |= {} if decided is None else {"decisions": decided.to_dict()}
     summary |= {} if earlier is None else {"against": compare(result, earlier)}
-    _write(result, summary, out, html)
+    _write(result, summary, decided, out, html)
     if as_json:
         print_json(summary)
     else:
@@ -114,11 +118,13 @@ def _check_decisions(model: str, task: Task, keeps: bool) -> None:
         raise InputError("a calibration is kept in the model's folder", where=model, hint="Give a folder.")
 
 
-def _decide(assistant: Assistant, task: Task, calibrate: bool, max_error: float | None) -> DecisionResult | None:
+def _decide(
+    assistant: Assistant, task: Task, calibrate: bool, max_error: float | None, blind: bool
+) -> DecisionResult | None:
     """The decisions of a task; what is fitted is kept with the model."""
     from ..evaluate import decide_task
 
-    decided = decide_task(assistant, task, calibrate=calibrate, max_error=max_error, console=err)
+    decided = decide_task(assistant, task, calibrate=calibrate, max_error=max_error, blind=blind, console=err)
     if decided is not None and (calibrate or max_error is not None):
         decided.calibration.write(Path(assistant.checkpoint.name))
     return decided
@@ -131,15 +137,21 @@ def _check_voice(spoken: bool, noise_db: float | None, questions: Path | None) -
         raise InputError("benchmarks are not asked by voice", hint="Leave out --spoken.")
 
 
-def _write(result: EvaluationResult, summary: Mapping[str, Any], out: Path | None, html: Path | None) -> None:
+def _write(
+    result: EvaluationResult,
+    summary: Mapping[str, Any],
+    decided: DecisionResult | None,
+    out: Path | None,
+    html: Path | None,
+) -> None:
     from ..core.files import write_file
     from ..evaluate import REPORT, RESULT, write_report
 
     if out is not None:
         write_file(out / RESULT, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-        write_report(out / REPORT, result, summary)
+        write_report(out / REPORT, result, summary, decided)
     if html is not None:
-        write_report(html, result, summary)
+        write_report(html, result, summary, decided)
 
 
 def _speak(task: Task, assistant: Assistant, noise_db: float | None) -> tuple[Task, Transcription]:
@@ -176,9 +188,20 @@ def _print(summary: Mapping[str, Any], seconds: float) -> None:
         print(f"against {compared['model']}, {compared['shared']:,} questions shared")
         for name, of in compared["differences"].items():
             print(f"  {name:<22} {of['difference']:+.3f}  [{of['interval'][0]:+.3f}, {of['interval'][1]:+.3f}]")
-    if decisions := summary.get("decisions"):
+    decisions = summary.get("decisions", {})
+    if decisions:
         _print_decisions(decisions)
+    if looking := summary.get("looks") or decisions.get("looks"):
+        _print_looks(looking)
     print(f"{summary['n']:,} questions in {seconds:.1f} s")
+
+
+def _print_looks(looking: Mapping[str, Any]) -> None:
+    print(f"does it look? {looking['score']:.3f} with the right pictures, {looking['n']:,} questions; without them:")
+    for name, of in looking["gaps"].items():
+        low, high = of["interval"]
+        print(f"  {name + ' picture':<22} {of['score']:.3f}   {of['gap']:+.3f}  [{low:+.3f}, {high:+.3f}]")
+    print(f"  {looking['said']}")
 
 
 def _print_decisions(decisions: Mapping[str, Any]) -> None:

@@ -90,3 +90,9 @@ class AnswerSet:
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "answers": list(self.answers)}
+
+
+def in_words(key: str) -> str:
+    """What an `AnswerSet.key` stands for."""
+    kind, _, size = key.partition(" ")
+    return "yes or no" if kind == "predicate" else f"{size} {'levels' if kind == 'score' else 'choices'}"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,29 +13,21 @@ import PIL.Image
 from markupsafe import Markup
 
 from .files import write_file
-
-THUMBNAIL = 192
-"""Longest side of an embedded picture, in pixels."""
+from .report_blocks import (
+    Block,
+    Decided,
+    Prediction,
+    data_url,
+    decided_table,
+    decisions_blocks,
+    facts_table,
+    looks_blocks,
+    plot,
+    predictions_table,
+)
+from .svg import histogram
 
 Row = Mapping[str, Any]
-Block = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A question with its reference answer and what a model said.
-
-    Attributes:
-        before: what it said before training; None where there is no before.
-        score: what the answer earned, 1 if it is right; None where that is known from comparing it with `expected`.
-    """
-
-    image: PIL.Image.Image | None
-    question: str
-    expected: str
-    before: str | None
-    after: str
-    score: float | None = None
 
 
 class Token(Protocol):
@@ -73,12 +62,12 @@ def training_page(
     """
     series = {"training": _points(log, "loss"), "evaluation": _points(log, "eval_loss")}
     blocks = [
-        _facts(facts),
-        _plot("Loss", "mean cross-entropy of the supervised tokens, by optimizer step", series),
-        _plot("Learning rate", "by optimizer step", {"learning rate": _points(log, "learning_rate")}, height=160),
+        facts_table(facts),
+        plot("Loss", "mean cross-entropy of the supervised tokens, by optimizer step", series),
+        plot("Learning rate", "by optimizer step", {"learning rate": _points(log, "learning_rate")}, height=160),
     ]
     if predictions:
-        blocks.append(_predictions("Held-out questions", predictions))
+        blocks.append(predictions_table("Held-out questions", predictions))
     if skipped:
         blocks.append(
             {"kind": "table", "title": "Skipped samples", "columns": ["sample"], "rows": [[s] for s in skipped]}
@@ -96,7 +85,7 @@ def xray_page(samples: Sequence[tuple[str, Sequence[Token], Sequence[PIL.Image.I
     blocks: list[Block] = [{"kind": "text", "html": legend}]
     for caption, tokens, images in samples:
         rows = [(token.text, "said" if token.supervised else "seen" if token.is_image else "") for token in tokens]
-        pictures = [_data_url(image) for image in images]
+        pictures = [data_url(image) for image in images]
         blocks.append({"kind": "tokens", "caption": caption, "rows": rows, "images": pictures})
     return _page("What the model sees", blocks)
 
@@ -105,12 +94,12 @@ def data_page(report: Mapping[str, Any]) -> str:
     """A checked data set (`eden.data.validate.Report.to_dict`)."""
     facts = {"records": report["samples"], "faulty": report["faulty"], **report["counts"]}
     facts |= {f"as {names}": number for names, number in report["formats"].items()}
-    blocks = [_facts(facts)]
+    blocks = [facts_table(facts)]
     if readable := sum(report["kinds"].values()):
         shares = [(f"{kind}: {number:,}", number / readable) for kind, number in report["kinds"].items()]
         blocks.append({"kind": "bars", "title": "Kinds of samples", "rows": shares})
         for name, caption in {"turns": "samples by number of turns", "characters": "samples by length of text"}.items():
-            svg = Markup(_bars_svg(report["histograms"][name], f"{name} a sample"))
+            svg = Markup(histogram(report["histograms"][name], f"{name} a sample"))
             blocks.append({"kind": "plot", "title": name.capitalize(), "caption": caption, "svg": svg})
     if report["repeated"]:
         rows = [[pair["where"], pair["same_as"]] for pair in report["repeated"]]
@@ -129,38 +118,55 @@ def data_page(report: Mapping[str, Any]) -> str:
     return _page("Data set", blocks, lead=str(report["path"]))
 
 
-def evaluation_page(result: Mapping[str, Any], worst: Sequence[Prediction], poor: int) -> str:
+def evaluation_page(
+    result: Mapping[str, Any],
+    worst: Sequence[Prediction],
+    poor: int,
+    doubtful: Sequence[Decided] = (),
+    misjudged: Sequence[Decided] = (),
+) -> str:
     """An evaluation.
 
     Args:
-        result: `EvaluationResult.to_dict`, with `against` if it was compared.
+        result: `EvaluationResult.to_dict`, with `decisions` if it decided and `against` if it was compared.
         worst: the answers that earned least, with their pictures.
         poor: how many answers of the task's own group earned less than all, those among them.
+        doubtful: the decisions that are the least confident.
+        misjudged: the wrong decisions whose answers are the most probable.
     """
-    groups, intervals = result["by_kind"], result["intervals"]
-    facts: dict[str, Any] = {}
-    for name in {**intervals, **groups}:
-        fact = Markup("{}{}").format(_figure(name, result[name]), _unit(name))
-        if name in intervals:
-            low, high = (_figure(name, end) for end in intervals[name])
-            fact += Markup("<small>{} to {}</small>").format(low, high)
-        facts[name.replace("cider", "CIDEr")] = fact
-    facts["questions"] = result["n"]
-    blocks = [
-        _facts(facts),
-        {"kind": "text", "html": "Below each measure: its bootstrap interval at 95 % over the questions."},
-    ]
+    blocks: list[Block] = []
+    if decisions := result.get("decisions"):
+        blocks += decisions_blocks(decisions)
+        for title, rows in {"The most doubtful": doubtful, "The most confidently wrong": misjudged}.items():
+            if rows:
+                blocks.append(decided_table(title, rows))
+    if looks := result.get("looks") or result.get("decisions", {}).get("looks"):
+        blocks += looks_blocks(looks)
+    blocks += _measures(result, "Asked to write its answers" if decisions else None)
     if against := result.get("against"):
         blocks.append(_comparison(against))
     blocks += [
         {"kind": "bars", "title": f"{group.replace('_', ' ').capitalize()}, by kind of question", "rows": kinds.items()}
-        for group, kinds in groups.items()
+        for group, kinds in result["by_kind"].items()
         if _unit(group) and len(kinds) > 1
     ]
     if worst:
         title = f"The worst answers ({len(worst)} of {poor:,} that scored below 1)"
-        blocks.append(_predictions(title, worst))
+        blocks.append(predictions_table(title, worst))
     return _page(f"{result['model']} on {result['task']}", blocks)
+
+
+def _measures(result: Mapping[str, Any], title: str | None) -> list[Block]:
+    facts: dict[str, Any] = {}
+    for name in {**result["intervals"], **result["by_kind"]}:
+        fact = Markup("{}{}").format(_figure(name, result[name]), _unit(name))
+        if name in result["intervals"]:
+            low, high = (_figure(name, end) for end in result["intervals"][name])
+            fact += Markup("<small>{} to {}</small>").format(low, high)
+        facts[name.replace("cider", "CIDEr")] = fact
+    facts["questions"] = result["n"]
+    note = "Below each measure: its bootstrap interval at 95 % over the questions."
+    return [{**facts_table(facts), "title": title}, {"kind": "text", "html": note}]
 
 
 def _unit(measure: str) -> str:
@@ -202,118 +208,6 @@ def _template() -> jinja2.Template:
     return environment.from_string(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
 
 
-def _facts(facts: Mapping[str, Any]) -> Block:
-    rows = [
-        (name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value) for name, value in facts.items()
-    ]
-    return {"kind": "facts", "rows": rows}
-
-
-def _predictions(title: str, predictions: Sequence[Prediction]) -> Block:
-    compare = any(prediction.before is not None for prediction in predictions)
-    rows = []
-    for prediction in predictions:
-        texts = [prediction.before or "", prediction.after] if compare else [prediction.after]
-        answers = [(text, text.strip() == prediction.expected.strip()) for text in texts]
-        if prediction.score is not None:
-            right = prediction.score >= 1
-            answers = [*((text, right) for text in texts), (f"{prediction.score:.2f}", right)]
-        rows.append(
-            {
-                "image": _data_url(prediction.image) if prediction.image else None,
-                "question": prediction.question,
-                "expected": prediction.expected,
-                "answers": answers,
-            }
-        )
-    columns = ["Before", "After"] if compare else ["Answer"]
-    if any(prediction.score is not None for prediction in predictions):
-        columns.append("Score")
-    return {"kind": "predictions", "title": title, "columns": columns, "rows": rows}
-
-
-def _data_url(image: PIL.Image.Image) -> str:
-    small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def _points(log: Sequence[Row], name: str) -> list[tuple[float, float]]:
     points = [(float(row["step"]), float(row[name])) for row in log if name in row and "step" in row]
     return [(x, y) for x, y in points if math.isfinite(y)]
-
-
-def _plot(title: str, caption: str, series: Mapping[str, Sequence[tuple[float, float]]], height: int = 280) -> Block:
-    """A line plot in SVG, one line a series; a series of one point is a dot, an empty one is left out."""
-    drawn = {name: points for name, points in series.items() if points}
-    if not drawn:
-        return {"kind": "text", "title": title, "html": "Nothing was logged."}
-    return {"kind": "plot", "title": title, "caption": caption, "svg": Markup(_svg(drawn, height))}
-
-
-def _svg(series: Mapping[str, Sequence[tuple[float, float]]], height: int) -> str:
-    width, left, right, top, bottom = 720, 64, 16, 28, 28
-    xs = [x for points in series.values() for x, _ in points]
-    ys = [y for points in series.values() for _, y in points]
-    x_ticks, y_ticks = _ticks(min(0.0, *xs), max(xs)), _ticks(min(0.0, *ys), max(ys))
-    x_low, x_high, y_low, y_high = x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1]
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = left + (x - x_low) / (x_high - x_low) * (width - left - right)
-        return across, height - bottom - (y - y_low) / (y_high - y_low) * (height - top - bottom)
-
-    out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{", ".join(series)}">']
-    for tick in y_ticks:
-        _, y = place(x_low, tick)
-        out.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
-        out.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
-    for tick in x_ticks:
-        x, _ = place(tick, y_low)
-        anchor = "end" if tick == x_ticks[-1] else "middle"
-        out.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="{anchor}">{tick:,.4g}</text>')
-    for index, (name, points) in enumerate(series.items(), 1):
-        colour, spots = f"var(--series-{index})", [place(*point) for point in points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-        out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        if len(spots) <= 24:
-            out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in spots]
-        x = left + 130 * (index - 1)
-        out.append(f'<rect x="{x}" y="6" width="14" height="4" rx="2" fill="{colour}"/>')
-        out.append(f'<text x="{x + 20}" y="12">{name}</text>')
-    return "".join(out) + "</svg>"
-
-
-def _bars_svg(bars: Sequence[Mapping[str, int]], label: str, height: int = 220) -> str:
-    """A histogram in SVG: `from`, `to` and `samples` of each bar; the bars stand side by side, whatever their width."""
-    width, left, right, top, bottom = 720, 64, 16, 12, 28
-    ticks = _ticks(0.0, float(max(bar["samples"] for bar in bars)))
-    across, up = (width - left - right) / len(bars), (height - top - bottom) / ticks[-1]
-    out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">']
-    for tick in ticks:
-        y = height - bottom - tick * up
-        out.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
-        out.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:,.6g}</text>')
-    labelled = math.ceil(len(bars) / 7)  # so that they have room on a phone, where they are drawn larger
-    for index, bar in enumerate(bars):
-        x, tall = left + index * across, bar["samples"] * up
-        span = f"{bar['from']:,}" if bar["from"] == bar["to"] else f"{bar['from']:,} to {bar['to']:,}"
-        out.append(
-            f'<rect x="{x + 1:.1f}" y="{height - bottom - tall:.1f}" width="{max(across - 2, 1):.1f}" '
-            f'height="{tall:.1f}" fill="var(--series-1)"><title>{span}: {bar["samples"]:,}</title></rect>'
-        )
-        if index % labelled == 0:
-            out.append(f'<text x="{x + across / 2:.1f}" y="{height - 8}" text-anchor="middle">{bar["from"]:,}</text>')
-    return "".join(out) + "</svg>"
-
-
-def _ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round numbers that enclose low to high."""
-    if high <= low:
-        high = low + (abs(low) or 1.0)
-    rough = (high - low) / wanted
-    unit = 10 ** math.floor(math.log10(rough))
-    step = unit * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [index * step for index in range(first, last + 1)]

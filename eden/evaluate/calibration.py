@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from ..errors import InputError
 from ..inference.assistant import Assistant
 from ..inference.calibration import by_key, fit, threshold
 from ..inference.decisions import Decision
+from .blind import looks, without_pictures
 from .metrics import ASKED, Interval, Measure, Sums, bootstrap, table
 from .task import Question, Task
 
@@ -29,8 +31,12 @@ LEAST = 1e-12
 """A probability that is rounded to 0 counts as this."""
 FOLDS = 5
 """Of questions that temperatures are fitted on and judged by."""
+CURVE = 200
+"""Points of the risk-coverage curve."""
+LARGEST_TABLE = 20
+"""Answers of a table of confusions."""
 ERRORS = (0.005, 0.01, 0.02, 0.05, 0.1)
-"""Of the risk-coverage curve."""
+"""Shares of wrong answers that coverage is given for."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,24 @@ class Calibrated:
         answered = self.probabilities >= threshold
         return float(answered.mean()), float((~self.right[answered]).mean()) if answered.any() else 0.0
 
+    def reliability(self) -> list[dict[str, float]]:
+        """Of each bin that has questions: how many, their mean probability, and the share that is right."""
+        bins = np.minimum(BINS - 1, (self.probabilities * BINS).astype(int))
+        found = []
+        for number in np.unique(bins):
+            inside = bins == number
+            mean, right = self.probabilities[inside].mean(), self.right[inside].mean()
+            found.append({"n": int(inside.sum()), "probability": round(mean, 4), "right": round(right, 4)})
+        return found
+
+    def curve(self) -> list[tuple[float, float]]:
+        """The share answered and the share of these that is wrong, the surest first, at up to `CURVE` places."""
+        order = np.argsort(-self.probabilities, kind="stable")
+        errors = np.cumsum(~self.right[order]) / np.arange(1, len(order) + 1)
+        last = np.flatnonzero(np.append(np.diff(self.probabilities[order]) != 0, True))  # equals go together
+        places = last[np.unique(np.linspace(0, len(last) - 1, CURVE).round().astype(int))]
+        return [(round((place + 1) / len(order), 4), round(float(errors[place]), 4)) for place in places.tolist()]
+
 
 def _ece(sums: Sums, names: Sequence[str]) -> Sums:
     """Of sums `[..., C]`: a bin's gap is the sum of its probabilities less its right answers."""
@@ -97,25 +121,29 @@ class DecisionResult:
     """The decisions of a task.
 
     Attributes:
+        questions: what was decided.
         answers: that each question may have.
         before: with the model's own probabilities.
         after: with the temperatures that the model has, or that were fitted here.
         calibration: what the model has now, and is to keep.
         fitted_here: the temperatures are of these questions; each is judged by those of the others.
+        looks: what their pictures are worth (`blind.looks`); None if that was not asked, or none has a picture.
     """
 
+    questions: Sequence[Question]
     answers: Sequence[AnswerSet]
     before: Calibrated
     after: Calibrated
     calibration: Calibration
     fitted_here: bool
+    looks: dict[str, Any] | None = None
 
     @property
     def is_calibrated(self) -> bool:
         return any(decision.calibrated for decision in self.after.decisions)
 
     def to_dict(self) -> dict[str, Any]:
-        """Measures with 95 % intervals before and after, and the risk-coverage curve after."""
+        """Measures with 95 % intervals before and after, the risk-coverage curve after, what the pictures are worth."""
         found: dict[str, Any] = {"n": len(self.answers), "fitted_here": self.fitted_here}
         for name, of in {"before": self.before, "after": self.after}.items():
             if name == "before" or self.is_calibrated:
@@ -128,7 +156,24 @@ class DecisionResult:
             key: asdict(self.calibration.fitted[key]) for key in by_key(self.answers) if key in self.calibration.fitted
         }
         found["risk_coverage"] = risk_coverage(curve)
-        return found
+        found["curve"] = curve.curve()
+        found["reliability"] = {"before": self.before.reliability(), "after": self.after.reliability()}
+        found["confusion"] = self.confusion()
+        return found if self.looks is None else found | {"looks": self.looks}
+
+    def confusion(self) -> dict[str, Any] | None:
+        """How often each right answer [rows] was decided as which [columns], of the set that was asked most.
+
+        None if that has more than `LARGEST_TABLE` answers.
+        """
+        (of, _), *_ = Counter(self.answers).most_common(1)
+        if len(of.answers) > LARGEST_TABLE:
+            return None
+        counts = np.zeros((len(of.answers), len(of.answers)), dtype=int)
+        for answers, decision, truth in zip(self.answers, self.after.decisions, self.after.truth, strict=True):
+            if answers == of:
+                counts[of.answers.index(truth), of.answers.index(decision.answer)] += 1
+        return {"answers": list(of.answers), "counts": counts.tolist()}
 
 
 def decide_task(
@@ -137,6 +182,7 @@ def decide_task(
     *,
     calibrate: bool = False,
     max_error: float | None = None,
+    blind: bool = False,
     console: Console,
 ) -> DecisionResult | None:
     """Has the model decide the questions of a task that have a closed set of answers.
@@ -146,6 +192,7 @@ def decide_task(
         task: of a data file.
         calibrate: fit the temperatures on these questions; they must not be of the training.
         max_error: choose thresholds: the share of wrong answers among those that are not refused.
+        blind: decide again with other pictures, to see whether it looks.
         console: where progress is shown.
 
     Returns:
@@ -167,14 +214,7 @@ def decide_task(
     keeps = calibrate or max_error is not None
     if not questions or (not keeps and len(questions) < len(next(iter(task.groups.values()))) / 2):
         return None
-    with progress(console) as bar:
-        shown = bar.add_task(f"{task.name}: decisions", total=len(questions))
-        logs = assistant.score_answers(
-            [question.messages for question in questions],
-            answers,
-            where=[question.where for question in questions],
-            on_progress=lambda done: bar.update(shown, completed=done),
-        )
+    logs = _score(assistant, questions, answers, console)
     right = [of.answers[place] for of, place in zip(answers, truth, strict=True)]
     before = Calibrated([Decision.of(*item) for item in zip(answers, logs, strict=True)], right)
     if calibrate:
@@ -184,8 +224,42 @@ def decide_task(
     else:
         after = [known.fitted.get(of.key) for of in answers]
     decided = [Decision.of(of, log, None, fitted) for of, log, fitted in zip(answers, logs, after, strict=True)]
-    result = DecisionResult(answers, before, Calibrated(decided, right), known, calibrate)
+    looking = _looks(assistant, questions, before, answers, console) if blind else None
+    result = DecisionResult(questions, answers, before, Calibrated(decided, right), known, calibrate, looking)
     return result if max_error is None else replace(result, calibration=_with_thresholds(result, max_error))
+
+
+def _score(
+    assistant: Assistant, questions: Sequence[Question], answers: Sequence[AnswerSet], console: Console, how: str = ""
+) -> list[list[float]]:
+    """The logarithmic probabilities of the answers, with a progress bar."""
+    with progress(console) as bar:
+        shown = bar.add_task(f"decisions{how}", total=len(questions))
+        return assistant.score_answers(
+            [question.messages for question in questions],
+            answers,
+            where=[question.where for question in questions],
+            on_progress=lambda done: bar.update(shown, completed=done),
+        )
+
+
+def _looks(
+    assistant: Assistant,
+    questions: Sequence[Question],
+    decided: Calibrated,
+    answers: Sequence[AnswerSet],
+    console: Console,
+) -> dict[str, Any] | None:
+    """What the pictures of decided questions are worth in accuracy; None if there are none."""
+    seen = [place for place, question in enumerate(questions) if question.pictures]
+    of_seen, truth = [answers[place] for place in seen], [decided.truth[place] for place in seen]
+    earned = {}
+    for name, others in without_pictures(questions, assistant).items():
+        logs = _score(assistant, others, of_seen, console, f", {name} picture")
+        blind = Calibrated([Decision.of(*item) for item in zip(of_seen, logs, strict=True)], truth)
+        earned[name] = [{"accuracy": float(right)} for right in blind.right]
+    scores = [{"accuracy": float(right)} for right in decided.right[seen]]
+    return looks(MEASURES["accuracy"], scores, earned) if earned else None
 
 
 def _cross_fitted(

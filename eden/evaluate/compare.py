@@ -76,7 +76,7 @@ def compare(result: EvaluationResult, earlier: Earlier) -> dict[str, Any]:
     total = 0
     for group, questions in result.task.groups.items():
         theirs = shared_with(questions, earlier.rows.get(group, ()))
-        if not theirs:
+        if not theirs or group in result.task.blind.values():
             continue
         said = [answer.text for answer in result.answers if answer.group == group]
         references = [questions[index].reference for index in theirs]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import PIL.Image
@@ -34,7 +33,6 @@ WORLD_SEED = 2026
 WORLD_QUESTIONS = {
     "accuracy": 2000,
     "accuracy_unseen_pairs": 500,
-    "accuracy_blind": 500,
     "accuracy_in_conversation": 1008,
     "accuracy_picture_behind": 1000,
     "declined": 300,
@@ -143,16 +141,13 @@ def _data_file(
 def _world(limit: int | None) -> Task:
     """The coloured shapes; `docs/evaluation.md` tells what each group asks. A limit changes no question."""
     sizes = {group: min(size, limit or size) for group, size in WORLD_QUESTIONS.items()}
-    test = evaluation_set(max(sizes["accuracy"], sizes["accuracy_blind"] + 1), seed=WORLD_SEED, split="test")
+    test = evaluation_set(sizes["accuracy"], seed=WORLD_SEED, split="test")
     pairs = evaluation_set(sizes["accuracy_unseen_pairs"], seed=WORLD_SEED, split="unseen_pairs")
-    # Each with the next one's image, so that a limit changes no question.
-    others = [(scene, image, question) for (scene, _, question), (_, image, _) in pairwise(test)]
     more = evaluation_set(sizes["declined_world"], seed=WORLD_SEED + 1, split="test")
     declined = [(scene, image, replace(question, kind="declined", answer=DECLINED)) for scene, image, question in more]
     groups = {
         "accuracy": _alone(test[: sizes["accuracy"]]),
         "accuracy_unseen_pairs": _alone(pairs),
-        "accuracy_blind": _alone(others[: sizes["accuracy_blind"]]),
         "accuracy_in_conversation": _in_conversation(sizes["accuracy_in_conversation"]),
         "accuracy_picture_behind": _alone(test[: sizes["accuracy_picture_behind"]], behind=True),
         "declined": _not_of_the_world(sizes["declined"]),

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from ..core.console import progress
-from ..core.html_report import Prediction, evaluation_page, write_page
 from ..errors import ContextError, Interrupted
 from ..inference.assistant import Assistant
-from ..media.images import open_image
 from ..messages import to_chat
+from .blind import looks
 from .metrics import Scores, intervals, value
 from .predictions import Predictions, row
 from .spoken import Transcription
 from .task import Question, Task
 
-SHOWN = 24
-"""Worst answers shown with their pictures."""
 WORD_ERRORS = "word_error_rate"
 BATCHES_KEPT = 8
 """Batches between two times that answers are written down; at most as many are asked again after a crash."""
@@ -85,11 +81,14 @@ class EvaluationResult:
         return value(next(iter(self.task.measures.values())), self.scores(group, kind))
 
     def to_dict(self) -> dict[str, Any]:
-        """Measures by group, then by kind of question and context, with 95 % intervals; word error rates if spoken."""
+        """Measures by group, then by kind of question and context, with 95 % intervals; word error rates if spoken;
+        what the pictures are worth, if that was asked.
+        """
         overall: dict[str, float] = {}
         ranges: dict[str, list[float]] = {}
         kinds: dict[str, dict[str, None]] = defaultdict(dict)
-        for answer in self.answers:
+        own = [answer for answer in self.answers if answer.group not in self.task.blind.values()]
+        for answer in own:
             kinds[answer.group][answer.question.kind] = None
             if answer.question.context is not None:
                 kinds[answer.group][answer.question.context] = None
@@ -107,14 +106,18 @@ class EvaluationResult:
                 kind: round(self.transcription.word_error_rate(kind), 4)
                 for kind in sorted(set(self.transcription.kinds))
             }
-        return {
-            "task": self.task.name,
-            "model": self.model,
-            **overall,
-            "intervals": ranges,
-            "by_kind": by_kind,
-            "n": len(self.answers),
-        }
+        found = {"task": self.task.name, "model": self.model, **overall, "intervals": ranges, "by_kind": by_kind}
+        found |= {"n": len(own)}
+        return found | ({"looks": looking} if (looking := self.looks()) else {})
+
+    def looks(self) -> dict[str, Any] | None:
+        """What the pictures of the first group are worth; None if it was not asked without them."""
+        if not self.task.blind:
+            return None
+        first = next(iter(self.task.groups))
+        seen = [of.scores for of in self.answers if of.group == first and of.question.pictures]
+        without = {name: self.scores(group) for name, group in self.task.blind.items()}
+        return looks(next(iter(self.task.measures.values())), seen, without)
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of the predictions file, in the task's order."""
@@ -230,26 +233,3 @@ def _check_lengths(assistant: Assistant, task: Task, max_new_tokens: int) -> Non
             where=question.where,
             hint="Shorten it, leave it out, or lower --max-new-tokens.",
         )
-
-
-def write_report(path: str | Path, result: EvaluationResult, summary: Mapping[str, Any] | None = None) -> Path:
-    """Measures with their intervals, by kind of question, and the worst answers of the task's own group with pictures.
-
-    Args:
-        path: of the page.
-        result: of the run.
-        summary: its `to_dict`, with `against` if it was compared; None makes it.
-
-    Raises:
-        StorageError: the disk is full or the place is not writable.
-    """
-    first = result.answers[0].group if result.answers else ""
-    poor = [answer for answer in result.answers if answer.group == first and answer.score < 1]
-    poor.sort(key=lambda answer: tuple(answer.scores.values()))
-    shown = []
-    for answer in poor[:SHOWN]:
-        images = [image for message in answer.question.messages for image in message.images]
-        picture = open_image(images[0].source) if images else None
-        question = answer.question.text or "(asked by voice)"
-        shown.append(Prediction(picture, question, answer.question.expected, None, answer.text, answer.score))
-    return write_page(path, evaluation_page(summary or result.to_dict(), shown, len(poor)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,7 +12,7 @@ from ..core.answers import AnswerSet
 from ..data.media import image_errors
 from ..data.store import Progress
 from ..errors import DataError
-from ..messages import Message
+from ..messages import MediaSource, Message
 from .metrics import Measure, Scores
 
 Scoring: TypeAlias = Callable[[Sequence[Any], Sequence[str]], list[Scores]]
@@ -45,6 +45,11 @@ class Question:
     context: str | None = None
     answers: AnswerSet | None = None
 
+    @property
+    def pictures(self) -> list[MediaSource]:
+        """All that its messages show, in reading order."""
+        return [image.source for message in self.messages for image in message.images]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -56,12 +61,14 @@ class Task:
             the task's own.
         score: scores answers; the first of an answer's scores is its own, 1 where it is wholly right.
         measures: what is made of the scores, by name.
+        blind: the groups that are the first one with other pictures, by what is shown; they are no result of their own.
     """
 
     name: str
     groups: Mapping[str, Sequence[Question]]
     score: Scoring
     measures: Mapping[str, Measure]
+    blind: Mapping[str, str] = field(default_factory=dict)
 
     def keys(self, group: str) -> dict[str, Measure]:
         """The measures of a group by the names they are reported under: `f1` of `accuracy_spoken` is `f1_spoken`."""
@@ -96,10 +103,9 @@ def check_images(questions: Sequence[Question], on_progress: Progress | None = N
     """
     named: dict[Path | str | bytes, Question] = {}
     for question in questions:
-        for message in question.messages:
-            for image in message.images:
-                if isinstance(image.source, Path | str | bytes):
-                    named.setdefault(image.source, question)
+        for source in question.pictures:
+            if isinstance(source, Path | str | bytes):
+                named.setdefault(source, question)
     sources = list(named)
     errors = image_errors(sources, "decoded", on_progress)
     if not errors:

@@ -15,7 +15,16 @@ from ..core.answers import AnswerSet
 from ..errors import InputError
 from ..media.images import open_image
 from ..media.speech import Transcriber, Transcript
-from ..messages import AudioSource, MediaSource, Message, check_conversation, to_chat, transcribe_message
+from ..messages import (
+    AudioSource,
+    Image,
+    MediaSource,
+    Message,
+    Text,
+    check_conversation,
+    to_chat,
+    transcribe_message,
+)
 from .decisions import Decision, DecisionQuestion, Reading, answer_ids, batches, score
 from .engine import Engine
 from .grammar import Grammar, Grammars
@@ -307,7 +316,14 @@ class Assistant:
 
 
 def _shown(messages: Sequence[Message]) -> tuple[MediaSource, ...]:
-    return tuple(image.source for message in messages for image in message.images)
+    """The pictures, and the words that stand before the last of them: who has the same can share a reading."""
+    parts = [part for message in messages for part in message.content]
+    last = max((place for place, part in enumerate(parts) if isinstance(part, Image)), default=-1)
+    return tuple(
+        part.source if isinstance(part, Image) else part.text
+        for part in parts[: last + 1]
+        if isinstance(part, Image | Text)
+    )
 
 
 @contextmanager

@@ -20,13 +20,15 @@ from transformers import set_seed
 
 from .. import checkpoint as checkpoints
 from ..checkpoint import Checkpoint
+from ..checkpoint.calibration import Calibration
 from ..checkpoint.four_bits import DEQUANTIZED, is_dequantized
 from ..checkpoint.vision_encoder import VisionEncoder
 from ..core import distributed
 from ..core.console import AS_IT_IS, progress
 from ..core.files import write_file
-from ..core.html_report import Prediction, training_page, write_page
+from ..core.html_report import training_page, write_page
 from ..core.numeric_format import NumericFormat
+from ..core.report_blocks import Prediction
 from ..data.dataset import ConversationDataset
 from ..data.decisions import Decisions
 from ..data.feature_policy import open_features
@@ -260,9 +262,10 @@ class Run:
         """Writes the report, with held-out questions answered."""
         before = self.before if len(self.before) == len(self.shown) else [""] * len(self.shown)
         answers = zip(self.shown, before, self._answers(self.shown), strict=True)
+        calibration = Calibration.read(self.folder)
         page = training_page(
             title=f"Training of {self.folder.name}",
-            facts=self.facts,
+            facts=self.facts | (calibration.facts() if calibration else {}),
             log=self.log,
             predictions=[_prediction(*row) for row in answers],
             recipe=self.recipe.to_yaml(),
