@@ -62,6 +62,7 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="Eden", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.router.redirect_slashes = False  # its answers would name whatever host the request names
     _add_routes(app, service)
+    _add_facts(app, service)
     app.add_exception_handler(EdenError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientGone, _on_client_gone)
@@ -85,9 +86,6 @@ def create_app(service: Service) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    context = service.assistant.context_length
-    model = Model(id=service.name, created=int(time.time()), max_model_len=context)
-
     @app.post(CHAT, response_model=ChatCompletion, responses=FAULTS, openapi_extra=_json_body(ChatRequest))
     async def chat_completions(http: Request) -> Response:
         """Answers a conversation of text, images and speech; with `stream` as server-sent events."""
@@ -130,6 +128,12 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Turns speech into text."""
         with service.admitted():
             return await transcribe(service, http)
+
+
+def _add_facts(app: FastAPI, service: Service) -> None:
+    """What is served and how it is, and last the paths that are none."""
+    context = service.assistant.context_length
+    model = Model(id=service.name, created=int(time.time()), max_model_len=context)
 
     @app.get("/v1/models", responses={401: FAULTS[401]})
     async def models() -> ModelList:
