@@ -102,7 +102,12 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, on_started: Callable[[], None] | None = None):
         super().__init__(
             uvicorn.Config(
-                app, log_level="warning", access_log=False, timeout_graceful_shutdown=LAST_SECONDS, server_header=False
+                app,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=LAST_SECONDS,
+                server_header=False,
+                ws="none",  # whatever library is installed: who asks for a web socket is answered, and not waited for
             )
         )
         self._app = app
