@@ -8,9 +8,10 @@ fit on the same held-out samples; and the trained model asked to write its answe
 
 import json
 import random
-import shutil
+import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from bench.table import Bar, Row, show
 from bench.timing import timed
 from eden.checkpoint import load
 from eden.checkpoint.vision_encoder import VisionEncoder
-from eden.cli.demo import write_digits
+from eden.cli.demo import write_class_folders
 from eden.core.answers import AnswerSet
 from eden.data.prepare import read_data
 from eden.data.store import Samples
@@ -34,13 +35,22 @@ from eden.data.validate import load_samples
 from eden.evaluate import decide_task, open_task
 from eden.evaluate.calibration import Calibrated, risk_coverage
 from eden.inference.calibration import fit
-from eden.inference.decisions import Decision
+from eden.inference.decisions import Decision, DecisionQuestion
 from eden.media.images import open_image
 from eden.recipe import load_recipe
 from eden.training.train import train
 
 PEER = "logistic regression on the same features"
 MOST_ERROR = 0.01
+COLOURS, SHAPES = ("red", "blue", "green", "yellow"), ("circle", "square", "star", "triangle")
+ASKED = (
+    ("Is there a red {}?", None, SHAPES),
+    ("What colour is the {}?", ["Red.", "Blue.", "Green.", "Yellow."], SHAPES),
+    ("What size is the {}?", ["Small.", "Large."], SHAPES),
+    ("What shape is the {} object?", ["Circle.", "Square.", "Star.", "Triangle."], COLOURS),
+    ("How many {} objects are there?", ["One.", "Two.", "Three."], COLOURS),
+)
+"""Questions, their answers (None is yes and no), and what to ask them of."""
 
 
 def main() -> None:
@@ -117,6 +127,7 @@ def measure(folder: Path, console: Console) -> list[Row]:
             digits=4,
         ),
         Row("pictures decided", len(test) / deciding, "pictures/s", "the same model writes", len(test) / writing),
+        about_one_picture([question[-1].images[0].source for question in questions[:60]]),
         Row("training", seconds, "s", PEER, fitting),
     ]
     low, high = mine.measures()["ece"][1]
@@ -125,16 +136,32 @@ def measure(folder: Path, console: Console) -> list[Row]:
 
 
 def class_folders(folder: Path, console: Console) -> Path:
-    """The digits, copied into a folder for each class, in `train/` and `test/`."""
+    """The digits in a folder for each class, unless they are there already."""
     photos = folder / "photos"
-    if photos.exists():
-        return photos
-    for file, part in zip(write_digits(folder / "digits", console), ("train", "test"), strict=True):
-        for record in json.loads(file.read_text()):
-            place = photos / part / record["conversations"][1]["value"]
-            place.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file.parent / record["image"], place)
+    if not photos.exists():
+        write_class_folders(photos, console)
     return photos
+
+
+def about_one_picture(pictures: Sequence[Path]) -> Row:
+    """Many questions about a picture and one about another, in turns; of eden-tiny's world, with their answers."""
+    assistant = eden.load()
+    questions = [
+        DecisionQuestion(ask.format(of), AnswerSet.of(answers)) for ask, answers, things in ASKED for of in things
+    ]
+    many, one = [], []
+    for number, (picture, other) in enumerate(zip(pictures[::2], pictures[1::2], strict=False)):
+        single = questions[number % len(questions)]
+        many.append(timed(lambda: assistant.decide_each(questions, [picture]))[1])  # noqa: B023
+        one.append(timed(lambda: assistant.decide_each([single], [other]))[1])  # noqa: B023
+    return Row(
+        f"{len(questions)} questions about one picture, eden-tiny",
+        statistics.median(many) * 1000,
+        "ms",
+        "one question",
+        statistics.median(one) * 1000,
+        Bar(3, least=False, of_ratio=True),
+    )
 
 
 def regression(answers: AnswerSet, trained: Samples, held_out: Samples, test: Samples) -> Calibrated:

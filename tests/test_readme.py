@@ -1,5 +1,6 @@
 """The README is the product's face: its commands and its Python run as they stand."""
 
+import csv
 import json
 import os
 import re
@@ -56,12 +57,27 @@ def test_every_command_runs(place: Path) -> None:
     for command in commands:
         if command == "eden serve":  # below, with what asks it
             continue
-        result = cli.eden(*shlex.split(command)[1:], cwd=place, env=environment)
+        fewer = ["training.max_steps=5"] if command.startswith("eden train decide") else []  # all of them below
+        result = cli.eden(*shlex.split(command)[1:], *fewer, cwd=place, env=environment)
         assert result.returncode == 0, f"{command}\n{result.stderr}"
         assert result.stdout.strip(), command
     for block in PYTHON:
         if "OpenAI" not in block:
             run_python(block, place)
+
+
+@pytest.mark.soak
+def test_digits_in_class_folders_are_decided_from_the_readme(tmp_path: Path) -> None:
+    (block,) = [block for block in code_blocks("README.md", "sh") if "--class-folders" in block]
+    commands = [shlex.split(line)[1:] for line in block.splitlines()]
+    for command in commands:
+        result = cli.eden(*command, *(["--json"] if command[0] == "evaluate" else []), cwd=tmp_path)
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+        if command[0] == "evaluate":
+            measures = json.loads(result.stdout)["decisions"]["after"]
+            assert measures["accuracy"]["value"] >= 0.95 and measures["nll"]["value"] <= 0.15, measures
+    rows = list(csv.DictReader((tmp_path / "sorted.csv").open()))
+    assert len(rows) == 360 and float(rows[0]["confidence"]) < 0.9 < float(rows[-1]["confidence"])
 
 
 def test_the_clients_of_readme_and_docs_are_answered(place: Path) -> None:

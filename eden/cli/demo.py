@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import PIL.Image
 from rich.console import Console
 
 from ..checkpoint import load
 from ..core.console import progress
 from ..core.files import write_file
 from ..core.location import EDEN_TINY
+from ..errors import InputError
 from ..evaluate import evaluate, open_task
 from ..inference.assistant import Assistant
 from ..inference.sampling import Sampling
@@ -76,43 +79,54 @@ def run_demo(folder: str | Path, console: Console, *, overrides: tuple[str, ...]
 
 
 def write_digits(folder: Path, console: Console) -> tuple[Path, Path]:
-    """The UCI handwritten digits (shipped inside scikit-learn) as PNG files and two LLaVA-format files.
+    """The digits as PNG files and two LLaVA-format files.
 
     Returns:
         The file to train on (1,437 samples) and the file of the 360 held back.
-
-    Source: E. Alpaydin and C. Kaynak, https://doi.org/10.24432/C50P49 (CC BY 4.0).
     """
-    import PIL.Image
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    order = list(range(len(digits.images)))
-    random.Random(0).shuffle(order)
     records = []
-    with progress(console) as bar:
-        for index in bar.track(order, description="writing digits as PNG"):
-            grey = (255 - digits.images[index] * (255 / 16)).astype("uint8")  # dark ink on white paper
-            side = grey.shape[0] * DIGIT_SCALE
-            picture = PIL.Image.fromarray(grey).resize((side, side), PIL.Image.Resampling.BICUBIC)
-            name = f"{index:04d}.png"
-            folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / name)
-            records.append(
-                {
-                    "id": f"{index:04d}",
-                    "image": name,
-                    "conversations": [
-                        {"from": "human", "value": f"<image>\n{QUESTION}"},
-                        {"from": "gpt", "value": str(int(digits.target[index]))},
-                    ],
-                }
-            )
+    for name, digit, picture in _digits(console):
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / name)
+        turns = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": digit}]
+        records.append({"id": Path(name).stem, "image": name, "conversations": turns})
     held_back, rest = records[:UNSEEN_DIGITS], records[UNSEEN_DIGITS:]
     return (
         write_file(folder / "train.json", json.dumps(rest, indent=1)),
         write_file(folder / "test.json", json.dumps(held_back, indent=1)),
     )
+
+
+def write_class_folders(folder: Path, console: Console) -> None:
+    """The digits in a folder for each class, in `train/`, and those that `write_digits` holds back in `test/`.
+
+    Raises:
+        InputError: there is something in the folder.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError("the folder is not empty", where=str(folder), hint="Name a new one.")
+    for number, (name, digit, picture) in enumerate(_digits(console)):
+        place = folder / ("test" if number < UNSEEN_DIGITS else "train") / digit
+        place.mkdir(parents=True, exist_ok=True)
+        picture.save(place / name)
+
+
+def _digits(console: Console) -> Iterator[tuple[str, str, PIL.Image.Image]]:
+    """The UCI handwritten digits (shipped inside scikit-learn), shuffled: file name, digit, picture.
+
+    Source: E. Alpaydin and C. Kaynak, https://doi.org/10.24432/C50P49 (CC BY 4.0).
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = list(range(len(digits.images)))
+    random.Random(0).shuffle(order)
+    with progress(console) as bar:
+        for index in bar.track(order, description="writing digits as PNG"):
+            grey = (255 - digits.images[index] * (255 / 16)).astype("uint8")  # dark ink on white paper
+            side = grey.shape[0] * DIGIT_SCALE
+            picture = PIL.Image.fromarray(grey).resize((side, side), PIL.Image.Resampling.BICUBIC)
+            yield f"{index:04d}.png", str(int(digits.target[index])), picture
 
 
 def _ask_about_a_picture(assistant: Assistant, path: Path, console: Console) -> None:

@@ -13,11 +13,18 @@ from .options import Json, err, print_json
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Where data, artifact and report go.")] = Path("runs/demo"),
+    class_folders: Annotated[
+        Path | None, typer.Option(help="Only write the digits, in a folder for each class, as `decide` learns from.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The tour: ask eden-tiny, fine-tune it on real handwritten digits, ask again."""
-    from .demo import run_demo
+    from .demo import run_demo, write_class_folders
 
+    if class_folders is not None:
+        write_class_folders(class_folders, err)
+        print(f"{class_folders}/train  to learn from\n{class_folders}/test   to be judged by")
+        return
     result = run_demo(out, err)
     if as_json:
         digits = {"before": round(result.before, 4), "after": round(result.after, 4), "n": result.n}
