@@ -96,21 +96,24 @@ def test_decisions_are_those_outside_the_engine(assistant: Assistant, prefill_to
 
 
 def test_one_that_is_cancelled_leaves_the_others_alone(assistant: Assistant) -> None:
+    right = expected(assistant)
     with Engine(assistant.checkpoint) as engine:
-        blocked, made = threading.Event(), list[Deciding]()
+        begun, submitted, made = threading.Event(), threading.Event(), list[Deciding]()
 
         def cancel(forward: int) -> None:
             if forward == 1:
-                assert blocked.wait(60)
+                begun.set()
+                assert submitted.wait(60)
             if forward == 3:  # behind the first, alone, the prefixes of the others have been read: their last pass
                 made[2].cancel()
 
         with at_each_forward(assistant, cancel) as rows:
             made += [engine.decide(request(assistant, 0))]
+            assert begun.wait(60)
             made += [engine.decide(request(assistant, number)) for number in (1, 2, 3)]
-            blocked.set()
+            submitted.set()
             for place, number in ((0, 0), (1, 1), (3, 3)):
-                assert logs(made[place].wait(), number) == expected(assistant)[number]
+                assert logs(made[place].wait(), number) == right[number]
         assert made[2].wait().finish_reason == "cancelled" and not made[2].logs
         assert rows == [1, 1, 3, 3]
 
@@ -163,7 +166,7 @@ def test_memory_that_runs_out_again_and_again_spoils_no_decision(assistant: Assi
     """In a tenth of all forwards, while answers and decisions come and go."""
     rng, right = random.Random(0), expected(assistant)
     asked = Request.of(assistant.encode(conversation("hello", "red")), Sampling(max_new_tokens=9))
-    with Engine(assistant.checkpoint) as engine:
+    with Engine(assistant.checkpoint, max_waiting=100) as engine:
         alone = engine.submit(asked).wait().token_ids
 
         def run_out(forward: int) -> None:

@@ -217,4 +217,4 @@ def test_what_the_api_says_of_itself_is_so(examples: int, tmp_path: Path) -> Non
         command += ["--max-examples", str(examples), "--seed", "1"]
         result = cli.Started(command, cwd=tmp_path).finished()  # it leaves a folder
     assert result.returncode == 0, result.stdout[-4000:]
-    assert "7/7" in result.stdout
+    assert "8/8" in result.stdout

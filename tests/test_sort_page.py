@@ -348,9 +348,9 @@ def test_only_what_was_uploaded_is_sorted(without_folder: Running, tmp_path: Pat
         "textbox": "What is it?",
         "browserstate": "",
     }
-    first = next(place for place, event in enumerate(events) if kinds[event["inputs"][0]]["type"] == "browserstate")
-    for event in events[first:]:  # the tab's
-        of = [kinds[part] for part in event["inputs"]]
+    inputs = [[kinds[part] for part in event["inputs"]] for event in events]
+    first = next(place for place, of in enumerate(inputs) if of and of[0]["type"] == "browserstate")
+    for event, of in zip(events[first:], inputs[first:], strict=True):  # the tab's
         body = {"data": [values.get(part["type"]) for part in of], "fn_index": event["id"], **session}
         body["event_data"] = {"act": "label", "picture": "secret.png", "answer": "yes"}
         joined = httpx.post(f"{url}/gradio_api/queue/join", json=body, timeout=30)
