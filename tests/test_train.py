@@ -106,21 +106,41 @@ def at_step(number: int) -> tuple[str, str, int]:
     return "transformers.trainer", "Trainer.training_step", number
 
 
+VARIED = ["data.augment=0.4", "data.features=live"]
+
+
+@pytest.fixture(scope="module")
+def varied(data: Path, backbones: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with images that are varied in each epoch."""
+    out = tmp_path_factory.mktemp("runs") / "varied"
+    result = cli.eden("train", "phi3.5-mini", *overrides(data, backbones, out), *VARIED)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_varied_images_give_other_losses(finished: Path, varied: Path) -> None:
+    """From the first steps on; what is held out is never varied."""
+    pairs = list(zip(losses(finished), losses(varied), strict=True))
+    assert all(plain[:2] == other[:2] for plain, other in pairs)
+    assert pairs[0][0][2] != pytest.approx(pairs[0][1][2], abs=1e-6)
+
+
+@pytest.mark.parametrize(("whole", "changes"), [("finished", []), ("varied", VARIED)])
 def test_killed_and_resumed_gives_the_losses_of_the_uninterrupted_run(
-    finished: Path, data: Path, backbones: tuple[Path, Path], tmp_path: Path
+    whole: str, changes: list[str], data: Path, backbones: tuple[Path, Path], tmp_path: Path, request: Any
 ) -> None:
     out = tmp_path / "killed"
-    arguments = ["train", "phi3.5-mini", *overrides(data, backbones, out)]
+    arguments = ["train", "phi3.5-mini", *overrides(data, backbones, out), *changes]
     with cli.Python("-m", "eden", *arguments, stop=at_step(11)) as process:
         process.wait_until_stopped()
         process.kill()
     assert losses(out)[-1][0] == 10 and {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-8"}
     with pytest.raises(RecipeError, match=r"learning_rate is 0\.002, and the run began with 0\.001"):
-        again(out, data, backbones, "training.learning_rate=2e-3")
+        again(out, data, backbones, "training.learning_rate=2e-3", *changes)
     result = cli.eden(*arguments, "--resume")
     assert result.returncode == 0, result.stderr
     assert "resuming from" in result.stderr
-    expected, resumed = losses(finished), losses(out)
+    expected, resumed = losses(request.getfixturevalue(whole)), losses(out)
     assert [row[:2] for row in resumed] == [row[:2] for row in expected]
     assert [row[2] for row in resumed] == pytest.approx([row[2] for row in expected], abs=1e-4)
 

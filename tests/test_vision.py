@@ -18,6 +18,7 @@ from conftest import make_image
 
 from eden import ImageError
 from eden.checkpoint.checkpoint import load_processor
+from eden.media.augment import vary
 from eden.media.images import MAX_PIXELS, open_image, sniff_image
 
 
@@ -202,3 +203,16 @@ def test_paths_that_are_no_files(
     with pytest.raises(ImageError) as caught:
         look(source)
     assert "\n" not in str(caught.value) and caught.value.fault.kind == "missing_image"
+
+
+def test_an_image_is_varied_by_its_seed_and_not_beyond_the_amount() -> None:
+    picture = PIL.Image.new("RGB", (200, 120), "white")
+    picture.paste("black", (90, 50, 110, 70))
+    varied = [np.asarray(vary(picture, 0.1, str(seed))) for seed in range(40)]
+    assert all(image.shape == (120, 200, 3) and (image[[0, 0, -1, -1], [0, -1, 0, -1]] > 250).all() for image in varied)
+    assert np.array_equal(varied[0], vary(picture, 0.1, "0")) and not np.array_equal(varied[0], varied[1])
+    dark = [np.argwhere(image[..., 0] < 128) for image in varied]
+    middles = np.array([places.mean(axis=0) for places in dark]) - [59.5, 99.5]
+    assert (np.abs(middles) <= [6.5, 10.5]).all() and (np.abs(middles).max(axis=0) > [3, 5]).all()
+    areas = np.array([len(places) for places in dark]) / 400
+    assert 0.8 < areas.min() < 0.95 and 1.05 < areas.max() < 1.25

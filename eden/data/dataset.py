@@ -16,6 +16,7 @@ import torch.utils.data
 
 from ..core import distributed
 from ..errors import DataError, ImageError
+from ..media.augment import vary
 from ..media.images import open_image
 from ..model.loss import IGNORE_INDEX
 from ..model.processing import MultimodalPhiProcessor
@@ -36,6 +37,7 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         processor: of the model in training.
         max_length: the longest example allowed, in tokens; nothing is ever cut off silently.
         row_length: of the rows that examples will be packed into, if they will be; none may be longer.
+        augment: how far images are varied at random (`eden.media.augment.vary`), in each epoch otherwise; None is not.
         on_error: `fail` at the first sample that does not fit, or `skip` it and list it in `skipped`. An image that
             turns out damaged in mid-run is an error of its sample, or is left out of the loss and listed in `damaged`.
         on_progress: called as samples are encoded.
@@ -52,12 +54,14 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         *,
         max_length: int,
         row_length: int | None = None,
+        augment: float | None = None,
         on_error: Literal["fail", "skip"] = "fail",
         on_progress: Progress | None = None,
     ):
         self.processor = processor
         self.skipped: list[DataError] = []
-        self._on_error = on_error
+        self._on_error, self._augment = on_error, augment
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # with the processes of a data loader
         samples = samples if isinstance(samples, Samples) else Samples.of(SampleList(samples))
         self._tokens = [TokenTable(store, processor, on_progress) for store in samples.stores]
         self._features: FeatureStore | None = None
@@ -72,7 +76,7 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         example: dict[str, Any] = {"input_ids": ids, "labels": labels}
         if sources := _images_of(sample):
             try:
-                example |= self._images(sources)
+                example |= self._images(sources, index)
             except ImageError as error:  # it was there when the run began
                 if self._on_error == "fail":
                     raise DataError(error.fault.at(sample.where)) from error
@@ -80,6 +84,10 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 example["labels"] = np.full_like(labels, IGNORE_INDEX)
                 example |= self._no_images(len(sources))
         return example
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch. Images are varied by it and their sample alone: a resumed run sees the same."""
+        self._epoch[0] = epoch
 
     def use_features(self, features: FeatureStore) -> list[DataError]:
         """Takes images as features from now on, and leaves out the samples whose images gave none.
@@ -119,11 +127,15 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.skipped += listed.values()
         return list(listed.values())
 
-    def _images(self, sources: Sequence[Source]) -> dict[str, torch.Tensor]:
+    def _images(self, sources: Sequence[Source], index: int) -> dict[str, torch.Tensor]:
         """The images of one sample: `image_features` [I,N,Dv] or `pixel_values` [I,3,H,W]."""
         if self._features is not None:
             return {"image_features": torch.stack([self._features.features(source) for source in sources])}
-        return {"pixel_values": self._pixels([open_image(source) for source in sources])}
+        images = [open_image(source) for source in sources]
+        if self._augment is not None:
+            seeds = [f"{int(self._epoch)} {index} {number}" for number in range(len(images))]
+            images = [vary(image, self._augment, seed) for image, seed in zip(images, seeds, strict=True)]
+        return {"pixel_values": self._pixels(images)}
 
     def _no_images(self, number: int) -> dict[str, torch.Tensor]:
         """What stands for the images of a sample that is left out of the loss."""

@@ -99,6 +99,10 @@ class PackedDataset(torch.utils.data.Dataset[list[dict[str, Any]]]):
         self.rows = pack(dataset.lengths, row_length, seed)
         self.efficiency = efficiency(self.rows, dataset.lengths, row_length)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch."""
+        self.dataset.set_epoch(epoch)
+
     def __len__(self) -> int:
         return len(self.rows)
 

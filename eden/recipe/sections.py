@@ -74,6 +74,9 @@ class DataSection(_Section):
     features: Literal["live", "cached", "auto"] = Field(
         "live", description="images go through the tower in each step, or once into a cache, or whichever is faster"
     )
+    augment: float | None = Field(
+        None, gt=0, le=0.5, description="how far images are turned, scaled and moved at random to learn from; as 0.1"
+    )
     row_length: int | None = Field(
         None, gt=0, description="tokens of a row that samples are packed into; null packs none"
     )

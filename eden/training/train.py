@@ -190,7 +190,8 @@ class Run:
     def encode(self, start: Start) -> None:
         """Makes the samples data sets, and their images features where that is the recipe's way or the run's."""
         train_samples, eval_samples = self._samples
-        self.train_set = self._encoded("training", train_samples, self.recipe.data.row_length)
+        row_length, augment = self.recipe.data.row_length, self.recipe.data.augment
+        self.train_set = self._encoded("training", train_samples, row_length=row_length, augment=augment)
         self.eval_set = self._encoded("held-out", eval_samples)
         self._check_not_empty()
         self._print_parameters()
@@ -278,15 +279,15 @@ class Run:
             self.console.print(f"{how} {line}", **AS_IT_IS)
             self.skipped.append(line)
 
-    def _encoded(self, name: str, samples: Samples, row_length: int | None = None) -> ConversationDataset:
+    def _encoded(self, name: str, samples: Samples, **options: Any) -> ConversationDataset:
         with progress(self.console) as bar:
             task = bar.add_task(f"encoding {name} samples", total=len(samples))
             dataset = ConversationDataset(
                 samples,
                 self.checkpoint.processor,
                 max_length=self.recipe.data.max_length,
-                row_length=row_length,
                 on_error=self.recipe.data.on_error,
+                **options,
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         self._skip("skipped", dataset.skipped)
