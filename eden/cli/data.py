@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,10 +13,14 @@ from ..errors import DataError, InputError
 from .options import Json, Model, err, print_json
 
 if TYPE_CHECKING:
+    import PIL.Image
+
     from ..data.validate import Report
 
 
 SHOWN_QUESTIONS = 8
+SHOWN_TWINS, TWINS_ON_PAGE = 20, 100
+"""Pairs; --json has all."""
 
 
 def check(
@@ -29,6 +33,10 @@ def check(
     ] = None,
     decode: Annotated[bool, typer.Option(help="Decode every image in full, not only its first bytes.")] = False,
     faults: Annotated[int, typer.Option(min=0, help="How many faults to name; all are counted.")] = 1000,
+    twins: Annotated[
+        bool,
+        typer.Option("--twins", help="Find pictures alike in two parts (training, held out), or with other answers."),
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page, too.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -48,10 +56,19 @@ def check(
             on_progress=lambda done, total: bar.update(task, completed=done, total=total or None),
         )
     report.decisions = [asked.to_dict() for asked in Decisions(samples).asked()]
+    shown: list[list[PIL.Image.Image]] = []
+    if twins and len(samples) > 1:
+        from ..data.twins import find_twins
+        from ..media.images import open_image
+
+        found = find_twins(data, images, audio, err)
+        report.twins = found.to_dict()
+        if html is not None:
+            shown = [[open_image(of.source) for of in pair.pictures] for pair in found.pairs[:TWINS_ON_PAGE]]
     if html is not None:
         from ..core.html_report import data_page, write_page
 
-        write_page(html, data_page(report.to_dict()))
+        write_page(html, data_page(report.to_dict(), shown))
     if as_json:
         print_json(report.to_dict())
     else:
@@ -72,6 +89,8 @@ def _print_report(report: Report) -> None:
             print(f"  {group}{name if group == 'format, ' else name.replace('_', ' ')}: {count:,}")
 
     _print_decisions(report)
+    if report.twins is not None:
+        _print_twins(report.twins)
 
 
 def _print_decisions(report: Report) -> None:
@@ -82,6 +101,20 @@ def _print_decisions(report: Report) -> None:
             print(f"  {answer}: {number:,}{small}")
     if (more := len(report.decisions) - SHOWN_QUESTIONS) > 0:
         print(f"... and {more:,} more questions with a closed set of answers (--json counts them all)")
+
+
+def _print_twins(twins: dict[str, Any]) -> None:
+    from ..core.report_blocks import twin_words
+
+    for line in twins["unreadable"]:
+        err.print(f"skipped {line}", **AS_IT_IS)
+    print(f"twins: {twins['leaks']:,} leaks, {twins['different_answers']:,} with different answers")
+    for pair in twins["pairs"][:SHOWN_TWINS]:
+        alike, why = twin_words(pair)
+        sides = [f"{of['path']} ({', '.join([of['part'], *of['answers']])})" for of in pair["pictures"]]
+        print(f"  {alike:<7} {why:<23}  {'  '.join(sides)}")
+    if (more := len(twins["pairs"]) - SHOWN_TWINS) > 0:
+        print(f"... and {more:,} more pairs (--json has them all)")
 
 
 def xray(

@@ -24,6 +24,7 @@ from .report_blocks import (
     looks_blocks,
     plot,
     predictions_table,
+    twins_table,
 )
 from .svg import histogram
 
@@ -90,8 +91,13 @@ def xray_page(samples: Sequence[tuple[str, Sequence[Token], Sequence[PIL.Image.I
     return _page("What the model sees", blocks)
 
 
-def data_page(report: Mapping[str, Any]) -> str:
-    """A checked data set (`eden.data.validate.Report.to_dict`)."""
+def data_page(report: Mapping[str, Any], twins: Sequence[Sequence[PIL.Image.Image]] = ()) -> str:
+    """A checked data set.
+
+    Args:
+        report: `eden.data.validate.Report.to_dict`.
+        twins: the pictures of the first pairs of twins, those that the page shows.
+    """
     facts = {"records": report["samples"], "faulty": report["faulty"], **report["counts"]}
     facts |= {f"as {names}": number for names, number in report["formats"].items()}
     blocks = [facts_table(facts)]
@@ -106,6 +112,8 @@ def data_page(report: Mapping[str, Any]) -> str:
         left = report["counts"]["repeated_samples"] - len(rows)
         title = "Repeated samples" + (f" (the first {len(rows)}; {left:,} more)" if left else "")
         blocks.append({"kind": "table", "title": title, "columns": ["sample", "same images and text as"], "rows": rows})
+    if report["twins"]:
+        blocks.append(twins_table(report["twins"]["pairs"], twins))
     if report["faulty"]:
         kinds = [[kind.replace("_", " "), f"{number:,}"] for kind, number in report["faults_by_kind"].items()]
         blocks.append({"kind": "table", "title": "Faults by kind", "columns": ["kind", "number"], "rows": kinds})

@@ -155,6 +155,29 @@ def decided_table(title: str, decisions: Sequence[Decided]) -> Block:
     return {"kind": "predictions", "title": title, "columns": ["Decision", "Probability", "Next"], "rows": rows}
 
 
+def twins_table(pairs: Sequence[Mapping[str, Any]], images: Sequence[Sequence[PIL.Image.Image]]) -> Block:
+    """Pairs of pictures (`eden.data.twins.Pair.to_dict`) side by side, as many as there are images of."""
+    if not pairs:
+        return {"kind": "text", "title": "Twins", "html": "No pictures are alike across parts or with other answers."}
+    cell = Markup('<img class="thumb" src="{}" alt=""><br><b>{}</b><br>{}<br><small>{}</small>')
+    rows: list[list[Any]] = []
+    for pair, shown in zip(pairs, images, strict=False):
+        sides = zip(pair["pictures"], shown, strict=True)
+        cells = [cell.format(data_url(i), " / ".join(of["answers"]), of["part"], of["path"]) for of, i in sides]
+        rows.append([*twin_words(pair), *cells])
+    left = len(pairs) - len(rows)
+    title = "Twins" + (f" (the first {len(rows)}; {left:,} more)" if left else "")
+    return {"kind": "table", "title": title, "columns": ["alike", "why", "one", "the other"], "rows": rows}
+
+
+def twin_words(pair: Mapping[str, Any]) -> tuple[str, str]:
+    """How alike two pictures are, and why they are listed."""
+    reasons = {"leak": pair["leak"], "different answers": pair["different_answers"]}
+    return "same" if pair["same"] else f"{pair['similarity']:.4f}", ", ".join(
+        k for k, is_so in reasons.items() if is_so
+    )
+
+
 def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Block:
     return {"kind": "table", "title": title, "columns": columns, "rows": rows, "words": True}
 

@@ -95,11 +95,13 @@ class FeatureStore:
         """
         if fault := self.faults.get(source_name(source)):
             raise ImageError(fault)
-        name, row = self._index[
-            hashlib.sha256(source).digest() if isinstance(source, bytes) else self._keys[source_name(source)]
-        ]
+        name, row = self._index[self.key(source)]
         features: torch.Tensor = self._open(name)[row : row + 1][0]
         return features
+
+    def key(self, source: Source) -> Key:
+        """The content's SHA-256, of an image that `fill` was given and could use."""
+        return hashlib.sha256(source).digest() if isinstance(source, bytes) else self._keys[source_name(source)]
 
     def faulty(self, samples: Sequence[Sample]) -> dict[int, DataError]:
         """The samples with an image that `fill` could not use, by their place, and why."""

@@ -21,11 +21,12 @@ from .transcripts import HeardStore, TranscriptStore, heard_words, words_or_faul
 from .validate import load_samples
 
 
-def read_data(recipe: Recipe, console: Console) -> tuple[Samples, Samples, list[str]]:
+def read_data(recipe: Recipe, console: Console, *, hear: bool = True) -> tuple[Samples, Samples, list[str]]:
     """Training and held-out samples in text and images, and what was skipped, one line each.
 
     They are checked by `eden check`'s own code, but images only for being there: what is damaged is found when it is
-    needed. Records and transcripts come from the cache where they are in it.
+    needed. Records and transcripts come from the cache where they are in it. With `hear=False` recordings stay as they
+    are, and samples in whose recordings nothing is said stay in.
 
     Raises:
         DataError: a file or a sample is faulty (`data.on_error: fail`), or none is good.
@@ -52,7 +53,7 @@ def read_data(recipe: Recipe, console: Console) -> tuple[Samples, Samples, list[
         skipped.extend(f"{fault.where}: {fault.what}" for fault in report.faults)
         if report.unnamed:
             skipped.append(f"{source.path}: {report.unnamed:,} more faults")
-        return _in_words(samples, recipe, skipped, console)
+        return _in_words(samples, recipe, skipped, console) if hear else samples
 
     samples = Samples.joined([read(source) for source in section.all_sources])
     if section.eval_path is not None:

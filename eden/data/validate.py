@@ -37,6 +37,7 @@ class Report:
         faults_by_kind: all of them, counted.
         counts, formats, kinds, histograms, repeated: of `describe`.
         decisions: questions with a closed set of answers, and how often each was given.
+        twins: of `eden.data.twins.Twins.to_dict`; None if nobody asked.
     """
 
     path: str
@@ -50,6 +51,7 @@ class Report:
     histograms: dict[str, list[dict[str, int]]] = field(default_factory=dict)
     repeated: list[dict[str, str]] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
+    twins: dict[str, Any] | None = None
 
     @property
     def ok(self) -> bool:
