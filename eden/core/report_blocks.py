@@ -164,10 +164,10 @@ def twins_table(pairs: Sequence[Mapping[str, Any]], images: Sequence[Sequence[PI
     for pair, shown in zip(pairs, images, strict=False):
         sides = zip(pair["pictures"], shown, strict=True)
         cells = [cell.format(data_url(i), " / ".join(of["answers"]), of["part"], of["path"]) for of, i in sides]
-        rows.append([*twin_words(pair), *cells])
-    left = len(pairs) - len(rows)
-    title = "Twins" + (f" (the first {len(rows)}; {left:,} more)" if left else "")
-    return {"kind": "table", "title": title, "columns": ["alike", "why", "one", "the other"], "rows": rows}
+        rows += [[", ".join(twin_words(pair)), ""], cells]
+    shown = min(len(pairs), len(images))
+    title = "Twins" + (f" (the first {shown}; {len(pairs) - shown:,} more)" if shown < len(pairs) else "")
+    return {"kind": "table", "title": title, "columns": ["one", "the other"], "rows": rows}
 
 
 def twin_words(pair: Mapping[str, Any]) -> tuple[str, str]:
