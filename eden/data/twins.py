@@ -33,14 +33,7 @@ PARTS = ("training", "held out", "test")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in one part of a data set.
-
-    Attributes:
-        source: its path, or its bytes.
-        part: one of `PARTS`.
-        where: its first sample.
-        answers: of the decisions about it alone, by question.
-    """
+    """A picture in one part of a data set, with its first sample's place and the answers about it alone, by question."""
 
     source: Source
     part: str
@@ -68,18 +61,14 @@ class Pair:
 
     def to_dict(self) -> dict[str, Any]:
         one, other = self.pictures
-        question = self.differ_on or next((text for text in one.answers if text in other.answers), None)
+        asked = self.differ_on or next((text for text in one.answers if text in other.answers), "")
         pictures = [
-            {
-                "path": source_name(of.source),
-                "part": of.part,
-                "where": of.where,
-                "answers": of.answers[question] if question is not None else [],
-            }
+            {"path": source_name(of.source), "part": of.part, "where": of.where, "answers": of.answers.get(asked, [])}
             for of in self.pictures
         ]
         said = {"similarity": self.similarity, "same": self.same, "leak": self.leak}
-        return said | {"different_answers": self.differ_on is not None, "question": question, "pictures": pictures}
+        said["different_answers"] = self.differ_on is not None
+        return said | {"question": asked or None, "pictures": pictures}
 
 
 @dataclass(frozen=True)
@@ -111,9 +100,7 @@ def find_twins(data: str, images: Path | None, audio: Path | None, console: Cons
         console: where progress is shown.
 
     Raises:
-        DataError: the data set cannot be read, or no sample is good.
-        RecipeError: nothing can be held out.
-        StorageError: the cache is not writable.
+        DataError, RecipeError, StorageError: as of `read_data`.
     """
     recipe = load_recipe(RECIPE)
     section = {"path": data, "images": images and str(images), "audio": audio and str(audio), "on_error": "skip"}
@@ -154,9 +141,8 @@ def pictures_of(parts: Mapping[str, Samples]) -> list[Picture]:
                 continue  # the answer is not one to a written question about this picture
             if (answers := decisions.of(sample)) is not None:
                 said = picture.answers.setdefault(sample.messages[-2].text, [])
-                place = answers.index(sample.messages[-1].text)
-                if (answer := answers.answers[place or 0]) not in said:
-                    said.append(answer)
+                answer = answers.answers[answers.index(sample.messages[-1].text) or 0]
+                said += [answer] if answer not in said else []
     return list(found.values())
 
 
@@ -168,7 +154,7 @@ def pairs_of(pictures: Sequence[Picture], features: torch.Tensor, keys: Sequence
     Args:
         pictures: N.
         features: [N,D].
-        keys: of the pictures' contents.
+        keys: of the contents.
     """
     features = torch.nn.functional.normalize(features, dim=1)
     part = torch.tensor([PARTS.index(picture.part) for picture in pictures])
@@ -178,20 +164,15 @@ def pairs_of(pictures: Sequence[Picture], features: torch.Tensor, keys: Sequence
     for index, picture in enumerate(pictures):
         for question, answers in picture.answers.items():
             answered[question] += [(index, codes.setdefault(answer, len(codes))) for answer in answers]
-    for rows in answered.values():
-        indices, answer = torch.tensor(rows).T
-        searches.append((indices, answer, torch.arange(len(rows))))
+    searches += [(*torch.tensor(rows).T, torch.arange(len(rows))) for rows in answered.values()]
     found: dict[tuple[int, int], float] = {}
     for indices, groups, asked in searches:
-        similarity, nearest_row = nearest(features[indices], groups, asked)
+        similarity, places = nearest(features[indices], groups, asked)
         twins = similarity >= ALIKE
-        for one, other, value in zip(asked[twins], nearest_row[twins], similarity[twins].tolist(), strict=True):
-            first, second = sorted((int(indices[one]), int(indices[other])))
-            found[first, second] = min(value, 1.0)
-    pairs = []
-    for (first, second), value in found.items():
-        same = keys[first] == keys[second]
-        pairs.append(Pair((pictures[first], pictures[second]), 1.0 if same else value, same))
+        of_pairs = torch.stack([indices[asked], indices[places]], dim=1)[twins].sort(dim=1).values
+        for (first, second), value in zip(of_pairs.tolist(), similarity[twins].tolist(), strict=True):
+            found[first, second] = 1.0 if keys[first] == keys[second] else min(value, 1.0)
+    pairs = [Pair((pictures[i], pictures[j]), value, keys[i] == keys[j]) for (i, j), value in found.items()]
     return sorted(pairs, key=lambda pair: (not pair.same, -pair.similarity))
 
 
