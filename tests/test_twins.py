@@ -92,6 +92,13 @@ def test_one_picture_with_two_answers(tmp_path: Path) -> None:
     assert [(Path(of["path"]).name, of["answers"]) for of in pair["pictures"]] == [("0.png", ["yes", "no"])] * 2
 
 
+def test_a_data_set_about_one_picture_has_no_parts(tmp_path: Path) -> None:
+    make_image("red").save(tmp_path / "0.png")
+    (tmp_path / "data.csv").write_text("file_name,question,answer\n0.png,is it red,yes\n0.png,is it red,no\n")
+    found = json.loads(check(tmp_path / "data.csv", "--twins", "--json").stdout)["twins"]
+    assert (found["leaks"], found["different_answers"]) == (0, 1)
+
+
 def test_a_picture_in_two_parts_is_a_leak() -> None:
     pictures = [Picture("0.png", part, "record 1") for part in PARTS[:2]]
     (pair,) = pairs_of(pictures, torch.ones(2, 3), [b"key"] * 2)

@@ -57,7 +57,7 @@ def check(
         )
     report.decisions = [asked.to_dict() for asked in Decisions(samples).asked()]
     shown: list[list[PIL.Image.Image]] = []
-    if twins and len(samples) > 1:
+    if twins and len(samples):
         from ..data.twins import find_twins
         from ..media.images import open_image
 

@@ -161,8 +161,8 @@ def twins_table(pairs: Sequence[Mapping[str, Any]], images: Sequence[Sequence[PI
         return {"kind": "text", "title": "Twins", "html": "No pictures are alike across parts or with other answers."}
     cell = Markup('<img class="thumb" src="{}" alt=""><br><b>{}</b><br>{}<br><small>{}</small>')
     rows: list[list[Any]] = []
-    for pair, shown in zip(pairs, images, strict=False):
-        sides = zip(pair["pictures"], shown, strict=True)
+    for pair, pictures in zip(pairs, images, strict=False):
+        sides = zip(pair["pictures"], pictures, strict=True)
         cells = [cell.format(data_url(i), " / ".join(of["answers"]), of["part"], of["path"]) for of, i in sides]
         rows += [[", ".join(twin_words(pair)), ""], cells]
     shown = min(len(pairs), len(images))
@@ -173,9 +173,8 @@ def twins_table(pairs: Sequence[Mapping[str, Any]], images: Sequence[Sequence[PI
 def twin_words(pair: Mapping[str, Any]) -> tuple[str, str]:
     """How alike two pictures are, and why they are listed."""
     reasons = {"leak": pair["leak"], "different answers": pair["different_answers"]}
-    return "same" if pair["same"] else f"{pair['similarity']:.4f}", ", ".join(
-        k for k, is_so in reasons.items() if is_so
-    )
+    why = ", ".join(reason for reason, is_so in reasons.items() if is_so)
+    return "same" if pair["same"] else f"{pair['similarity']:.4f}", why
 
 
 def _table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Block:

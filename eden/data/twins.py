@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 
 from ..checkpoint.vision_encoder import load_vision_encoder
+from ..errors import RecipeError
 from ..messages import Audio, Image
-from ..recipe import load_recipe
+from ..recipe import Recipe, load_recipe
 from .class_folders import TEST, TRAIN, open_class_folders, part_of
 from .decisions import Decisions
 from .feature_policy import fill
@@ -27,13 +28,12 @@ RECIPE = "decide"
 """Whose split tells the parts, and whose base's tower the features come from."""
 ALIKE = 0.98
 """Cosine of two pictures' features from which on they are twins; docs/data.md has what it finds."""
-BLOCK = 1024
 PARTS = ("training", "held out", "test")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in one part of a data set, with its first sample's place and the answers about it alone, by question."""
+    """A picture in one part of a data set, its first sample's place, and the answers about it alone, by question."""
 
     source: Source
     part: str
@@ -100,12 +100,14 @@ def find_twins(data: str, images: Path | None, audio: Path | None, console: Cons
         console: where progress is shown.
 
     Raises:
-        DataError, RecipeError, StorageError: as of `read_data`.
+        DataError, StorageError: as of `read_data`.
     """
     recipe = load_recipe(RECIPE)
     section = {"path": data, "images": images and str(images), "audio": audio and str(audio), "on_error": "skip"}
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=section)})
-    trained, held_out, _ = read_data(recipe, console, hear=False)
+    try:
+        trained, held_out = _read(recipe, section, console)
+    except RecipeError:  # too few to hold any out
+        trained, held_out = _read(recipe, section | {"eval_fraction": 0.0}, console)
     pictures = pictures_of(dict(zip(PARTS, (trained, held_out, *_test_part(data)), strict=False)))
     sources = {source_name(picture.source): picture.source for picture in pictures}
     if not sources:
@@ -117,6 +119,11 @@ def find_twins(data: str, images: Path | None, audio: Path | None, console: Cons
     keys = [store.key(picture.source) for picture in pictures]
     pairs = pairs_of(pictures, torch.stack(features), keys) if pictures else []
     return Twins(pairs, len(sources) - len(store.faults), list(store.faults.values()))
+
+
+def _read(recipe: Recipe, section: dict[str, Any], console: Console) -> tuple[Samples, Samples]:
+    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update=section)})
+    return read_data(changed, console, hear=False)[:2]
 
 
 def _test_part(data: str) -> list[Samples]:
@@ -177,7 +184,7 @@ def pairs_of(pictures: Sequence[Picture], features: torch.Tensor, keys: Sequence
 
 
 def nearest(
-    features: torch.Tensor, groups: torch.Tensor, asked: torch.Tensor, block: int = BLOCK
+    features: torch.Tensor, groups: torch.Tensor, asked: torch.Tensor, block: int = 1024
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of some rows the most alike row of another group; never more than a block of the similarities at once.
 
