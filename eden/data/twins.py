@@ -95,8 +95,7 @@ def find_twins(data: str, images: Path | None, audio: Path | None, console: Cons
 
     Args:
         data: the data set. What the recipe `decide` holds out of it is one part, `test/` of class folders another.
-        images: the folder of its images; None is its own.
-        audio: the folder of its recordings, which are not heard; None is its own.
+        images, audio: folders of its images and its recordings, which are not heard; None is its own.
         console: where progress is shown.
 
     Raises:
@@ -156,12 +155,7 @@ def pictures_of(parts: Mapping[str, Samples]) -> list[Picture]:
 def pairs_of(pictures: Sequence[Picture], features: torch.Tensor, keys: Sequence[Key]) -> list[Pair]:
     """Each picture not trained on with its twin in another part, and each picture with its twin of another answer.
 
-    Where a picture has several twins of a kind, it is paired with the most alike.
-
-    Args:
-        pictures: N.
-        features: [N,D].
-        keys: of the contents.
+    Of several twins it is the most alike. `features` are [N,D], of the N pictures, as are the keys of their contents.
     """
     features = torch.nn.functional.normalize(features, dim=1)
     part = torch.tensor([PARTS.index(picture.part) for picture in pictures])
