@@ -66,17 +66,17 @@ def test_leaks_and_twins_with_different_answers_are_listed(photos: Path, tmp_pat
     assert found["pictures"] == 33 and len(found["unreadable"]) == 1 and str(damaged) in found["unreadable"][0]
     leak, twin = found["pairs"]
     assert leak["same"] and leak["leak"] and not leak["different_answers"] and leak["similarity"] == 1
-    assert [Path(of["path"]).name for of in leak["pictures"]] == ["3.png", "copy.png"]
+    assert [Path(of["name"]).name for of in leak["pictures"]] == ["3.png", "copy.png"]
     assert [of["answers"] for of in leak["pictures"]] == [["ok"], ["ok"]] and leak["pictures"][1]["part"] == "test"
     assert not twin["same"] and twin["different_answers"] and 0.98 <= twin["similarity"] < 1
-    assert {(Path(of["path"]).name, *of["answers"]) for of in twin["pictures"]} == {
+    assert {(Path(of["name"]).name, *of["answers"]) for of in twin["pictures"]} == {
         ("5.png", "ok"),
         ("again.jpg", "cracked"),
     }
     page = (tmp_path / "page.html").read_text()
-    assert page.count("data:image/png") == 4 and all(of["path"] in page for of in twin["pictures"])
+    assert page.count("data:image/png") == 4 and all(of["name"] in page for of in twin["pictures"])
     lines = check(folder, "--twins").stdout.splitlines()
-    assert f"twins: {found['leaks']} leaks, 1 with different answers" in lines
+    assert f"twins, leaks: {found['leaks']}, different answers: 1" in lines
     assert any(line.startswith("  same    leak ") and "copy.png (test, ok)" in line for line in lines)
 
 
@@ -89,7 +89,7 @@ def test_one_picture_with_two_answers(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("\n".join(["file_name,question,answer", *rows]) + "\n")
     (pair,) = json.loads(check(tmp_path / "data.csv", "--twins", "--json").stdout)["twins"]["pairs"]
     assert pair["same"] and not pair["leak"] and pair["question"] == "is it red"
-    assert [(Path(of["path"]).name, of["answers"]) for of in pair["pictures"]] == [("0.png", ["yes", "no"])] * 2
+    assert [(Path(of["name"]).name, of["answers"]) for of in pair["pictures"]] == [("0.png", ["yes", "no"])] * 2
 
 
 def test_a_data_set_about_one_picture_has_no_parts(tmp_path: Path) -> None:

@@ -108,10 +108,10 @@ def _print_twins(twins: dict[str, Any]) -> None:
 
     for line in twins["unreadable"]:
         err.print(f"skipped {line}", **AS_IT_IS)
-    print(f"twins: {twins['leaks']:,} leaks, {twins['different_answers']:,} with different answers")
+    print(f"twins, leaks: {twins['leaks']:,}, different answers: {twins['different_answers']:,}")
     for pair in twins["pairs"][:SHOWN_TWINS]:
         alike, why = twin_words(pair)
-        sides = [f"{of['path']} ({', '.join([of['part'], *of['answers']])})" for of in pair["pictures"]]
+        sides = [f"{of['name']} ({', '.join([of['part'], *of['answers']])})" for of in pair["pictures"]]
         print(f"  {alike:<7} {why:<23}  {'  '.join(sides)}")
     if (more := len(twins["pairs"]) - SHOWN_TWINS) > 0:
         print(f"... and {more:,} more pairs (--json has them all)")

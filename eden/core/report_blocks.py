@@ -163,7 +163,7 @@ def twins_table(pairs: Sequence[Mapping[str, Any]], images: Sequence[Sequence[PI
     rows: list[list[Any]] = []
     for pair, pictures in zip(pairs, images, strict=False):
         sides = zip(pair["pictures"], pictures, strict=True)
-        cells = [cell.format(data_url(i), " / ".join(of["answers"]), of["part"], of["path"]) for of, i in sides]
+        cells = [cell.format(data_url(i), " / ".join(of["answers"]), of["part"], of["name"]) for of, i in sides]
         rows += [[", ".join(twin_words(pair)), ""], cells]
     shown = min(len(pairs), len(images))
     title = "Twins" + (f" (the first {shown}; {len(pairs) - shown:,} more)" if shown < len(pairs) else "")

@@ -40,6 +40,11 @@ class Picture:
     where: str
     answers: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """Its path, or the place of the record that it stands in."""
+        return self.where if isinstance(self.source, bytes) else str(self.source)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -63,7 +68,7 @@ class Pair:
         one, other = self.pictures
         asked = self.differ_on or next((text for text in one.answers if text in other.answers), "")
         pictures = [
-            {"path": source_name(of.source), "part": of.part, "where": of.where, "answers": of.answers.get(asked, [])}
+            {"name": of.name, "part": of.part, "where": of.where, "answers": of.answers.get(asked, [])}
             for of in self.pictures
         ]
         said = {"similarity": self.similarity, "same": self.same, "leak": self.leak}
@@ -95,7 +100,8 @@ def find_twins(data: str, images: Path | None, audio: Path | None, console: Cons
 
     Args:
         data: the data set. What the recipe `decide` holds out of it is one part, `test/` of class folders another.
-        images, audio: folders of its images and its recordings, which are not heard; None is its own.
+        images: the folder of its images; None is its own.
+        audio: the folder of its recordings, which are not heard; None is its own.
         console: where progress is shown.
 
     Raises:
