@@ -3,9 +3,10 @@
 The peer is `LlavaForConditionalGeneration` under transformers' Trainer, as its documentation trains it: rows padded to
 the longest of a batch of eight, images through CLIP in every step. Eden runs as its recipes do: rows of 2,048 tokens
 packed with whole samples, the loss on supervised positions, and images live or from the feature cache, which is filled
-before. Both have CLIP ViT-B/32's shape with patches, a Phi-3 of 12 layers, 768 wide, with 32,064 rows, random weights
-in bf16, LoRA of rank 64 on the same layers, the projector in training, AdamW; both see the samples of the same set,
-whose lengths are those of `bench.make_llava150k` at four characters a token. Each runs in a process of its own.
+before. Both have CLIP ViT-B/32's shape with patches, a Phi-3 of 12 layers, 768 wide, with 32,064 rows, random weights,
+LoRA of rank 64 on the same layers, the projector in training, AdamW, and compute in bf16 where the machine has units
+for it, else in fp32; both see the samples of the same set, whose lengths are those of `bench.make_llava150k` at four
+characters a token. Each runs in a process of its own.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from bench.table import Bar, Row, show
 from bench.timing import run
 from eden.checkpoint import Checkpoint, add_adapters
 from eden.checkpoint.vision_encoder import VisionEncoder
+from eden.core.numeric_format import Machine, numeric_format
 from eden.data.features import FeatureStore
 from eden.data.packing import PackedDataset
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
@@ -51,6 +53,7 @@ from tiny_build.tokenizer import FIRST_PIECES, PRINTABLE, phi_tokenizer
 SAMPLES, BATCH, ROW_LENGTH, STEPS, PICTURES, RUNS = 192, 8, 2048, 5, 64, 3
 CHARACTERS_A_TOKEN, IMAGE_TOKENS, IMAGE_ID, PADDING, VOCABULARY = 4, 49, 32_011, 32_000, 32_064
 TARGETS = ["o_proj", "qkv_proj", "gate_up_proj"]
+FORMAT = numeric_format(Machine.here("cpu")).name
 WAYS = {
     "live": "images live",
     "cached": "cached features",
@@ -176,7 +179,7 @@ def training_arguments(folder: str, batch: int, steps: int = STEPS, **more: Any)
         output_dir=folder,
         per_device_train_batch_size=batch,
         max_steps=steps,
-        bf16=True,
+        bf16=FORMAT == "bfloat16",
         use_cpu=True,
         save_strategy="no",
         report_to=[],
@@ -196,7 +199,7 @@ def text_config() -> Phi3Config:
 
 def peer(examples: list[Example], _: str) -> float:
     """transformers' LLaVA."""
-    model = LlavaForConditionalGeneration(llava_config(CLIPVisionConfig(), text_config())).to(torch.bfloat16)
+    model = LlavaForConditionalGeneration(llava_config(CLIPVisionConfig(), text_config())).to(getattr(torch, FORMAT))
     model = llava_with_adapters(model, LoraSection(target_modules=TARGETS))
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(folder, BATCH)
@@ -238,7 +241,7 @@ def eden(examples: list[Example], way: str) -> float:
         vision_feature="patches",
         image_token_id=IMAGE_ID,
     )
-    model = MultimodalPhiForConditionalGeneration(config).to(torch.bfloat16)
+    model = MultimodalPhiForConditionalGeneration(config).to(getattr(torch, FORMAT))
     model.model.language_model.set_attn_implementation(PACKED_SDPA)
     checkpoint = with_processor(add_adapters(model, LoraSection(target_modules=TARGETS)), config)
     with tempfile.TemporaryDirectory() as folder:
