@@ -106,6 +106,9 @@ class Examples(torch.utils.data.Dataset[Example]):
         self.lengths = np.array([len(example["input_ids"]) for example in examples])
         self.image_processor = CLIPImageProcessorPil()
 
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing is varied."""
+
     def __len__(self) -> int:
         return len(self.examples)
 

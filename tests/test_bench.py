@@ -104,6 +104,8 @@ def test_the_page_agrees_with_itself(kind: CpuKind) -> None:
     """Every bench has rows; ratios are those of their figures; each bar is reached or missed as the figures say."""
     page = PAGE.read_text(encoding="utf-8")
     block = page.partition(BEGIN.format(kind))[2].partition(END.format(kind))[0]
+    if "not measured" in block.lower():
+        pytest.skip(f"not measured on a CPU {kind}")
     rows = table(block)
     assert list(dict.fromkeys(row[0] for row in rows)) == list(BENCHES)
     bars = 0
