@@ -133,6 +133,7 @@ def test_the_command_runs_a_bench_and_leaves_the_page_alone() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1200)
 def test_the_bench_of_data_runs_on_a_few_records() -> None:
     printed = cli.Python("-m", "bench.data", "--records", "300", cwd=cli.ROOT).finished()
     assert printed.returncode == 0 and "first step" in printed.stdout, printed.stderr

@@ -50,6 +50,7 @@ def test_every_extra_is_told_of_and_eden_is_within_reach_before_it_is_called() -
     assert ". .venv/bin/activate" in COMMANDS[:first]
 
 
+@pytest.mark.timeout(900)
 def test_every_command_runs(place: Path) -> None:
     commands = [command for command in COMMANDS if not command.startswith(("make ", "pip ", ". "))]
     assert len(commands) >= 8 and all(command.startswith("eden ") for command in commands)
@@ -67,6 +68,7 @@ def test_every_command_runs(place: Path) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(2400)
 def test_digits_in_class_folders_are_decided_from_the_readme(tmp_path: Path) -> None:
     (block,) = [block for block in code_blocks("README.md", "sh") if "--class-folders" in block]
     commands = [shlex.split(line)[1:] for line in block.splitlines()]
