@@ -64,6 +64,11 @@ class AnswerSet:
         """What temperatures are kept by: the kind of question and the number of its answers."""
         return f"{self.kind} {len(self.answers)}"
 
+    def to_record(self) -> dict[str, list[str]]:
+        """As a record of a data set names them: `choices` or `levels`; yes and no need no naming."""
+        key = {"choice": "choices", "score": "levels"}.get(self.kind)
+        return {} if key is None else {key: list(self.answers)}
+
     def spellings(self, answer: str) -> tuple[str, ...]:
         """The texts that mean an answer; yes and no are written large or small, with or without a period."""
         return _SPELLINGS[answer] if self.kind == "predicate" else (answer,)

@@ -47,7 +47,6 @@ from .service import Service
 
 Result = TypeVar("Result")
 
-
 END = TextDelta("", ())
 STILL_THERE = ": still there\n\n"
 """A comment, which clients pass over."""

@@ -11,13 +11,13 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
 from ..core.answers import MOST_ANSWERS, NO, YES, AnswerSet
 from ..inference.decisions import Decision
 from ..messages import Image, Message, Part, Text, is_empty
-from .schema import NO_TOOLS, FetchImage, RequestError, image_bytes, refusal
+from .schema import NO_TOOLS, FetchImage, RequestError, image_bytes, parse_body
 from .settings import Limits
 from .wire import Wire
 
@@ -167,12 +167,7 @@ def parse_decision(body: bytes, limits: Limits) -> DecisionBody:
     Raises:
         RequestError: as `schema.parse_chat_request` does.
     """
-    try:
-        request = DecisionBody.model_validate_json(body)
-    except ValidationError as error:
-        raise refusal(error) from None
-    except RecursionError:
-        raise RequestError("the body is nested too deep", code="invalid_json") from None
+    request = parse_body(DecisionBody, body)
     messages = [] if isinstance(request.input, str) else request.input
     if len(messages) > limits.messages:
         raise RequestError(f"{len(messages)} messages, the limit is {limits.messages}", param="input")

@@ -11,7 +11,7 @@ import time
 import uuid
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from ..inference.request import Generation
@@ -29,15 +29,13 @@ from .schema import (
     ChatRequest,
     ContentPart,
     ImagePart,
-    JsonSchemaFormat,
     RequestError,
-    ResponseFormat,
     TextPart,
     check_limits,
-    refusal,
+    parse_body,
 )
 from .settings import Limits
-from .wire import JsonObjectFormat, JsonSchema, TextFormat, Wire
+from .wire import JsonObjectFormat, JsonSchema, JsonSchemaFormat, ResponseFormat, TextFormat, Wire
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -174,14 +172,9 @@ def parse_responses_request(body: bytes, limits: Limits) -> ResponsesRequest:
     """Reads and checks a request's body.
 
     Raises:
-        RequestError: not JSON, an unknown or unsupported field, a wrong type, or more of something than allowed.
+        RequestError: as `schema.parse_chat_request` does.
     """
-    try:
-        request = ResponsesRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise refusal(error) from None
-    except RecursionError:
-        raise RequestError("the body is nested too deep", code="invalid_json") from None
+    request = parse_body(ResponsesRequest, body)
     try:
         check_limits(request.to_chat(), limits)
     except RequestError as error:

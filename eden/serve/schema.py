@@ -13,7 +13,7 @@ import base64
 import binascii
 import logging
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -22,9 +22,10 @@ from ..errors import AudioError, CheckpointError, ContextError, EngineStopped, I
 from ..inference.grammar import ANY_OBJECT
 from ..messages import Audio, Image, Message, Part, Role, Text
 from .settings import Limits
-from .wire import JsonObjectFormat, JsonSchema, TextFormat, Wire
+from .wire import JsonObjectFormat, JsonSchemaFormat, ResponseFormat, Wire
 
 log = logging.getLogger("eden.serve")
+AnyBody = TypeVar("AnyBody", bound=Wire)
 
 UNIONS = ("content", "input", "instructions", "questions")
 """Fields with a list of objects of several kinds; in an error's steps the kind follows the number."""
@@ -127,14 +128,6 @@ class StreamOptions(Wire):
     include_obfuscation: Literal[False] | None = None
 
 
-class JsonSchemaFormat(Wire):
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-ResponseFormat: TypeAlias = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
-
-
 class ChatRequest(Wire):
     """What is asked. Below `user` stands what changes no answer, for clients that always send it."""
 
@@ -224,16 +217,25 @@ def parse_chat_request(body: bytes, limits: Limits) -> ChatRequest:
     """Reads and checks a request's body.
 
     Raises:
-        RequestError: not JSON, an unknown or unsupported field, a wrong type, or more of something than allowed.
+        RequestError: as `parse_body`, or there is more of something than allowed.
     """
-    try:
-        request = ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise refusal(error) from None
-    except RecursionError:
-        raise RequestError("the body is nested too deep", code="invalid_json") from None
+    request = parse_body(ChatRequest, body)
     check_limits(request, limits)
     return request
+
+
+def parse_body(kind: type[AnyBody], body: bytes) -> AnyBody:
+    """A request's body as an object of its endpoint's.
+
+    Raises:
+        RequestError: not JSON, an unknown or unsupported field, or a wrong type.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(error) from None
+    except RecursionError:
+        raise RequestError("the body is nested too deep", code="invalid_json") from None
 
 
 def check_limits(request: ChatRequest, limits: Limits) -> None:
@@ -353,7 +355,7 @@ def _decoded(payload: str, where: str, max_bytes: int) -> bytes:
     return data
 
 
-def refusal(error: ValidationError) -> RequestError:
+def _refusal(error: ValidationError) -> RequestError:
     """The deepest fault in one line: of a content that is neither text nor good parts, the fault in the parts."""
     faults = error.errors(include_url=False, include_input=False)
     # Of equally deep ones not that it is of the other type: five stops in a list are too many, and not "no string".

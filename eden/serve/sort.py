@@ -35,8 +35,6 @@ AT_ONCE = 16
 """Pictures decided between two times that a person sees how far it is."""
 QUESTIONS_KEPT = 32
 """Questions whose decisions about a pool are remembered."""
-_CLOSED_SET = {"choice": "choices", "score": "levels"}
-"""How a record names its answers; yes and no need no naming."""
 
 
 class LabelFile:
@@ -82,9 +80,7 @@ class LabelFile:
             self._lines = self._read()
             if (there := self.answer(name, question)) is not None:
                 return there
-            record = {"file_name": name, "question": question.text, "answer": answer}
-            if (key := _CLOSED_SET.get(question.answers.kind)) is not None:
-                record[key] = list(question.answers.answers)  # type: ignore[assignment]
+            record = {"file_name": name, "question": question.text, "answer": answer, **question.answers.to_record()}
             line = json.dumps(record, ensure_ascii=False)
             self._write(self._lines | {(name, question.text): (answer, line)})
             return None
@@ -182,7 +178,7 @@ class Pool:
         """
         rows = self.decided(question)
         while True:
-            with service.admitted(), self._deciding:
+            with self._deciding, service.admitted():  # who waits for the others takes no place from a chat
                 left = [name for name in list(self.pictures) if name not in rows]
                 if not left:
                     return

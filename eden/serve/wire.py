@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -36,3 +36,11 @@ class JsonSchema(Wire):
     description: str | None = Field(None, description="a label, too: the model does not read of it")
     definition: dict[str, Any] = Field(alias="schema")
     strict: bool | None = Field(None, description="the answer fits the schema anyway")
+
+
+class JsonSchemaFormat(Wire):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat: TypeAlias = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
