@@ -14,7 +14,8 @@ demo: $(READY) ## Ask eden-tiny, fine-tune it on real digits, ask again (a few m
 	$(BIN)/eden demo --out runs/demo
 
 test: $(READY) ## Run the whole test suite, a process per core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --max-worker-restart 0 \
+		--dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check .

@@ -230,6 +230,27 @@ def test_a_sharded_run_goes_on_sharded(exact: list[str], sharded: Path, alone: P
     assert_same_run(out, alone)
 
 
+LEAVES = """
+import gc
+import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
+from eden.cli import main
+destroy = torch.distributed.destroy_process_group
+def watched():
+    print("held", sum(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects()), flush=True)
+    destroy()
+torch.distributed.destroy_process_group = watched
+main()
+"""
+
+
+def test_nothing_holds_the_processes_connection_when_they_leave(exact: list[str], tmp_path: Path) -> None:
+    """A DDP model that goes after it can wait for ever for a thread of gloo's that waits for Python's lock."""
+    arguments = [*exact, *batches_of(2), "training.max_steps=1", f"training.output_dir={tmp_path / 'run'}"]
+    printed, _ = finished(start_two("-c", LEAVES, *arguments))
+    assert printed.count("held 0\n") == 2
+
+
 def errors_of(stderr: str) -> list[str]:
     """What Eden itself says; the launchers add reports of their own."""
     return [line for line in stderr.splitlines() if line.startswith("error ")]

@@ -156,8 +156,8 @@ def test_a_plain_distributed_loop_goes_on(feature: str, tmp_path: Path) -> None:
     model = make_model(feature).train()
     inputs = batch_of((model, make_processor(model.config.num_image_tokens)), ("which", "red"))
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    parallel = DistributedDataParallel(model)
     try:
-        parallel = DistributedDataParallel(model)
         losses = []
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for _ in range(3):
@@ -165,8 +165,9 @@ def test_a_plain_distributed_loop_goes_on(feature: str, tmp_path: Path) -> None:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(loss)
+            losses.append(loss.item())
     finally:
+        del parallel  # before the group: else it takes the group down with Python's lock held, and may never return
         torch.distributed.destroy_process_group()
     assert losses[2] < losses[0]
 
@@ -195,6 +196,7 @@ expected = whole(ids).logits
 parallel = MultimodalPhiForConditionalGeneration.from_pretrained(folder, tp_plan="auto")
 torch.testing.assert_close(parallel(ids).logits, expected, rtol=1e-4, atol=1e-4)
 assert parallel.lm_head.weight.to_local().shape[0] * 2 == whole.lm_head.weight.shape[0]
+del parallel
 torch.distributed.destroy_process_group()
 """
 

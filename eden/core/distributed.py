@@ -6,6 +6,7 @@ connects them. In one process everything here is a matter of course: it is the m
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -151,6 +152,9 @@ def leave() -> None:
         import torch.distributed as dist
 
         _gloo_groups.cache_clear()
+        # What still holds the groups, as a DDP model in a circle of references does, would take them down later with
+        # Python's lock held, and wait for a thread of theirs that waits for the lock.
+        gc.collect()
         dist.destroy_process_group()
 
 
