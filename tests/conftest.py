@@ -153,7 +153,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         colour = COLOURS[index % len(COLOURS)]
         with_picture = index % 4 != 3
         if with_picture:
-            make_image(colour).save(folder / f"{index:02d}.png")
+            image = make_image(colour)
+            image.paste("white", (0, 0, 20, 20))  # a corner: it shows where the image was moved
+            image.save(folder / f"{index:02d}.png")
         question = "<image>\nwhich colour" if with_picture else f"say {colour}"
         record: dict[str, Any] = {
             "id": f"{index:02d}",
