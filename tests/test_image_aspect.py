@@ -151,8 +151,7 @@ def test_another_aspect_than_the_bases_is_refused_before_a_weight_is_read(padded
                 look()
     done = cli.eden("train", "digits", "model.image_aspect=pad", "data.path=x")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
-    done = cli.eden("train", "digits", "model.image_aspect=stretch")
-    assert done.returncode == 2 and "'crop', 'pad' or 'squash'" in done.stderr
+    assert "Leave it out, or start anew from model.vision and model.language." in done.stderr
 
 
 def test_objects_at_the_ends_are_seen_by_who_pads_alone(padded: str) -> None:
