@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from transformers import AddedToken, CLIPImageProcessorPil, Phi3Config
 import eden
 from eden import CheckpointError, InputError
 from eden.checkpoint import Checkpoint, load, merge, save
-from eden.checkpoint.backbones import LoadOptions
+from eden.checkpoint.backbones import LoadOptions, open_image_processor
 from eden.core.location import EDEN_TINY_FOLDER
 from eden.export.gguf import write_gguf
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
-from eden.recipe import QuantizationSection
+from eden.recipe import ModelSection, QuantizationSection
 from eden.tiny.dataset import evaluation_set
+from eden.tiny.world import strips
 from tiny_build.tokenizer import phi_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -441,6 +442,31 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, A
         return json.loads((folder / "reply.json").read_text())
 
     return ask
+
+
+@pytest.mark.fresh
+@pytest.mark.timeout(1800)
+def test_llama_cpp_sees_what_a_padded_model_sees(llama: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    padded = load("eden-tiny")
+    section = ModelSection(vision=str(EDEN_TINY_FOLDER), image_aspect="pad")
+    padded.processor.image_processor = open_image_processor(section)
+    language_model, vision = write_gguf(saved(padded.core, padded.processor, tmp_path / "padded"), tmp_path / "gguf")
+    images = [image for _, image in islice(strips(5, "test"), 24)]
+    files = [png(image) for image in images]
+    reply = llama(model=language_model, mmproj=vision, n_ctx=1024, images=files, questions=[])
+    seen = torch.tensor(reply["embeddings"])[:, :-1]  # [I,N-1,D]
+    expected = embeddings_of(padded, images)[:, 1:]
+    cropped = embeddings_of(load("eden-tiny"), images)[:, 1:]
+    # llama.cpp scales pictures with a bicubic filter of its own, which does not average what it leaves out.
+    near, far = (seen - expected).norm() / expected.norm(), (seen - cropped).norm() / cropped.norm()
+    assert near < 0.1 < far, (near, far)
+
+
+def embeddings_of(checkpoint: Checkpoint, images: list[PIL.Image.Image]) -> torch.Tensor:
+    """The image embeddings [I,N,D]."""
+    pixels = checkpoint.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        return checkpoint.core.get_image_features(pixels).pooler_output
 
 
 def png(image: PIL.Image.Image) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..core.location import find_model, is_local
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError, RecipeError, first_line
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration
 from ..recipe import ModelSection
 from .backbones import readable
@@ -47,6 +47,21 @@ class Artifact:
         of_adapter = _read_json(adapter) if adapter.exists() else {}
         base = of_adapter.get("base_model_name_or_path")
         return cls(folder, _read_json(folder / "config.json"), adapter.exists(), base, of_adapter.get("revision"))
+
+    @classmethod
+    def of_base(cls, section: ModelSection, *, files: list[str] | None = None) -> Artifact:
+        """The model that a recipe starts from.
+
+        Raises:
+            CheckpointError: there is no such model, a file of it is damaged, or it is of another kind.
+            RecipeError: it was trained with another aspect of pictures than the recipe asks for.
+        """
+        artifact = cls.open(str(section.base), revision=section.base_revision, files=files)
+        aspect = artifact.config.image_aspect
+        if section.image_aspect not in (None, aspect):
+            what = f"model.image_aspect is {section.image_aspect}, and {section.base} was trained with {aspect}"
+            raise RecipeError(what, hint="Leave it out, or start anew from model.vision and model.language.")
+        return artifact
 
     @property
     def speech_model(self) -> str | None:
@@ -88,7 +103,7 @@ class Artifact:
             raise CheckpointError(what, where=str(self.folder), hint="Train it again.")
         patches = {"vision_feature_layer": self.content["vision_feature_layer"]} if feature == "patches" else {}
         parts = {part: named[part]["id"] for part in named} | {f"{p}_revision": named[p]["revision"] for p in named}
-        return ModelSection(**parts, vision_feature=feature, **patches)
+        return ModelSection(**parts, vision_feature=feature, image_aspect=self.content.get("image_aspect"), **patches)
 
     def local_dependency(self) -> str | None:
         """The first folder of this machine that it needs beside its own; None if it stands alone or on the hub."""

@@ -103,7 +103,7 @@ def assemble(
     dtype = options.torch_dtype(text_config)
     with readable(vision):
         tower = CLIPVisionModelWithProjection.from_pretrained(vision, revision=section.vision_revision, dtype=dtype)
-        image_processor = AutoImageProcessor.from_pretrained(vision, revision=section.vision_revision)
+        image_processor = open_image_processor(section)
     with readable(language):
         tokenizer = AutoTokenizer.from_pretrained(language, revision=section.language_revision)
         language_model = Phi3ForCausalLM.from_pretrained(
@@ -120,6 +120,7 @@ def assemble(
         text_config=language_model.config,
         vision_feature=section.vision_feature,
         vision_feature_layer=section.vision_feature_layer,
+        image_aspect=section.image_aspect or "crop",
         tie_word_embeddings=text_config.tie_word_embeddings,
         dtype=dtype,
         backbones={
@@ -130,6 +131,26 @@ def assemble(
     processor = MultimodalPhiProcessor(image_processor, tokenizer, num_image_tokens=config.num_image_tokens)
     config.image_token_id = _check_tokens(processor, config, language)
     return _join(config, tower, language_model, processor, options.torch_device), processor
+
+
+def open_image_processor(section: ModelSection, **options: Any) -> Any:
+    """The image processor of the CLIP checkpoint `section.vision`, for pictures of `section.image_aspect`.
+
+    Args:
+        section: of the recipe.
+        options: of `AutoImageProcessor.from_pretrained`.
+    """
+    clip = AutoImageProcessor.from_pretrained(section.vision, revision=section.vision_revision, **options)
+    if section.image_aspect == "squash":
+        return type(clip).from_dict(clip.to_dict() | {"size": dict(clip.crop_size), "do_center_crop": False})
+    if section.image_aspect == "pad":
+        if clip.backend == "pil":
+            from transformers import LlavaImageProcessorPil as LlavaImageProcessor
+        else:  # without torchvision, importing it warns
+            from transformers import LlavaImageProcessor
+        # CLIP's behind LLaVA-1.5's bars. They are int(255 * mean), as llama.cpp's are.
+        return LlavaImageProcessor.from_dict(clip.to_dict() | {"do_pad": True})
+    return clip
 
 
 def check_backbones(section: ModelSection) -> PreTrainedConfig:

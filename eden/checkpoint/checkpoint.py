@@ -164,13 +164,12 @@ def check_model(section: ModelSection) -> None:
 
     Raises:
         CheckpointError: a model is missing, not readable, without weights, or of another kind.
-        RecipeError: the tower has no such layer.
+        RecipeError: the tower has no such layer, or the base was trained with another aspect of pictures.
     """
     if section.base is None:
         check_backbones(section)
         return
-    artifact = Artifact.open(section.base, revision=section.base_revision, files=["*.json"])
-    _ = artifact.config  # refuses another kind
+    artifact = Artifact.of_base(section, files=["*.json"])  # refuses another kind
     if is_local(section.base):
         refuse_without_weights(artifact.folder)
     if artifact.base is not None:

@@ -21,7 +21,7 @@ from ..model import MultimodalPhiConfig
 from ..model.modeling import run_tower
 from ..recipe import ModelSection, Recipe
 from .artifact import Artifact
-from .backbones import LoadOptions, readable
+from .backbones import LoadOptions, open_image_processor, readable
 from .checkpoint import Checkpoint
 
 TOWER = "model.vision_tower."
@@ -34,7 +34,7 @@ class VisionEncoder:
 
     Attributes:
         tower: CLIP's, frozen.
-        image_processor: CLIP's.
+        image_processor: CLIP's, or LLaVA's.
         feature: `pooled` or `patches`.
         layer: of the patches.
     """
@@ -102,12 +102,13 @@ def load_vision_encoder(recipe: Recipe) -> VisionEncoder:
 
     Raises:
         CheckpointError: the model is missing or incomplete.
+        RecipeError: the recipe asks for another aspect of pictures than its base was trained with.
     """
     section = recipe.on_this_machine().model
     options = LoadOptions(None, section.dtype, None)
     if section.base is None:
         return _of_backbone(section, options)
-    return _of_artifact(Artifact.open(section.base, revision=section.base_revision), options)
+    return _of_artifact(Artifact.of_base(section), options)
 
 
 def _of_artifact(artifact: Artifact, options: LoadOptions) -> VisionEncoder:
@@ -129,7 +130,7 @@ def _of_backbone(section: ModelSection, options: LoadOptions) -> VisionEncoder:
     with readable(name):
         dtype = getattr(torch, str(options.dtype))
         tower = CLIPVisionModelWithProjection.from_pretrained(name, revision=revision, dtype=dtype)
-        image_processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+        image_processor = open_image_processor(section)
     tower = tower.to(options.torch_device).eval().requires_grad_(False)
     return VisionEncoder(tower, image_processor, section.vision_feature, section.vision_feature_layer)
 

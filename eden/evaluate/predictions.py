@@ -138,7 +138,7 @@ def model_fingerprint(checkpoint: Checkpoint) -> str:
     import torch
 
     config, processor = checkpoint.config.to_dict(), checkpoint.processor
-    for name in ("_name_or_path", "transformers_version"):
+    for name in ("_name_or_path", "transformers_version", "image_aspect"):  # the image processor tells the aspect
         config.pop(name, None)
     parts = [config, processor.chat_template, processor.image_processor.to_dict()]
     digest = hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode())

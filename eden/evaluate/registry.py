@@ -22,7 +22,7 @@ from ..tiny.conversations import about, conversation_set
 from ..tiny.dataset import evaluation_set
 from ..tiny.foreign import KINDS as FOREIGN_KINDS, PHOTOGRAPHS, foreign_picture, open_photographs
 from ..tiny.smalltalk import DECLINED
-from ..tiny.world import Scene
+from ..tiny.world import Scene, strips
 from . import scoring
 from .benchmark_files import Files, open_benchmark
 from .benchmarks import ACCURACY, BENCHMARKS
@@ -35,6 +35,7 @@ WORLD_QUESTIONS = {
     "accuracy_unseen_pairs": 500,
     "accuracy_in_conversation": 1008,
     "accuracy_picture_behind": 1000,
+    "accuracy_wide": 360,
     "declined": 300,
     "declined_world": 500,
 }
@@ -143,6 +144,7 @@ def _world(limit: int | None) -> Task:
     sizes = {group: min(size, limit or size) for group, size in WORLD_QUESTIONS.items()}
     test = evaluation_set(sizes["accuracy"], seed=WORLD_SEED, split="test")
     pairs = evaluation_set(sizes["accuracy_unseen_pairs"], seed=WORLD_SEED, split="unseen_pairs")
+    wide = evaluation_set(sizes["accuracy_wide"], seed=WORLD_SEED, split="test", draw=strips)
     more = evaluation_set(sizes["declined_world"], seed=WORLD_SEED + 1, split="test")
     declined = [(scene, image, replace(question, kind="declined", answer=DECLINED)) for scene, image, question in more]
     groups = {
@@ -150,6 +152,7 @@ def _world(limit: int | None) -> Task:
         "accuracy_unseen_pairs": _alone(pairs),
         "accuracy_in_conversation": _in_conversation(sizes["accuracy_in_conversation"]),
         "accuracy_picture_behind": _alone(test[: sizes["accuracy_picture_behind"]], behind=True),
+        "accuracy_wide": _alone(wide),
         "declined": _not_of_the_world(sizes["declined"]),
         "declined_world": _alone(declined),
     }

@@ -17,6 +17,9 @@ class MultimodalPhiConfig(PreTrainedConfig):
         vision_feature: `pooled` is CLIP's projected image embedding, one token an image; `patches` is LLaVA's choice,
             the patch states of `vision_feature_layer` without the class token, one token a patch.
         vision_feature_layer: index into the tower's hidden states, used by `patches` only; -2 is LLaVA's.
+        image_aspect: how a picture becomes the tower's square in training: `crop` keeps its middle, as CLIP does; `pad`
+            keeps all of it between bars of the mean colour, as LLaVA-1.5 does; `squash` stretches it. What does it is
+            the image processor, which is saved beside.
         speech_model: the Whisper that turns speech into text before this model reads it: a size, hub id or folder.
         image_token_id: the id that marks where an image embedding goes; a spare row of Phi-3.5's embedding matrix.
         backbones: where the frozen parts came from, `{"vision": {"id", "revision"}, "language": {...}}`, or None
@@ -33,6 +36,7 @@ class MultimodalPhiConfig(PreTrainedConfig):
     text_config: Any = None
     vision_feature: Literal["pooled", "patches"] = "pooled"
     vision_feature_layer: int = -2
+    image_aspect: Literal["crop", "pad", "squash"] = "crop"
     speech_model: str = "small"
     image_token_id: int = 32011
     projector_hidden_act: str = "gelu"

@@ -16,10 +16,10 @@ IMAGE_TOKEN = "<|image|>"
 
 
 class MultimodalPhiProcessor(ProcessorMixin):
-    """CLIP's image processor, Phi's tokenizer and Eden's chat template.
+    """An image processor, Phi's tokenizer and Eden's chat template.
 
     Args:
-        image_processor: CLIP's (resize, crop, normalise).
+        image_processor: CLIP's (resize, crop, normalise), or LLaVA's, which pads first; any that makes [I,3,H,W].
         tokenizer: a Phi-3 family tokenizer; `<|image|>` is added if it lacks it, taking the next free id.
         num_image_tokens: `N`, the tokens one image takes (`MultimodalPhiConfig.num_image_tokens`).
     """

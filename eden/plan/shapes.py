@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPVisionConfig, Phi3Config, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, Phi3Config, PreTrainedConfig
 
 from ..checkpoint import Checkpoint, add_adapters, count_parameters, load_processor
 from ..checkpoint.artifact import Artifact
-from ..checkpoint.backbones import readable
+from ..checkpoint.backbones import open_image_processor, readable
 from ..core.location import EDEN_TINY
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
@@ -122,7 +122,7 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
         CheckpointError: see `shapes_of`.
     """
     if section.base is not None:
-        return Artifact.open(section.base, revision=section.base_revision, files=["config.json"]).config
+        return Artifact.of_base(section, files=["config.json"]).config
     vision = _backbone(str(section.vision), section.vision_revision)
     text = _backbone(str(section.language), section.language_revision)
     vision = vision if isinstance(vision, CLIPVisionConfig) else vision.vision_config
@@ -133,6 +133,7 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
         text_config=text,
         vision_feature=section.vision_feature,
         vision_feature_layer=section.vision_feature_layer,
+        image_aspect=section.image_aspect or "crop",
         tie_word_embeddings=text.tie_word_embeddings,
     )
 
@@ -145,7 +146,7 @@ def processor_of(section: ModelSection, config: MultimodalPhiConfig) -> Multimod
         local = {"local_files_only": True}
         with readable(str(section.language)):
             tokenizer = AutoTokenizer.from_pretrained(section.language, revision=section.language_revision, **local)
-            images = AutoImageProcessor.from_pretrained(section.vision, revision=section.vision_revision, **local)
+            images = open_image_processor(section, **local)
     except CheckpointError:
         return None
     return MultimodalPhiProcessor(images, tokenizer, num_image_tokens=config.num_image_tokens)

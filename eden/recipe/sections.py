@@ -25,6 +25,9 @@ class ModelSection(_Section):
     speech: str | None = Field(None, description="a Whisper: size, hub id or folder; null is the base's own, or small")
     vision_feature: Literal["pooled", "patches"] = Field("pooled", description="one token an image, or one a patch")
     vision_feature_layer: int = Field(-2, description="hidden layer of the patches, negative from the end")
+    image_aspect: Literal["crop", "pad", "squash"] | None = Field(
+        None, description="a picture's middle, or all of it, with bars or stretched; null is the base's own, or crop"
+    )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="number format of the frozen weights")
     force_format: bool = Field(False, description="compute in bfloat16 even where this machine has to emulate it")
     attn_implementation: str | None = Field(None, description="transformers' name of one; null lets it choose")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import PIL.Image
 
@@ -15,15 +17,25 @@ from .foreign import KINDS as FOREIGN, foreign_picture
 from .questions import KINDS, Question, ask
 from .world import HELD_OUT_PAIRS, Object, Scene, Split, scenes
 
+Scenes: TypeAlias = Iterator[tuple[Scene, PIL.Image.Image]]
 
-def evaluation_set(n: int, *, seed: int, split: Split) -> list[tuple[Scene, PIL.Image.Image, Question]]:
+
+def evaluation_set(
+    n: int, *, seed: int, split: Split, draw: Callable[[int, Split], Scenes] = scenes
+) -> list[tuple[Scene, PIL.Image.Image, Question]]:
     """`n` questions, each about a picture of its own, the kinds in equal numbers.
 
     In the split `unseen_pairs` every question is about an object whose colour and shape were never seen together.
+
+    Args:
+        n: how many.
+        seed: of questions and pictures.
+        split: of the scenes.
+        draw: what draws them by seed and split, `scenes` or `strips`.
     """
     rng = random.Random(f"questions {seed} {split}")
     found: list[tuple[Scene, PIL.Image.Image, Question]] = []
-    for scene, image in scenes(seed, split):
+    for scene, image in draw(seed, split):
         if len(found) == n:
             break
         about: Object | None = None

@@ -87,12 +87,14 @@ class Scene:
         return "test" if int.from_bytes(digest[:4], "big") < TEST_SHARE * 2**32 else "train"
 
 
-def sample_scene(rng: random.Random, split: Split, numbers: Sequence[int] = (1, 2, 3, 4)) -> Scene:
-    """A random scene of the split, of as many objects as one of these numbers."""
+def sample_scene(
+    rng: random.Random, split: Split, numbers: Sequence[int] = (1, 2, 3, 4), cells: Sequence[tuple[int, int]] = CELLS
+) -> Scene:
+    """A random scene of the split, of as many objects as one of these numbers, in some of these cells."""
     while True:
         objects = [
             Object(row, column, rng.choice(list(COLOURS)), rng.choice(SHAPES), rng.choice(list(SIZES)))
-            for row, column in rng.sample(CELLS, rng.choice(numbers))
+            for row, column in rng.sample(cells, rng.choice(numbers))
         ]
         scene = Scene(tuple(sorted(objects)))
         if scene.split == split:
@@ -104,6 +106,11 @@ def render(scene: Scene, rng: random.Random) -> PIL.Image.Image:
 
     Place within the cell, exact size, tilt, shade and paper vary, so that the tower learns shapes and not pixels.
     """
+    return _draw(scene, rng).resize((IMAGE_SIZE, IMAGE_SIZE), PIL.Image.Resampling.BOX)
+
+
+def _draw(scene: Scene, rng: random.Random) -> PIL.Image.Image:
+    """A scene, `OVERSAMPLING` times as large as it is shown."""
     scale, paper = OVERSAMPLING, _paper(rng)
     image = PIL.Image.new("RGB", (IMAGE_SIZE * scale,) * 2, paper)
     draw = PIL.ImageDraw.Draw(image)
@@ -115,7 +122,7 @@ def render(scene: Scene, rng: random.Random) -> PIL.Image.Image:
         points = _outline(thing.shape, radius, math.radians(rng.uniform(-6, 6)))
         red, green, blue = (min(255, max(0, channel + rng.randint(-14, 14))) for channel in COLOURS[thing.colour])
         draw.polygon([((x + dx) * scale, (y + dy) * scale) for dx, dy in points], fill=(red, green, blue))
-    return image.resize((IMAGE_SIZE, IMAGE_SIZE), PIL.Image.Resampling.BOX)
+    return image
 
 
 def _paper(rng: random.Random) -> tuple[int, int, int]:
@@ -149,3 +156,20 @@ def scenes(seed: int, split: Split) -> Iterator[tuple[Scene, PIL.Image.Image]]:
     while True:
         scene = sample_scene(rng, split)
         yield scene, render(scene, rng)
+
+
+def strips(seed: int, split: Split) -> Iterator[tuple[Scene, PIL.Image.Image]]:
+    """Endless scenes with their pictures, in turn of 288x96 pixels and of 96x288, objects at the ends alone.
+
+    Each is the middle row or column of a scene, drawn three times as large: with bars beside it, it is a scene again.
+    """
+    rng = random.Random(f"strips {seed} {split}")
+    start, end = CELL * OVERSAMPLING, 2 * CELL * OVERSAMPLING
+    whole = IMAGE_SIZE * OVERSAMPLING
+    while True:
+        for cells, box in (
+            (((1, 0), (1, 2)), (0, start, whole, end)),
+            (((0, 1), (2, 1)), (start, 0, end, whole)),
+        ):
+            scene = sample_scene(rng, split, (1, 2), cells)
+            yield scene, _draw(scene, rng).crop(box)
