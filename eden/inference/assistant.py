@@ -151,6 +151,7 @@ class Assistant:
         max_new_tokens: int = 128,
         batch_size: int = 32,
         names: Sequence[str] | None = None,
+        keep_cut: bool = True,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
         """Greedy answers to many conversations, `batch_size` at a time, in the order given.
@@ -162,6 +163,7 @@ class Assistant:
             max_new_tokens: the longest answer, in tokens.
             batch_size: conversations asked at once.
             names: what each is called in errors; None numbers them.
+            keep_cut: whether an answer that `max_new_tokens` has cut is given as far as it goes; else it is empty.
             on_progress: called with (answered, all).
 
         Raises:
@@ -173,7 +175,8 @@ class Assistant:
 
         def collect(to: int) -> None:
             while len(pending) > to:
-                answers.append(pending.popleft().wait().text.strip())
+                answer = pending.popleft().wait()
+                answers.append(answer.text.strip() if keep_cut or answer.finish_reason == "stop" else "")
                 if on_progress is not None:
                     on_progress(len(answers), len(conversations))
 

@@ -17,7 +17,15 @@ from ..core.files import write_file
 from ..core.numeric_format import Machine, NumericFormat, emulation_factor, numeric_format
 from ..errors import RecipeError
 from .rules import Faults, argument_faults, did_you_mean, faults, ineffective, optimizer_faults
-from .sections import DataSection, LoraSection, ModelSection, QuantizationSection, Sections, SourceSection
+from .sections import (
+    DataSection,
+    LoraSection,
+    ModelSection,
+    QuantizationSection,
+    RehearsalSection,
+    Sections,
+    SourceSection,
+)
 from .yaml import Locations, dump, parse, plain
 
 if TYPE_CHECKING:
@@ -212,6 +220,8 @@ def _refusal(error: ValidationError, locations: Locations) -> RecipeError:
         section: Any = Recipe if len(key) == 1 else sections.get(str(key[0]), ModelSection)
         if key[:2] == ("data", "sources"):
             section = SourceSection
+        if key[:2] == ("data", "rehearsal") and len(key) > 2:
+            section = RehearsalSection
         return locations.error(key, f"unknown key {name}", did_you_mean(str(key[-1]), section.model_fields))
     if kind == "missing":
         return locations.error(key, f"{name} is missing", f"Add {name}.")

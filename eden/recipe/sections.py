@@ -60,6 +60,18 @@ class SourceSection(_Section):
     weight: float = Field(1.0, gt=0, description="samples drawn from it in an epoch, relative to the other weights")
 
 
+class RehearsalSection(_Section):
+    """Text without pictures, learned beside the data so that the language model keeps what it knows."""
+
+    path: str | None = Field(None, description="conversations without pictures, as `eden check` takes them")
+    prompts: str | None = Field(
+        None, description="in place of `path`: what the base answers itself before training; `shipped`, or a text file"
+    )
+    weight: float = Field(
+        gt=0, description="samples of it in an epoch, relative to 1, or to the sum of all sources' weights"
+    )
+
+
 class DataSection(_Section):
     """What to learn from. Relative paths are relative to the working directory, not to the recipe."""
 
@@ -67,6 +79,7 @@ class DataSection(_Section):
     images: str | None = Field(None, description="folder of the images; null is the data file's own")
     audio: str | None = Field(None, description="folder of the recordings; null is the data file's own")
     sources: list[SourceSection] | None = Field(None, min_length=1, description="several data sets in place of `path`")
+    rehearsal: RehearsalSection | None = Field(None, description="text that is learned beside it, held out never")
     eval_path: str | None = Field(None, description="a file of held-out samples")
     eval_fraction: float = Field(0.02, ge=0, lt=1, description="share of the samples held out without an eval_path")
     split_seed: int = Field(0, description="chooses which samples are held out without an eval_path")
