@@ -99,7 +99,7 @@ class MultimodalPhiProcessor(ProcessorMixin):
         )
         ids: list[int] = encoded["input_ids"]
         mask = [0] * len(ids) if add_generation_prompt else encoded["assistant_masks"]
-        # Phi's `<|assistant|>` swallows the whitespace an answer begins with, which would put it inside the answer's span.
+        # Phi's `<|assistant|>` swallows the whitespace an answer begins with, which would put it inside the answer.
         header = self.tokenizer.convert_tokens_to_ids(FAMILIES[self.family].header)
         spoken = [said and token_id != header for token_id, said in zip(ids, mask, strict=True)]
         labels = [token_id if said else IGNORE_INDEX for token_id, said in zip(ids, spoken, strict=True)]
