@@ -85,9 +85,7 @@ def evaluate(
     options |= {name: str(files[name].resolve()) for name in ("images", "audio") if files[name] is not None}
     kept = _keep(out, assistant, opened, options)
     decided = _decide(assistant, opened, calibrate, max_error, blind)
-    transcription = None
-    if spoken:
-        opened, transcription = _speak(opened, assistant, noise_db)
+    opened, transcription = _speak(opened, assistant, noise_db) if spoken else (opened, None)
     result = run_evaluation(
         assistant,
         with_blind_groups(opened, assistant) if blind and decided is None else opened,

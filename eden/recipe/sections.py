@@ -20,7 +20,7 @@ class ModelSection(_Section):
     base_revision: str | None = Field(None, description="of `base` on the hub: a branch, tag or commit")
     vision: str | None = Field(None, description="a CLIP checkpoint: hub id or folder")
     vision_revision: str | None = Field(None, description="of `vision` on the hub: a branch, tag or commit")
-    language: str | None = Field(None, description="a Phi3-architecture checkpoint: hub id or folder")
+    language: str | None = Field(None, description="a Phi, SmolLM or Qwen3 checkpoint: hub id or folder")
     language_revision: str | None = Field(None, description="of `language` on the hub: a branch, tag or commit")
     speech: str | None = Field(None, description="a Whisper: size, hub id or folder; null is the base's own, or small")
     vision_feature: Literal["pooled", "patches"] = Field("pooled", description="one token an image, or one a patch")
@@ -48,7 +48,9 @@ class LoraSection(_Section):
     r: int = Field(64, gt=0, description="rank of the update")
     lora_alpha: int = Field(16, gt=0, description="the update is scaled by lora_alpha / r")
     lora_dropout: float = Field(0.1, ge=0, lt=1, description="share of an adapter's inputs set to zero")
-    target_modules: list[str] = Field(["o_proj", "qkv_proj", "gate_up_proj"], min_length=1, description="linear layers")
+    target_modules: list[str] | None = Field(
+        None, min_length=1, description="linear layers; null is those of the language model's family"
+    )
 
 
 class SourceSection(_Section):
