@@ -26,7 +26,7 @@ class ModelSection(_Section):
     vision_feature: Literal["pooled", "patches"] = Field("pooled", description="one token an image, or one a patch")
     vision_feature_layer: int = Field(-2, description="hidden layer of the patches, negative from the end")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="number format of the frozen weights")
-    force_format: bool = Field(False, description="compute in bfloat16 even where this machine has to emulate it")
+    force_format: bool = Field(False, description="compute in bfloat16 even where fp32 or fp16 would be chosen")
     attn_implementation: str | None = Field(None, description="transformers' name of one; null lets it choose")
 
 
