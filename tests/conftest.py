@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -24,6 +24,10 @@ from transformers import (
 
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from tiny_build.tokenizer import FIRST_PIECES, phi_tokenizer
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from servers import Running
 
 IMAGE_SIZE, PATCH_SIZE, EMBEDDING_ROWS = 32, 16, 320
 
@@ -139,6 +143,21 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     Phi3ForCausalLM(text_config()).save_pretrained(phi)
     make_tokenizer().save_pretrained(phi)
     return clip, phi
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator["Running"]:
+    """eden-tiny, served as it comes."""
+    from servers import serving  # most tests serve nothing, and do not wait for what serving imports
+
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: "Running") -> "OpenAI":
+    """The official client, which asks once."""
+    return server.client()
 
 
 COLOURS = ["red", "lime", "blue", "white", "black", "yellow", "cyan", "magenta"]

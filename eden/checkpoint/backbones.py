@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from ..core.location import refuse_missing_folder, refuse_without_weights
-from ..core.numeric_format import Machine, Name, NumericFormat, numeric_format
+from ..core.numeric_format import Machine, Name, NumericFormat, estimated_parameters, numeric_format
 from ..core.private_api import commit_of, inherit_quantization, is_in_four_bits
 from ..errors import CheckpointError, RecipeError, first_line
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor, ProjectionBlock
@@ -43,9 +43,6 @@ KEPT_IN_FULL_PRECISION = ["model.vision_tower", "model.projector", "lm_head"]
 ROW_BLOCK = 64
 """An embedding without a spare row for `<|image|>` grows to a multiple of so many rows."""
 
-SMALL_MODEL_PARAMETERS = 10**9
-"""On a CPU, models below this many parameters run in fp32 unless told otherwise: faster and exact, and they fit."""
-
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -53,8 +50,8 @@ class LoadOptions:
 
     Attributes:
         quantization: hold the language model's linear layers in 4 bits; None keeps `dtype`.
-        dtype: `bfloat16`, `float16` or `float32`, whatever it costs here; None is float32 for small models on a CPU
-            and what `core.numeric_format` says for all others.
+        dtype: `bfloat16`, `float16` or `float32`, whatever it costs here; None is what `core.numeric_format` says
+            for a model of its size.
         attn_implementation: transformers' name of an attention implementation; None lets it choose.
         device: None is the GPU if there is one, else the CPU.
     """
@@ -74,22 +71,21 @@ class LoadOptions:
         """What a model is held and computed in, and why."""
         if self.dtype is not None:
             return NumericFormat(self.dtype, "it was asked for")
-        parameters = text_config.num_hidden_layers * 12 * text_config.hidden_size**2  # the usual estimate
-        if parameters < SMALL_MODEL_PARAMETERS and self.torch_device.type == "cpu":
-            return NumericFormat("float32", "a small model on a CPU is fast and exact in it")
-        return numeric_format(Machine.here(str(self.torch_device)))
+        parameters = estimated_parameters(text_config.num_hidden_layers, text_config.hidden_size)
+        return numeric_format(Machine.here(str(self.torch_device)), parameters)
 
     def torch_dtype(self, text_config: PreTrainedConfig) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.numeric_format(text_config).name)
         return dtype
 
-    def for_language_model(self) -> dict[str, Any]:
+    def for_language_model(self, text_config: PreTrainedConfig) -> dict[str, Any]:
         """The arguments of `from_pretrained` for a model that may be held in 4 bits."""
         options: dict[str, Any] = {"attn_implementation": self.attn_implementation}
         if self.quantization is not None:
             section = self.quantization.model_dump()
             if self.dtype != "bfloat16":  # which is kept where it was asked for, whatever it costs
-                here = numeric_format(Machine.here(str(self.torch_device)))
+                machine = Machine.here(str(self.torch_device))
+                here = numeric_format(machine) if self.dtype else self.numeric_format(text_config)
                 section["bnb_4bit_compute_dtype"] = here.instead_of(section["bnb_4bit_compute_dtype"])
             options["quantization_config"] = BitsAndBytesConfig(**section, llm_int8_skip_modules=KEPT_IN_FULL_PRECISION)
             options["device_map"] = {"": self.torch_device}
@@ -113,7 +109,7 @@ def assemble(
         image_processor = open_image_processor(section)
     with readable(language):
         language_model = AutoModelForCausalLM.from_pretrained(
-            language, revision=section.language_revision, dtype=dtype, **options.for_language_model()
+            language, revision=section.language_revision, dtype=dtype, **options.for_language_model(text_config)
         )
         processor = MultimodalPhiProcessor(image_processor, tokenizer, family=backbones.family.name)
         _make_row(language_model, processor.image_token_id)

@@ -319,7 +319,10 @@ def _load_whole(artifact: Artifact, name: str, options: LoadOptions) -> Checkpoi
     folder, config = artifact.folder, artifact.config
     with readable(folder):
         model = MultimodalPhiForConditionalGeneration.from_pretrained(
-            folder, config=config, dtype=options.torch_dtype(config.text_config), **options.for_language_model()
+            folder,
+            config=config,
+            dtype=options.torch_dtype(config.text_config),
+            **options.for_language_model(config.text_config),
         )
     if options.quantization is not None:
         dequantize(model)

@@ -29,7 +29,7 @@ class ModelSection(_Section):
         None, description="a picture's middle, or all of it, with bars or stretched; null is the base's own, or crop"
     )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="number format of the frozen weights")
-    force_format: bool = Field(False, description="compute in bfloat16 even where this machine has to emulate it")
+    force_format: bool = Field(False, description="compute in bfloat16 even where fp32 or fp16 would be chosen")
     attn_implementation: str | None = Field(None, description="transformers' name of one; null lets it choose")
 
 
