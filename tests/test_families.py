@@ -9,12 +9,14 @@ import pytest
 import torch
 from conftest import make_image
 from families import twin, write_language_model
+from test_train import losses, overrides
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, GPT2Config
 
 from eden import CheckpointError
 from eden.checkpoint import Checkpoint, add_adapters, load, merge, save
 from eden.checkpoint.backbones import LoadOptions, assemble, check_backbones
 from eden.data.collate import collate, collate_flat
+from eden.export.gguf import write_gguf
 from eden.inference.assistant import Assistant
 from eden.inference.engine import Engine
 from eden.inference.request import Request
@@ -24,8 +26,9 @@ from eden.model import MultimodalPhiConfig, MultimodalPhiProcessor
 from eden.model.attention import PACKED_SDPA
 from eden.model.families import FAMILIES
 from eden.model.loss import IGNORE_INDEX
-from eden.plan.shapes import PUBLISHED
-from eden.recipe import LoraSection, ModelSection, QuantizationSection
+from eden.plan.published import PUBLISHED
+from eden.recipe import LoraSection, ModelSection, QuantizationSection, load_recipe
+from eden.training.train import train
 
 TODAY = datetime.now().strftime("%d %B %Y")
 TALK = [
@@ -224,6 +227,10 @@ def test_an_adapter_is_saved_loaded_and_merged(checkpoint: Checkpoint, section: 
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     assert type(plain.config.text_config) is type(checkpoint.config.text_config)
     assert AutoProcessor.from_pretrained(tmp_path / "merged").chat_template == processor.chat_template
+    if processor.family != "phi3":
+        title = FAMILIES[processor.family].title
+        with pytest.raises(CheckpointError, match=f"no GGUF file is written of a {title}"):
+            write_gguf(str(tmp_path / "merged"), tmp_path / "gguf")
 
 
 def test_four_bits_hold_the_language_models_linear_layers_only(section: ModelSection) -> None:
@@ -241,6 +248,14 @@ def test_four_bits_hold_the_language_models_linear_layers_only(section: ModelSec
         if any(part in name for part in ("projector", "vision_tower", "lm_head", "embed_tokens")):
             assert weight.equal(state[name]), name
     assert len(answers(Checkpoint(model, processor, "x", None))) == 3
+
+
+def test_the_shipped_recipe_trains_a_twin(data: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    language = write_language_model("smollm2", tmp_path / "smollm2")
+    settings = overrides(data, (backbones[0], language), tmp_path / "run", max_steps=3)
+    train(load_recipe("smollm2", settings))
+    assert {step for step, _, _ in losses(tmp_path / "run")} == {1, 2, 3}
+    assert len(answers(load(str(tmp_path / "run")))) == 3
 
 
 PARAMETERS = {

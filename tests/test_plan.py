@@ -8,6 +8,7 @@ from typing import Any
 import cli
 import pytest
 import torch
+from families import write_language_model
 from rich.console import Console
 
 from eden.checkpoint import count_parameters, load_for_training
@@ -107,6 +108,18 @@ def test_the_digits_are_planned_with_real_steps_and_leave_nothing(tmp_path: Path
     ids=["4 bits", "no dropout", "down_proj"],
 )
 def test_a_layer_keeps_what_the_formula_says(overrides: list[str], attention: str, asked: str) -> None:
+    compare_layer(overrides, attention, asked)
+
+
+@pytest.mark.parametrize("family", ["smollm2", "qwen3"])
+def test_a_layer_of_another_family_does_too(family: str, backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    """Heads that share keys, projections that are not joined, a head wider than its share of the model."""
+    language = write_language_model(family, tmp_path / family)
+    parts = ["model.base=null", f"model.vision={backbones[0]}", f"model.language={language}"]
+    compare_layer([*parts, "quantization=null", "lora.target_modules=null"], "null", "float32")
+
+
+def compare_layer(overrides: list[str], attention: str, asked: str) -> None:
     half = asked == "bfloat16"
     formats = [f"model.dtype={asked}", f"training.bf16={half}".lower(), "model.force_format=true"]
     if "quantization=null" not in overrides:

@@ -26,7 +26,7 @@ from transformers import (
 
 from ..core.location import refuse_missing_folder, refuse_without_weights
 from ..core.numeric_format import Machine, Name, NumericFormat, estimated_parameters, numeric_format
-from ..core.private_api import commit_of, inherit_quantization, is_in_four_bits
+from ..core.private_api import attention_of, commit_of, inherit_quantization, is_in_four_bits
 from ..errors import CheckpointError, RecipeError, first_line
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor, ProjectionBlock
 from ..model.families import FAMILIES, Family, families_of, family_of
@@ -119,6 +119,7 @@ def assemble(
         # Names code of the backbone's repository, which is never run, and would be if whoever loads what Eden saves
         # trusts Eden's own.
         part.__dict__.pop("auto_map", None)
+    attention = attention_of(language_model.config)  # the whole's configuration gives its parts its own
     config = MultimodalPhiConfig(
         vision_config=tower.config,
         text_config=language_model.config,
@@ -134,7 +135,9 @@ def assemble(
         },
     )
     processor.num_image_tokens = config.num_image_tokens
-    return _join(config, tower, language_model, processor, options.torch_device), processor
+    model = _join(config, tower, language_model, processor, options.torch_device)
+    model.model.language_model.set_attn_implementation(attention)
+    return model, processor
 
 
 def open_image_processor(section: ModelSection, **options: Any) -> Any:

@@ -19,6 +19,7 @@ from ..checkpoint.backbones import LoadOptions
 from ..core.files import new_folder
 from ..core.private_api import is_quantized
 from ..errors import CheckpointError, InputError
+from ..model.families import FAMILIES
 from .gguf_tensors import FORMATS, number_format, write_tensors
 from .gguf_tokenizer import Vocabulary, add_vocabulary, read_vocabulary
 from .gguf_vision import check_vision, write_vision
@@ -50,6 +51,9 @@ def write_gguf(model: str, folder: str | Path, outtype: str = "f16") -> tuple[Pa
     if artifact.config.vision_feature == "pooled":
         what = "llama.cpp cannot see with one pooled embedding an image"
         raise CheckpointError(what, where=model, hint="Train with model.vision_feature=patches, or use --to hf.")
+    if (family := FAMILIES[checkpoints.load_processor(model).family]).name != "phi3":
+        hint = "Export a Phi-3 or Phi-3.5, or use --to hf."
+        raise CheckpointError(f"no GGUF file is written of a {family.title}", where=model, hint=hint)
     # What is merged is rounded once, to the number format of the file.
     loaded = (
         checkpoints.load(model, LoadOptions(dtype="float32"))

@@ -1,10 +1,13 @@
 """Bytes of a training step by part, by formula.
 
-Written with n positions of a batch (padding included), D, V as everywhere, F the inner width of the MLP, H heads.
+Written with n positions of a batch (padding included), D, V as everywhere, F the inner width of the MLP, H heads, Q and
+K the width of all queries and of all keys.
 Half-precision numbers (autocast) take 2 bytes, fp32 takes 4. What autograd keeps of one decoder layer:
 
     two RMSNorms           8 D n + 8 n          their inputs in fp32, and one over the root mean square
-    attention              2 (Q + K + D + D) n  Q the joint query, key, value; K the rotated key; rotated query; output
+    attention              2 (2 Q + 2 K) n      rotated query and key, value, output
+                           2 (Q + K) n          if one layer makes query, key and value: what it makes stays whole
+                           4 (Q + K) n + 4 H n  if query and key have norms: their inputs in fp32; and one over the root
                            4 H n                sdpa: the log-sum-exp of each query
                            6 H T^2 a sample     eager: the probabilities in fp32, and half precision, if any
                            2 T^2 a sample       sdpa over padded samples: the mask, added to the scores
@@ -112,13 +115,18 @@ def layer_activations(recipe: Recipe, shapes: Shapes, lengths: Sequence[int], *,
     padded = not flat and min(lengths) < max(lengths)
     lengths = [max(lengths)] * len(lengths) if padded else lengths
     n, width, heads = sum(lengths), text.hidden_size, text.num_attention_heads
-    keys = width // heads * text.num_key_value_heads
+    head = getattr(text, "head_dim", None) or width // heads
+    queries, keys = head * heads, head * text.num_key_value_heads
     half = _half(recipe)
     norms = 8 * width + 8
-    attention = half * ((width + 2 * keys) + keys + 2 * width)
+    attention = half * (2 * queries + 2 * keys)
+    if "qkv_proj" in shapes.layer_parts:
+        attention += half * (queries + keys)
+    if "q_norm" in shapes.layer_parts:
+        attention += 4 * (queries + keys) + 4 * (heads + text.num_key_value_heads)
     squares = 0
     if recipe.model.attn_implementation == "eager":
-        attention -= half * width  # its output needs no keeping
+        attention -= half * queries  # its output needs no keeping
         squares = (6 if half == 2 else 4) * heads * sum(length**2 for length in lengths)
     else:
         attention += 4 * heads

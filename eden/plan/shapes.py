@@ -31,6 +31,7 @@ class Shapes:
         config: of the whole model.
         counts: `{"lora": {"trained": n, "frozen": n}, ...}`, as `checkpoint.count_parameters`.
         layer_weights: weights of the linear layers of one decoder layer.
+        layer_parts: names of the modules of one decoder layer, as `qkv_proj`.
         lora_widths: (in, out) of each linear layer of one decoder layer that has an adapter.
         frozen_bytes: of the weights that do not train, by part.
     """
@@ -38,6 +39,7 @@ class Shapes:
     config: MultimodalPhiConfig
     counts: dict[str, dict[str, int]]
     layer_weights: int
+    layer_parts: frozenset[str]
     lora_widths: list[tuple[int, int]]
     frozen_bytes: dict[str, int]
 
@@ -88,6 +90,7 @@ def shapes_of(recipe: Recipe) -> Shapes:
         config,
         count_parameters(checkpoint),
         sum(module.weight.numel() for module in inside),
+        frozenset(name.rpartition(".")[2] for name, _ in layer.named_modules()),
         [(module.in_features, module.out_features) for module in adapters],
         _frozen_bytes(adapted, recipe.quantization),
     )

@@ -18,7 +18,7 @@ pipeline_tag: image-text-to-text
 # {name}
 
 Trained with [Eden](https://pypi.org/project/eden-multimodal/): CLIP image features through a projection block into a
-Phi-3 language model.
+language model.
 
 | | |
 |---|---|
