@@ -18,7 +18,7 @@ from eden.checkpoint import Checkpoint, load, save
 from eden.cli.main import main
 from eden.data.prepare import read_data
 from eden.inference import knowledge
-from eden.inference.knowledge import ENGLISH, Change, Knowledge, measure, read_lines
+from eden.inference.knowledge import ENGLISH, Change, Knowledge, measure, plain_questions, read_lines
 from eden.recipe import Recipe, load_recipe
 from eden.training.rehearsal import own_answers, prompts_of
 from eden.training.train import report, train
@@ -29,7 +29,7 @@ PROMPTS = ["Hello!", "Who are you?", "What is 2 + 2?"]
 
 def test_the_shipped_texts_are_what_they_are_said_to_be() -> None:
     assert 400 <= len((ENGLISH / "page.txt").read_text().split()) <= 600
-    questions, prompts = read_lines("questions.txt"), prompts_of("shipped")
+    questions, prompts = plain_questions(), prompts_of("shipped")
     assert len(questions) == 12 and len(prompts) == len(read_lines("prompts.txt")) >= 36
     assert not {*questions} & {*prompts}
 
@@ -50,21 +50,23 @@ def test_perplexity_is_that_of_plain_arithmetic() -> None:
     assert len(ids) > 999
     assert found.perplexity == pytest.approx(math.exp(nats / len(ids)), rel=1e-3)
     assert found.bits_per_byte == pytest.approx(nats / math.log(2) / len(text.encode()), rel=1e-4)
-    assert list(found.answers) == read_lines("questions.txt")
+    assert list(found.answers) == list(plain_questions())
     assert not found.is_english and not measure(Checkpoint(model, processor, "x", None)).answers, "it is not asked"
 
 
 @pytest.mark.parametrize(
     ("before", "after", "forgotten", "said"),
     [
-        (10.0, 10.2, False, r"^Perplexity .* 10\.00 .* 10\.20 .*\+2\.0%\), and 1 of 2 .* as before"),
+        (10.0, 10.2, False, r"^Perplexity .* 10\.00 .* 10\.20 .*\+2\.0%\), and of 2 .* 2 right before, 1 after \(1 of"),
         (10.0, 9.0, False, r"-10\.0%"),
         (10.0, 10.4, True, r"^the model has forgotten .*\+4\.0%.*data\.rehearsal"),
         (10.0, float("nan"), True, r"^the model has forgotten"),
     ],
 )
 def test_what_is_said_of_a_change(before: float, after: float, forgotten: bool, said: str) -> None:
-    change = Change(Knowledge(before, 1.0, {"a": "b", "c": "d"}), Knowledge(after, 1.0, {"a": "b", "c": "e"}))
+    hot, sum_ = "What is the opposite of hot?", "What is two plus three?"
+    knew = Knowledge(before, 1.0, {hot: "It is cold.", sum_: "Five"})
+    change = Change(knew, Knowledge(after, 1.0, {hot: "Cold!", sum_: "Fifty-four."}))
     assert change.has_forgotten == forgotten
     assert re.search(said, change.said)
 

@@ -6,6 +6,7 @@ Teaching a language model to see may cost it what it knew; the training loss doe
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,12 @@ class Knowledge:
         """Whether the model is a language model of English, so that there is something to lose."""
         return self.bits_per_byte <= WORDS_ALONE
 
+    @property
+    def right(self) -> frozenset[str]:
+        """The questions whose answers have the word that belongs in them."""
+        words = plain_questions()
+        return frozenset(question for question, answer in self.answers.items() if words[question].search(answer))
+
 
 @dataclass(frozen=True)
 class Change:
@@ -73,10 +80,10 @@ class Change:
                 f"Before training the model took {before.bits_per_byte:.2f} bits for a byte of English, more than "
                 f"word frequencies alone need ({WORDS_ALONE}): it is no language model of English, and has none to lose"
             )
-        same = sum(before.answers[question] == answer for question, answer in after.answers.items())
         numbers = (
             f"perplexity on plain English {before.perplexity:.2f} before training, {after.perplexity:.2f} after "
-            f"({self.growth:+.1%}), and {same} of {len(after.answers)} plain questions answered as before"
+            f"({self.growth:+.1%}), and of {len(after.answers)} plain questions {len(before.right)} right before, "
+            f"{len(after.right)} after ({len(before.right & after.right)} of them the same)"
         )
         if self.has_forgotten:
             return f"the model has forgotten some of what it knew: {numbers}. data.rehearsal is the cure"
@@ -99,11 +106,17 @@ def measure(checkpoint: Checkpoint, *, ask: bool | None = None) -> Knowledge:
     found = Knowledge(math.exp(nats / tokens), nats / math.log(2) / len(text.encode()))
     if not (found.is_english if ask is None else ask):
         return found
-    questions = read_lines("questions.txt")
+    questions = list(plain_questions())
     answers = Assistant(checkpoint).answer_all(
         [[Message.user(question)] for question in questions], max_new_tokens=ANSWER_TOKENS
     )
     return Knowledge(found.perplexity, found.bits_per_byte, dict(zip(questions, answers, strict=True)))
+
+
+def plain_questions() -> dict[str, re.Pattern[str]]:
+    """The questions, each with a pattern of the word that belongs in its answer."""
+    rows = [line.split("\t") for line in read_lines("questions.txt")]
+    return {question: re.compile(rf"\b({word})\b", re.IGNORECASE) for question, word in rows}
 
 
 def read_lines(name: str) -> list[str]:
