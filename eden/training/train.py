@@ -184,7 +184,7 @@ class Run:
         *self._samples, skipped = distributed.main_first(lambda: read_data(self.recipe, self.console))
         self._skip("skipped", skipped)
         self.console.print(str(self.numeric_format), **AS_IT_IS)
-        with self.console.status(f"loading {self.recipe.model.base or self.recipe.model.language}"):
+        with self.console.status("loading the model"):
             self.checkpoint = distributed.together(lambda: checkpoints.load_for_training(self.recipe))
 
     def encode(self, start: Start) -> None:
