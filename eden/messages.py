@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -115,6 +116,13 @@ def check_conversation(messages: Sequence[Message], *, answered: bool, ordered: 
                 where=where,
                 hint="Fill it or leave it out.",
                 kind=f"empty_{kind}",
+            )
+        if half := re.search("[\ud800-\udfff]", message.text):
+            raise MessageError(
+                f"the {message.role}'s message contains half a character, \\u{ord(half.group()):x}",
+                where=where,
+                hint="Write whole characters, in UTF-8.",
+                kind="bad_text",
             )
         if message.role == "assistant" and not all(type(part) is Text for part in message.content):
             raise MessageError(

@@ -102,6 +102,7 @@ def become(request: dict[str, Any], files: list[int]) -> None:
     for standard, file in enumerate(files):
         os.dup2(file, standard)
         os.close(file)
+    sys.stdout = os.fdopen(1, "w", closefd=False)  # the one from before believes that it can seek, as in /dev/null
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are told not to hear it
     os.chdir(request["cwd"])

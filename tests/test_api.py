@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import uuid
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,21 +111,67 @@ def test_a_stream_comes_while_it_is_written(client: OpenAI, server: Running) -> 
     assert early == ["", "A", " large", " red"] and "".join(early + late) == DESCRIPTION
 
 
-def test_a_stream_that_waits_says_that_it_is_there() -> None:
-    with serving(Settings(silent_seconds=0.001)) as server:
-        body = asking(image_part(), "Describe the picture.", stream=True)
-        url = f"{server.url}/v1/chat/completions"
-        lines: list[str] = []
-        with server.held(0) as gate, httpx.stream("POST", url, json=body, timeout=60) as response:
-            for line in response.iter_lines():
-                lines.append(line)
-                if lines.count(": still there") == 3:
-                    gate.open()
-        assert lines[-2] == "data: [DONE]"
-        assert all(line.startswith(("data: ", ": still there")) for line in lines if line)
-        client = server.client()
-        chunks = client.chat.completions.create(**body)
-        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == DESCRIPTION
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Running]:
+    with serving(Settings(silent_seconds=0.001)) as running:
+        yield running
+
+
+def test_a_stream_that_waits_says_that_it_is_there(impatient: Running) -> None:
+    body = asking(image_part(), "Describe the picture.", stream=True)
+    with impatient.held(0) as gate:
+        lines = streamed(impatient, body, gate.open)
+    assert lines[-2] == "data: [DONE]"
+    chunks = impatient.client().chat.completions.create(**body)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == DESCRIPTION
+
+
+def streamed(server: Running, body: Any, release: Callable[[], None]) -> list[str]:
+    """The lines of a stream; what holds it is released once it has said three times that it is there."""
+    lines: list[str] = []
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
+        for line in response.iter_lines():
+            lines.append(line)
+            if lines.count(": still there") == 3:
+                release()
+    assert all(line.startswith(("data: ", ": still there")) for line in lines if line)
+    return lines
+
+
+@contextmanager
+def busy(server: Running, with_what: str) -> Iterator[Callable[[], None]]:
+    """As if somebody else's recording were being heard, or question encoded, until it is told to end."""
+    with ExitStack() as stack:
+        stack.enter_context(getattr(server.service, with_what))
+        yield stack.close
+
+
+@pytest.mark.parametrize("with_what", ["_transcribing", "_encoding"])
+def test_a_stream_says_so_while_its_question_is_prepared(impatient: Running, with_what: str) -> None:
+    with busy(impatient, with_what) as release:
+        lines = streamed(impatient, asking(image_part(), audio_part(), stream=True), release)
+    told = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    assert lines[:5:2] == [": still there"] * 3 and lines[-2] == "data: [DONE]"
+    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in told) == "Four."
+
+
+def test_what_is_refused_after_that_is_an_event(impatient: Running) -> None:
+    with busy(impatient, "_transcribing") as release:
+        lines = streamed(impatient, asking(audio_part(b"RIFF"), stream=True), release)
+    (told,) = [line for line in lines if line.startswith("data: ")]
+    error = json.loads(told.removeprefix("data: "))["error"]
+    assert (error["code"], error["param"]) == ("not_audio", "messages")
+    until(lambda: impatient.service._inside == 0)
+
+
+def test_who_hangs_up_while_a_question_is_prepared_gets_no_answer(impatient: Running) -> None:
+    body = asking(image_part(), audio_part(), stream=True)
+    with busy(impatient, "_transcribing") as release:
+        with httpx.stream("POST", f"{impatient.url}/v1/chat/completions", json=body, timeout=60) as response:
+            assert next(response.iter_lines()) == ": still there"
+        release()
+        until(lambda: impatient.service._inside == 0)
+        until(lambda: not impatient.wanted())
 
 
 @pytest.mark.parametrize("stream", [False, True])

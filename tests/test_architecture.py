@@ -38,7 +38,7 @@ MAY_IMPORT = {line.split()[1]: set(line.split("<-")[1].split()) for line in ROOM
 BESIDE = {"errors", "messages"}
 """Modules beside the rooms; another, `eden.__main__`, and the package itself may import every room."""
 ONLY_IN = {
-    "av": {"eden.media.audio"},
+    "av": {"eden.media.audio", "eden.media.mixing"},
     "faster_whisper": {"eden.media.speech", "eden.core.private_api"},
     "jinja2": {"eden.core.html_report", "eden.export.space", "tiny_build.build", "tiny_build.build_whisper"},
     "yaml": {"eden.export.allowed_files", "eden.export.space"},

@@ -1,6 +1,8 @@
 """The command line as a user meets it: another process, its output, its exit code."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import cli
@@ -149,6 +151,55 @@ def test_export_gives_a_whole_model(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == {"folder": str(tmp_path / "merged")}
     assert {"model.safetensors", "config.json", "modeling.py"} <= {p.name for p in (tmp_path / "merged").iterdir()}
+
+
+@pytest.mark.parametrize("printed", ["few lines", "one object", "help"])
+def test_a_disk_that_is_full_is_told_and_a_pipe_that_is_closed_is_not(data: Path, printed: str) -> None:
+    arguments = {"few lines": ["check", data], "one object": ["check", data, "--json"], "help": ["--help"]}[printed]
+    with Path("/dev/full").open("w") as full:
+        result = cli.eden(*arguments, stdout=full)
+    assert (result.returncode, result.stderr) == (1, FULL)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        result = cli.eden(*arguments, stdout=closed)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+FULL = "error the output: the disk is full. Free some space and run the same command again.\n"
+
+
+def test_names_that_are_no_text_and_look_like_markup(spoken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "[red][" / "bold]"  # ends a tag that nobody began
+    folder.mkdir(parents=True)
+    picture = folder / os.fsdecode(b"\xff.png")
+    make_image("red").save(picture)
+    silent = folder / os.fsdecode(b"\xff.wav")
+    silent.write_bytes(to_wav(np.zeros(SAMPLE_RATE, dtype=np.float32)))
+    heard = cli.eden("transcribe", silent)
+    assert heard.returncode == 0 and f"{folder}/\\udcff.wav: no speech was heard\n" in heard.stderr
+    records = tmp_path / "records.jsonl"
+    turns = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "Red."}]
+    records.write_text(json.dumps({"image": picture.name, "messages": turns}) + "\n")
+    checked = cli.eden("check", records, "--images", folder)
+    assert checked.returncode == 2 and "\\udcff" in checked.stdout
+    for refused in (cli.eden("ask", "half \udcff"), cli.eden("decide", "half \udcff", "--choices", "a,b")):
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert refused.stderr.endswith("half a character, \\udcff. Write whole characters, in UTF-8.\n")
+    said = f"half \udcff\n/image {picture}x\n/image {picture}\nWhat color is it?\n"
+    chat = cli.Python("-m", "eden", "chat", stdin=subprocess.PIPE, errors="surrogateescape").finished(said)
+    assert chat.returncode == 0 and len(chat.stdout.splitlines()) == 1
+    assert "half a character" in chat.stderr and f"{folder}/\\udcff.pngx: no such image file" in chat.stderr
+
+
+def test_a_schema_that_cannot_be_read(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    for content, message in ((b"{" * 10**5, "no schema"), (b'{"a":' * 10**5, "no schema"), (b"[]", "no JSON schema")):
+        schema.write_bytes(content)
+        result = cli.eden("ask", "hello", "--json-schema", schema)
+        assert result.returncode == 2 and message in result.stderr and len(result.stderr.splitlines()) == 1
+    schema.write_text('{"type": "boolean"}', encoding="utf-8-sig")
+    assert cli.eden("ask", "hello", "--json-schema", schema).stdout in ("true\n", "false\n")
 
 
 BAD = {

@@ -11,11 +11,15 @@ import pytest
 from openai import OpenAI
 from openai.types.responses import Response
 from pydantic import BaseModel
-from servers import QUESTION, SCENE, Running, data_url
+from servers import QUESTION, SCENE, Running, data_url, serving
+
+from eden.serve.settings import Settings
 
 TEXT = {"type": "input_text", "text": "How many objects are there?"}
 PICTURE = {"type": "input_image", "image_url": data_url(SCENE), "detail": "auto"}
 SPOKEN = {"type": "input_audio", "input_audio": {"data": base64.b64encode(QUESTION).decode(), "format": "wav"}}
+
+BROKEN = {"data": base64.b64encode(b"RIFF").decode(), "format": "wav"}
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,18 @@ def test_an_answer_that_fails_in_a_stream_says_so(client: OpenAI, server: Runnin
         gate.open()
         last = list(stream)[-1]
     assert last.type == "response.failed" and "closing" in last.response.error.message
+
+
+def test_a_stream_tells_that_it_began_while_a_recording_is_heard() -> None:
+    with serving(Settings(silent_seconds=0.001)) as server:
+        client = server.client()
+        for content, kind in ((SPOKEN, "response.completed"), (SPOKEN | {"input_audio": BROKEN}, "response.failed")):
+            with server.service._transcribing:  # as if somebody else's were heard
+                stream = iter(respond(client, user(PICTURE, content), stream=True))
+                assert [next(stream).type for _ in range(2)] == ["response.created", "response.in_progress"]
+            last = list(stream)[-1]
+            assert last.type == kind and last.response.output_text == ("Four." if kind.endswith("completed") else "")
+        assert "not a recording" in last.response.error.message
 
 
 def test_logprobs(client: OpenAI) -> None:

@@ -166,7 +166,7 @@ BAD = {
     "truncated": (WHOLE[: len(WHOLE) // 2], "damaged_image"),
     "bomb": (bomb(), "image_too_large"),
     "header only": (WHOLE[:20], "damaged_image"),
-    "garbage after a signature": (b"\x89PNG\r\n\x1a\n" + bytes(100), "not_an_image"),
+    "garbage after a signature": (b"\x89PNG\r\n\x1a\n" + bytes(100), "damaged_image"),
 }
 
 

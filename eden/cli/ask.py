@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ..core.console import AS_IT_IS
 from ..errors import InputError, first_line
 from .options import FourBit, Json, Model, err, load_assistant, print_json, print_transcript
 
@@ -65,11 +67,12 @@ def ask(
 
 def _read_schema(path: Path) -> dict[str, Any]:
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"no schema can be read ({first_line(error)})", where=str(path)) from error
+        schema = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        hint = "Give a file of JSON in UTF-8."
+        raise InputError(f"no schema can be read ({first_line(error)})", where=str(path), hint=hint) from error
     if not isinstance(schema, dict):
-        raise InputError("a JSON schema is an object", where=str(path))
+        raise InputError("it holds no JSON schema", where=str(path), hint='Write an object, as {"type": "string"}.')
     return schema
 
 
@@ -81,7 +84,9 @@ def chat(model: Model = "eden-tiny", four_bit: FourBit = False) -> None:
         "/clear starts over, Ctrl-D ends[/]"
     )
     images: list[Path] = []
-    while True:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as in arguments: a file's name need be no text
+    while sys.stdin:
         try:
             line = input("> ").strip() if sys.stdin.isatty() else next(sys.stdin).strip()
         except (EOFError, StopIteration, KeyboardInterrupt):
@@ -89,8 +94,7 @@ def chat(model: Model = "eden-tiny", four_bit: FourBit = False) -> None:
         try:
             images = _chat_turn(conversation, line, images)
         except InputError as error:
-            err.print(f"[red]{error}[/]", highlight=False)
-            images = []
+            err.print(str(error), style="red", **AS_IT_IS)
 
 
 def transcribe(
@@ -145,12 +149,12 @@ def _transcripts(
             )
         seconds = time.monotonic() - started
         if not transcript.text:
-            console.print(f"{path}: no speech was heard", highlight=False, soft_wrap=True)
+            console.print(f"{path}: no speech was heard", **AS_IT_IS)
         console.print(
-            f"[dim]{path.name}: {transcript.duration:,.1f} s of sound in {seconds:,.1f} s, "
-            f"peak memory {peak_memory_mib():,.0f} MiB[/]",
-            highlight=False,
-            soft_wrap=True,
+            f"{path.name}: {transcript.duration:,.1f} s of sound in {seconds:,.1f} s, "
+            f"peak memory {peak_memory_mib():,.0f} MiB",
+            style="dim",
+            **AS_IT_IS,
         )
         yield path, transcript
 

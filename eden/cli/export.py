@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from ..core.files import replaced_folder
 from ..errors import InputError
@@ -53,17 +54,17 @@ def _write(model: str, out: Path, to: str, outtype: str | None) -> list[Path]:
     if to == "hf":
         from .. import checkpoint as checkpoints
 
-        with err.status(f"exporting {model}"):
+        with err.status(Text(f"exporting {model}")):
             return [checkpoints.save(checkpoints.merge(checkpoints.load_as_stored(model)), out)]
     if to == "space":
         from ..export.space import write_space
 
-        with err.status(f"exporting {model}"):
+        with err.status(Text(f"exporting {model}")):
             return [write_space(model, out)]
     if to == "gguf":
         from ..export.gguf import write_gguf
 
-        with err.status(f"exporting {model}"):
+        with err.status(Text(f"exporting {model}")):
             return list(write_gguf(model, out, outtype or "f16"))
     raise InputError(f"cannot export to {to!r}", hint="Use --to hf, --to space or --to gguf.")
 
@@ -86,7 +87,7 @@ def push(
     from ..export.space import write_space
 
     with tempfile.TemporaryDirectory() as folder:
-        with err.status(f"exporting {model}"):
+        with err.status(Text(f"exporting {model}")):
             write_space(model, folder)
         _push(plan_push(folder, repo), private, dry_run, as_json)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 # Models are asked for by folder or hub id; a tokenizer that forks workers would only warn about it.
@@ -17,6 +21,7 @@ from rich.text import Text
 from .. import __version__
 from ..core.distributed import ELSEWHERE, is_main, rank, wait_after, wait_for_launcher
 from ..core.environment import check_environment
+from ..core.files import storage_error
 from ..core.processes import cores
 from ..errors import EdenError, Interrupted
 from .ask import ask, chat, transcribe
@@ -76,7 +81,8 @@ def main() -> None:
     """The `eden` command. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     _quiet_libraries()
     try:
-        app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
+        with _written_output():
+            app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
     except EdenError as error:
         _say(error, "--debug" in sys.argv)
         if error.fault.kind == ELSEWHERE:  # the connections to a process that hangs would be waited for
@@ -91,6 +97,31 @@ def main() -> None:
     except Exception:
         wait_for_launcher()
         raise
+
+
+@contextmanager
+def _written_output() -> Iterator[None]:
+    """What is printed is whole where it goes, or the command fails. What cannot be written there is escaped.
+
+    Raises:
+        StorageError: the disk is full. That nobody reads on (`| head`) ends the command without a word.
+    """
+    out = sys.stdout
+    if not isinstance(out, io.TextIOWrapper):  # closed
+        return (yield)
+    out.reconfigure(errors="backslashreplace")  # the name of a file need be no text, and not every terminal is UTF-8
+    try:
+        try:
+            yield
+        finally:
+            out.flush()
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # Python writes what is left when it ends
+        if error.errno == errno.EPIPE:
+            sys.exit(1)
+        raise storage_error(error, error.filename or "the output") from error
 
 
 def _say(error: EdenError, debug: bool) -> None:

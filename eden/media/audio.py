@@ -22,6 +22,7 @@ import numpy as np
 from ..core.files import check_the_path
 from ..errors import AudioError, first_line
 from ..messages import AudioSource
+from .mixing import channel_weights, heard
 
 Waveform: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 """Samples [S]: float32, mono, 16 kHz, within -1 and 1."""
@@ -48,8 +49,6 @@ LONGEST_GAP = 0.5
 """Seconds that may be missing of what a header announces; encoders round and pad."""
 LONGEST_PAUSE = 3600.0
 """Seconds that a recorder may have been paused between packets, or before the first; more is a clock that was set."""
-CANCELLED = 0.05
-"""Share of the sound of channels that is lost where their mix is silent, as of stereo with one channel inverted."""
 STREAMED = 0x7FFFF000
 """Sizes from here on are what programs write that do not know yet how long a recording will be."""
 
@@ -226,23 +225,22 @@ def _frames(container: Any, stream: Any, lost: list[float]) -> Iterator[Any]:
 def _resampled(frames: Iterable[Any], pauses: bool = False) -> Iterator[Waveform]:
     """Frames at 16 kHz and as one channel; with `pauses`, silence where their times say that nothing was recorded."""
     resampler: Any = None
-    mixer: Any = None
+    weights = np.ones(1, dtype=np.float32)
     done = 0
 
     def pieces(frame: Any) -> Iterator[Waveform]:
         for part in resampler.resample(frame):
-            mixed = part
-            if len(part.layout.channels) > 1:
-                (mixed,) = mixer.resample(part)
-            samples = _heard(mixed.to_ndarray()[0], part.to_ndarray())
-            yield np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0).clip(-1, 1).astype(np.float32, copy=False)
+            # Packed: PyAV reads beyond the end of a frame that has a plane for each of eight channels.
+            channels = part.to_ndarray().reshape(-1, len(weights)).T
+            mixed = heard(np.nan_to_num(channels, nan=0.0, posinf=1.0, neginf=-1.0), weights)
+            yield mixed.clip(-1, 1).astype(np.float32, copy=False)
 
     for frame in frames:
         pause = frame.time - done / SAMPLE_RATE if pauses and frame.time is not None else 0.0
         frame.pts = None  # small jumps are a recorder's rounding: the samples follow one another all the same
         if resampler is None:
-            resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=SAMPLE_RATE)
-            mixer = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+            resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=SAMPLE_RATE)
+            weights = channel_weights(frame.layout)
         if LONGEST_GAP < pause <= LONGEST_PAUSE:
             for piece in _silence(pause):
                 done += len(piece)
@@ -257,16 +255,6 @@ def _resampled(frames: Iterable[Any], pauses: bool = False) -> Iterator[Waveform
 def _silence(seconds: float) -> Iterator[Waveform]:
     for start in range(0, round(seconds * SAMPLE_RATE), SAMPLE_RATE):
         yield np.zeros(min(SAMPLE_RATE, round(seconds * SAMPLE_RATE) - start), dtype=np.float32)
-
-
-def _heard(mixed: Waveform, channels: Waveform) -> Waveform:
-    """The mix [S] of channels [C, S], or the loudest of them where they cancel one another."""
-    if len(channels) == 1:
-        return mixed
-    power = np.square(channels).mean(axis=1)
-    cancelled = np.square(mixed).mean() < CANCELLED * power.sum() / len(channels) ** 2
-    loudest: Waveform = channels[int(power.argmax())]
-    return loudest if cancelled else mixed
 
 
 def _check_complete(file: BinaryIO, kind: str, where: str) -> None:

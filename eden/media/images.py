@@ -136,14 +136,9 @@ def _opened(
     except PIL.Image.DecompressionBombError:  # Pillow's own limit, met before the size can be read
         raise _too_many_pixels("far too many", max_pixels, where) from None
     except PIL.UnidentifiedImageError:
-        raise _not_an_image(where) from None
+        raise _damaged(f"it begins as {kind} and goes on as something else", where) from None
     except Exception as error:  # Pillow's decoders raise many kinds on broken input
-        raise ImageError(
-            f"the image is damaged ({first_line(error)})",
-            where=where,
-            hint="Restore or replace the file.",
-            kind="damaged_image",
-        ) from None
+        raise _damaged(first_line(error), where) from None
 
 
 def _format_of(start: bytes, where: str) -> str:
@@ -265,6 +260,11 @@ def _middle(image: PIL.Image.Image) -> PIL.Image.Image:
 def _not_an_image(where: str) -> ImageError:
     hint = f"Use one of {', '.join(FORMATS)}."
     return ImageError("not an image Eden can read", where=where, hint=hint, kind="not_an_image")
+
+
+def _damaged(why: str, where: str) -> ImageError:
+    hint = "Restore or replace the file."
+    return ImageError(f"the image is damaged ({why})", where=where, hint=hint, kind="damaged_image")
 
 
 def _too_many_pixels(found: str, limit: int, where: str) -> ImageError:

@@ -24,11 +24,11 @@ from starlette.middleware.cors import CORSMiddleware
 from .. import __version__
 from ..errors import EdenError
 from .answers import ChatCompletion, ErrorResponse, Health, Model, ModelList, VerboseTranscription
-from .completions import AnswerStream, ClientGone, chunks, start_answers, whole_answer
+from .completions import AnswerStream, ClientGone, begun, chunks, read_request, submit_answers, whole_answer
 from .decision_schema import DecisionBody, DecisionResponse
 from .decisions import decide
 from .middleware import RequestMiddleware, error_response
-from .responses import events, start_response, whole_response
+from .responses import events, read_response_request, submit_response, whole_response
 from .responses_schema import ResponseObject, ResponsesRequest
 from .schema import ChatRequest, RequestError, check_model, to_request_error
 from .service import Service
@@ -94,10 +94,11 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         _check_type(http)
         with ExitStack() as stack:
             stack.enter_context(service.admitted())
-            request, generations = await start_answers(service, await http.body())
-            if request.stream:
-                return AnswerStream(chunks(service, request, generations), generations, stack.pop_all().close)
-            return await whole_answer(service, http, generations)
+            request = await read_request(service, await http.body())
+            if not request.stream:
+                return await whole_answer(service, http, await submit_answers(service, request))
+            submitting = await begun(service, submit_answers(service, request))
+            return AnswerStream(chunks(service, request, submitting), submitting, stack.pop_all().close)
 
     @app.post(RESPONSES, response_model=ResponseObject, responses=FAULTS, openapi_extra=_json_body(ResponsesRequest))
     async def responses(http: Request) -> Response:
@@ -105,10 +106,12 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         _check_type(http)
         with ExitStack() as stack:
             stack.enter_context(service.admitted())
-            request, generation = await start_response(service, await http.body())
-            if request.stream:
-                return AnswerStream(events(service, request, generation), [generation], stack.pop_all().close)
-            return await whole_response(service, http, request, generation)
+            request = await read_response_request(service, await http.body())
+            if not request.stream:
+                (generation,) = await submit_response(service, request)
+                return await whole_response(service, http, request, generation)
+            submitting = await begun(service, submit_response(service, request))
+            return AnswerStream(events(service, request, submitting), submitting, stack.pop_all().close)
 
     @app.post(DECISIONS, response_model=DecisionResponse, responses=FAULTS, openapi_extra=_json_body(DecisionBody))
     async def decisions(http: Request) -> Response:

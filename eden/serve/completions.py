@@ -46,6 +46,8 @@ from .schema import (
 from .service import Service
 
 Result = TypeVar("Result")
+Submitting = asyncio.Future[list[Generation]]
+"""The answers to a question, once it is in the queue."""
 
 END = TextDelta("", ())
 STILL_THERE = ": still there\n\n"
@@ -56,20 +58,24 @@ class ClientGone(Exception):
     """Whoever asked has hung up; there is nobody to answer."""
 
 
-async def start_answers(service: Service, body: bytes) -> tuple[ChatRequest, list[Generation]]:
-    """Checks and reads a request, and puts its question into the queue.
+async def read_request(service: Service, body: bytes) -> ChatRequest:
+    """What is asked for.
+
+    Raises:
+        RequestError: it is refused, with the field that is to blame.
+    """
+    request = await service.in_thread(parse_chat_request, body, service.settings.limits)
+    check_model(request.model, service.name)
+    return request
+
+
+async def submit_answers(service: Service, request: ChatRequest) -> list[Generation]:
+    """Hears and decodes what a request holds, and puts its question into the queue.
 
     Raises:
         RequestError: it is refused, with the field that is to blame.
         EdenError: the engine is full or gone.
     """
-    request = await service.in_thread(parse_chat_request, body, service.settings.limits)
-    check_model(request.model, service.name)
-    return request, await submit_answers(service, request)
-
-
-async def submit_answers(service: Service, request: ChatRequest) -> list[Generation]:
-    """Reads a request and puts its question into the queue. Errors are those of `start_answers`."""
     limits = service.settings.limits
     grammar = None
     if (json_schema := request.json_schema) is not None:
@@ -155,32 +161,56 @@ async def whole_answer(service: Service, http: Request, generations: Sequence[Ge
     return JSONResponse(completion.model_dump())
 
 
+async def begun(service: Service, submitting: Awaitable[list[Generation]]) -> Submitting:
+    """Waits for a question to be in the queue, but no longer than a stream may say nothing.
+
+    Raises:
+        RequestError, EdenError: it was refused until then, so that the status can still say so.
+    """
+    task = asyncio.ensure_future(submitting)
+    await asyncio.wait([task], timeout=service.settings.silent_seconds)
+    if task.done():
+        task.result()
+    return task
+
+
+async def waiting(service: Service, submitting: Submitting) -> AsyncIterator[str]:
+    """What a stream says while recordings are heard and pictures decoded."""
+    while not submitting.done():
+        yield STILL_THERE
+        await asyncio.wait([submitting], timeout=service.settings.silent_seconds)
+
+
 class AnswerStream(StreamingResponse):
     """Answers as they are written, as server-sent events.
 
     Args:
         events: the events.
-        generations: what they tell of.
-        on_end: called once the stream has ended, whatever way.
+        submitting: what they tell of.
+        on_end: called once the stream has ended, whatever way, and its question is no longer being prepared.
     """
 
-    def __init__(self, events: AsyncIterator[str], generations: Sequence[Generation], on_end: Callable[[], None]):
+    def __init__(self, events: AsyncIterator[str], submitting: Submitting, on_end: Callable[[], None]):
         super().__init__(
             events,
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
-        self._generations, self._on_end = generations, on_end
+        self._submitting, self._on_end = submitting, on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:  # not in the events themselves: one who hangs up before the first never starts them
-            end(self._generations)
-            self._on_end()
+            self._submitting.add_done_callback(self._end)
+
+    def _end(self, submitted: Submitting) -> None:
+        if not submitted.cancelled() and submitted.exception() is None:
+            end(submitted.result())
+        self._on_end()
 
 
-async def chunks(service: Service, request: ChatRequest, generations: Sequence[Generation]) -> AsyncIterator[str]:
+async def chunks(service: Service, request: ChatRequest, submitting: Submitting) -> AsyncIterator[str]:
     """The events of a chat completion; with several choices their chunks interleave as they come."""
     include_usage = bool(request.stream_options and request.stream_options.include_usage)
     first = ChatCompletionChunk(model=service.name, choices=[])
@@ -191,9 +221,12 @@ async def chunks(service: Service, request: ChatRequest, generations: Sequence[G
         hidden = None if include_usage else {"usage"}
         return f"data: {chunk.model_dump_json(exclude=hidden)}\n\n"
 
-    for index in range(len(generations)):
-        yield event(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
+    async for comment in waiting(service, submitting):
+        yield comment
     try:
+        generations = submitting.result()
+        for index in range(len(generations)):
+            yield event(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
         async with aclosing(pieces(service, generations)) as written:
             async for index, delta in written:
                 if delta is None:

@@ -17,7 +17,17 @@ from pydantic import BaseModel
 from ..inference.request import Generation
 from ..inference.sampler import Token
 from .answers import TokenLogprob, logprobs
-from .completions import END, STILL_THERE, collect, finish_reason, pieces, submit_answers, while_connected
+from .completions import (
+    END,
+    STILL_THERE,
+    Submitting,
+    collect,
+    finish_reason,
+    pieces,
+    submit_answers,
+    waiting,
+    while_connected,
+)
 from .responses_schema import (
     IncompleteDetails,
     OutputMessage,
@@ -34,20 +44,28 @@ from .schema import RequestError, check_model, to_request_error
 from .service import Service
 
 
-async def start_response(service: Service, body: bytes) -> tuple[ResponsesRequest, Generation]:
-    """Checks and reads a request, and puts its question into the queue.
+async def read_response_request(service: Service, body: bytes) -> ResponsesRequest:
+    """What is asked for.
+
+    Raises:
+        RequestError: it is refused, with the field that is to blame.
+    """
+    request = await service.in_thread(parse_responses_request, body, service.settings.limits)
+    check_model(request.model, service.name)
+    return request
+
+
+async def submit_response(service: Service, request: ResponsesRequest) -> list[Generation]:
+    """Hears and decodes what a request holds, and puts its question into the queue: one answer.
 
     Raises:
         RequestError: it is refused, with the field that is to blame.
         EdenError: the engine is full or gone.
     """
-    request = await service.in_thread(parse_responses_request, body, service.settings.limits)
-    check_model(request.model, service.name)
     try:
-        (generation,) = await submit_answers(service, request.to_chat())
+        return await submit_answers(service, request.to_chat())
     except RequestError as error:
         raise in_words_of_responses(error, request) from error
-    return request, generation
 
 
 async def whole_response(
@@ -65,7 +83,7 @@ async def whole_response(
     return JSONResponse(response.model_dump())
 
 
-async def events(service: Service, request: ResponsesRequest, generation: Generation) -> AsyncIterator[str]:
+async def events(service: Service, request: ResponsesRequest, submitting: Submitting) -> AsyncIterator[str]:
     """A response as it is written: it, its message and the message's text begin, grow and end."""
     response, message = new_response(request, service.name), OutputMessage(status="in_progress", content=[])
     part = OutputTextPart(text="", logprobs=[])
@@ -78,9 +96,12 @@ async def events(service: Service, request: ResponsesRequest, generation: Genera
     item = {"item_id": message.id, "output_index": 0, "content_index": 0}
     yield event("response.created", response=response)
     yield event("response.in_progress", response=response)
-    yield event("response.output_item.added", output_index=0, item=message)
-    yield event("response.content_part.added", **item, part=part)
+    async for comment in waiting(service, submitting):
+        yield comment
     try:
+        (generation,) = submitting.result()
+        yield event("response.output_item.added", output_index=0, item=message)
+        yield event("response.content_part.added", **item, part=part)
         async with aclosing(pieces(service, [generation])) as written:
             async for _, delta in written:
                 if delta is None:

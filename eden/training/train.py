@@ -189,7 +189,7 @@ class Run:
         prompts = self._prompts()
         *self._samples, skipped = distributed.main_first(lambda: read_data(self.recipe, self.console))
         self.console.print(str(self.numeric_format), **AS_IT_IS)
-        with self.console.status(f"loading {self.recipe.model.base or self.recipe.model.language}"):
+        with self.console.status("loading the model"):
             self.checkpoint = distributed.together(lambda: checkpoints.load_for_training(self.recipe))
         if prompts:
             path, samples = str(own_answers(self.checkpoint, prompts, self.console)), self._samples[0]
