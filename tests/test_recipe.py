@@ -50,7 +50,7 @@ def test_the_seed_number_for_number() -> None:
         "bnb_4bit_compute_dtype": "bfloat16",
         "bnb_4bit_use_double_quant": False,
     }
-    assert recipe.lora.model_dump() == {
+    assert recipe.lora.model_dump(exclude_unset=True) == {
         "r": 64,
         "lora_alpha": 16,
         "lora_dropout": 0.1,

@@ -1,5 +1,6 @@
 """A model's folder: what is in it, and how it is put together, adapted, saved and merged."""
 
+from .adapters import check_adapters
 from .checkpoint import (
     Checkpoint,
     add_adapters,
@@ -19,6 +20,7 @@ from .fingerprint import model_fingerprint
 __all__ = [
     "Checkpoint",
     "add_adapters",
+    "check_adapters",
     "check_model",
     "count_parameters",
     "load",

@@ -19,6 +19,7 @@ from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, 
 from ..model.attention import PACKED_SDPA
 from ..model.families import families_of
 from ..recipe import LoraSection, ModelSection, Recipe
+from .adapters import is_lora, to_go_on
 from .artifact import Artifact
 from .backbones import LoadOptions, assemble, check_backbones, readable
 from .calibration import Calibration
@@ -90,14 +91,7 @@ def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision:
     artifact = Artifact.open(name, revision=revision)
     if not artifact.is_adapter:
         return _load_whole(artifact, name, options)
-    try:
-        base = _load_base(artifact, options)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"its base model cannot be loaded: {error.fault.where}: {error.fault.what}",
-            where=str(artifact.folder),
-            hint=error.fault.hint or "Put the base model back where it was.",
-        ) from error
+    base = _load_base(artifact, options)
     from peft import PeftModel
 
     with readable(artifact.folder):
@@ -185,26 +179,25 @@ def load_for_training(recipe: Recipe, weights: Mapping[str, torch.Tensor] | None
 
     Args:
         recipe: of the run.
-        weights: of the adapters, by PEFT's names; None starts them afresh.
+        weights: of the adapters, by PEFT's names; None starts them afresh, or where a base with adapters has them.
 
     Raises:
         CheckpointError: a model of the recipe is missing or does not fit.
     """
     recipe = recipe.on_this_machine()
-    section = recipe.model
+    section, lora = recipe.model, recipe.lora
     options = LoadOptions(recipe.quantization, section.dtype, section.attn_implementation)
     if section.base is None:
         model, processor = assemble(section, options)
         checkpoint = Checkpoint(model, processor, str(section.language), None)
     else:
-        checkpoint = load(section.base, options, revision=section.base_revision)
-        if checkpoint.is_adapter:
-            checkpoint = _fold_projector(checkpoint)
+        checkpoint, lora, kept = _load_to_train(section.base, section.base_revision, options, lora)
+        weights = kept if weights is None else weights
     checkpoint.config.speech_model = speech_model_of_run(section)
     if section.attn_implementation is None and private_api.attention_of(checkpoint.config.text_config) == "sdpa":
         checkpoint.core.model.language_model.set_attn_implementation(PACKED_SDPA)
     private_api.keep_unpacked(checkpoint.core)
-    adapted = add_adapters(checkpoint.core, recipe.lora)
+    adapted = add_adapters(checkpoint.core, lora)
     adapted.peft_config["default"].base_model_name_or_path = checkpoint.base
     adapted.peft_config["default"].revision = checkpoint.base_revision
     if weights is not None:
@@ -225,7 +218,7 @@ def add_adapters(model: MultimodalPhiForConditionalGeneration, lora: LoraSection
     from peft import LoraConfig, get_peft_model
 
     targets = private_api.NO_TARGETS if lora is None else list(lora.target_modules or usual_targets(model))
-    options = {} if lora is None else {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
+    options = ({} if lora is None else lora.model_dump()) | {"target_modules": targets}
     if lora is not None:
         names = {name.rsplit(".", 1)[-1] for name, _ in model.model.language_model.named_modules()}
         if missing := [target for target in targets if target not in names]:
@@ -234,7 +227,7 @@ def add_adapters(model: MultimodalPhiForConditionalGeneration, lora: LoraSection
                 where="lora.target_modules",
                 hint=f"Write null, for {', '.join(usual_targets(model))}.",
             )
-    config = LoraConfig(target_modules=targets, modules_to_save=["projector"], task_type="CAUSAL_LM", **options)
+    config = LoraConfig(modules_to_save=["projector"], task_type="CAUSAL_LM", **options)
     peft_model = get_peft_model(model, config)
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
@@ -338,19 +331,37 @@ def _load_whole(artifact: Artifact, name: str, options: LoadOptions) -> Checkpoi
 
 
 def _load_base(artifact: Artifact, options: LoadOptions) -> Checkpoint:
-    if artifact.base:
-        return load(artifact.base, options, revision=artifact.base_revision)
-    model, processor = assemble(artifact.backbones, options)
+    try:
+        if artifact.base:
+            return load(artifact.base, options, revision=artifact.base_revision)
+        model, processor = assemble(artifact.backbones, options)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"its base model cannot be loaded: {error.fault.where}: {error.fault.what}",
+            where=str(artifact.folder),
+            hint=error.fault.hint or "Put the base model back where it was.",
+        ) from error
     return Checkpoint(model, processor, str(artifact.folder), None)
+
+
+def _load_to_train(
+    name: str, revision: str | None, options: LoadOptions, lora: LoraSection | None
+) -> tuple[Checkpoint, LoraSection | None, Mapping[str, torch.Tensor] | None]:
+    """A recipe's base, its adapters, and the weights that they begin with, if the base is a LoRA adapter itself."""
+    artifact = Artifact.open(name, revision=revision)
+    if lora is not None and is_lora(artifact):
+        return _load_base(artifact, options), *to_go_on(artifact, lora)
+    checkpoint = load(name, options, revision=revision)
+    return _fold_projector(checkpoint) if checkpoint.is_adapter else checkpoint, lora, None
 
 
 def _fold_projector(checkpoint: Checkpoint) -> Checkpoint:
     """An align stage's artifact as the start of the next stage: its projector becomes the model's own."""
     if checkpoint.model.peft_config["default"].target_modules != private_api.NO_TARGETS:
         raise CheckpointError(
-            "the base is a LoRA adapter, which cannot be trained on further",
+            "the base is a LoRA adapter, and the recipe has no lora section to go on with it",
             where=checkpoint.name,
-            hint=f"Merge it first: eden export {checkpoint.name} --to hf DIR, then model.base=DIR.",
+            hint=f"Add one, or merge it first: eden export {checkpoint.name} --to hf DIR, then model.base=DIR.",
         )
     model = checkpoint.model.merge_and_unload()
     return Checkpoint(model, checkpoint.processor, checkpoint.name, checkpoint.base, checkpoint.base_revision)

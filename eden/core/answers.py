@@ -1,4 +1,4 @@
-"""Closed sets of answers: what a decision is made between."""
+"""Closed sets of answers, which a decision is made between, and when an answer is the expected one."""
 
 from __future__ import annotations
 
@@ -101,3 +101,12 @@ def in_words(key: str) -> str:
     """What an `AnswerSet.key` stands for."""
     kind, _, size = key.partition(" ")
     return "yes or no" if kind == "predicate" else f"{size} {'levels' if kind == 'score' else 'choices'}"
+
+
+def exact_match(expected: str, answer: str) -> bool:
+    """Equal but for case, outer punctuation and spacing."""
+    return _bare(expected) == _bare(answer)
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.split()).strip(" .!?\"'").casefold()

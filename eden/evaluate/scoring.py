@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
+from ..core.answers import exact_match
 from .metrics import Measure, Scores
 
 # POPE: https://github.com/AoiDragon/POPE, evaluate.py
@@ -149,15 +150,6 @@ def scienceqa(right: str, answer: str) -> Scores:
 
 
 # Data files
-
-
-def exact_match(expected: str, answer: str) -> bool:
-    """Equal but for case, outer punctuation and spacing."""
-    return _bare(expected) == _bare(answer)
-
-
-def _bare(text: str) -> str:
-    return " ".join(text.split()).strip(" .!?\"'").casefold()
 
 
 def token_f1(expected: str, answer: str) -> float:

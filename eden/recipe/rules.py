@@ -54,9 +54,15 @@ AT_LEAST = dict.fromkeys(BATCHES, 1) | dict.fromkeys(OTHERS, 0)
 RENAMED = {"group_by_length": "train_sampling_strategy", "lr": "learning_rate", "warmup_ratio": "warmup_steps"}
 
 
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""PEFT's ways to begin an adapter that change the weights below it; some have more after the name."""
+
+
 def ineffective(recipe: Sections) -> dict[tuple[str, str], str]:
     """Keys without a meaning beside the others, and why: refused when set, left out when written."""
     reasons: dict[tuple[str, str], str] = {}
+    if recipe.lora is None:
+        reasons["model", "projector_learning_rate"] = "without lora it is training.learning_rate"
     if recipe.model.base is not None:
         for name in ("vision", "vision_revision", "language", "language_revision"):
             reasons["model", name] = "model.base is a complete model"
@@ -131,6 +137,15 @@ def _text_to_rehearse(recipe: Sections) -> Faults:
         yield "data.rehearsal.path", f"data.rehearsal names {rehearsal.path}, which is trained on already", hint
 
 
+def _adapters_that_stay_apart(recipe: Sections) -> Faults:
+    begin = True if recipe.lora is None else recipe.lora.init_lora_weights
+    if begin is not True and begin != "gaussian":
+        key, hint = "lora.init_lora_weights", "Write true, or gaussian."
+        if str(begin).startswith(CHANGES_THE_BASE):
+            yield key, f"{begin} changes the base's weights, and the adapter would be wrong on the base as it is", hint
+        yield key, f"adapters do not begin with {key}={begin}", hint
+
+
 def _nothing_in_vain(recipe: Sections) -> Faults:
     for key, why in _written_in_vain(recipe):
         yield key, f"{key} says nothing here: {why}", f"Remove it; as an override: {key}=null."
@@ -171,10 +186,19 @@ def _numbers_in_bounds(recipe: Sections) -> Faults:
 
 def _arguments_together(recipe: Sections) -> Faults:
     data, training = recipe.data, recipe.training
-    metric = training.get("metric_for_best_model")
-    if metric not in (None, "loss", "eval_loss"):
-        what = f"training.metric_for_best_model is {metric}, and a run measures its loss alone"
-        yield "training.metric_for_best_model", what, "Write loss."
+    metric, matches = training.get("metric_for_best_model"), ("exact_match", "eval_exact_match")
+    if data.eval_generate is None and metric in matches:
+        hint = "Add data.eval_generate: the number of held-out samples that are answered."
+        yield "training.metric_for_best_model", f"training.metric_for_best_model is {metric}: nothing is answered", hint
+    if metric not in (None, "loss", "eval_loss", *matches):
+        what = f"training.metric_for_best_model is {metric}, which no run measures"
+        yield "training.metric_for_best_model", what, "Write loss, or exact_match with data.eval_generate."
+    if data.eval_generate is not None and training.get("eval_strategy", "no") == "no":
+        what = "data.eval_generate needs evaluations, and training.eval_strategy has none"
+        yield "data.eval_generate", what, "Add training.eval_strategy: steps, or remove data.eval_generate."
+    if data.eval_generate is not None and training.get("fsdp"):
+        what = "data.eval_generate needs the whole model in each process, and training.fsdp shares it out"
+        yield "data.eval_generate", what, "Keep one."
     if not training.get("output_dir"):
         yield "training.output_dir", "training.output_dir is missing", "Name the folder to train into."
     for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
@@ -194,6 +218,7 @@ RULES: tuple[Callable[[Sections], Faults], ...] = (
     _a_model_to_start_from,
     _data_to_learn_from,
     _text_to_rehearse,
+    _adapters_that_stay_apart,
     _nothing_in_vain,
     _arguments_by_name,
     _numbers_in_bounds,

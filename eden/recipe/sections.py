@@ -29,6 +29,9 @@ class ModelSection(_Section):
         None, description="a picture's middle, or all of it, with bars or stretched; null is the base's own, or crop"
     )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="number format of the frozen weights")
+    projector_learning_rate: float | None = Field(
+        None, gt=0, description="the projector's own, beside LoRA; null is training.learning_rate"
+    )
     force_format: bool = Field(False, description="compute in bfloat16 even where fp32 or fp16 would be chosen")
     attn_implementation: str | None = Field(None, description="transformers' name of one; null lets it choose")
 
@@ -47,6 +50,9 @@ class LoraSection(_Section):
 
     r: int = Field(64, gt=0, description="rank of the update")
     lora_alpha: int = Field(16, gt=0, description="the update is scaled by lora_alpha / r")
+    use_rslora: bool = Field(False, description="it is scaled by lora_alpha / sqrt(r): rank-stabilized LoRA")
+    use_dora: bool = Field(False, description="size and direction of a weight are learned apart: DoRA")
+    init_lora_weights: bool | str = Field(True, description="how they begin: true, or gaussian")
     lora_dropout: float = Field(0.1, ge=0, lt=1, description="share of an adapter's inputs set to zero")
     target_modules: list[str] | None = Field(
         None, min_length=1, description="linear layers; null is those of the language model's family"
@@ -84,6 +90,9 @@ class DataSection(_Section):
     rehearsal: RehearsalSection | None = Field(None, description="text that is learned beside it, held out never")
     eval_path: str | None = Field(None, description="a file of held-out samples")
     eval_fraction: float = Field(0.02, ge=0, lt=1, description="share of the samples held out without an eval_path")
+    eval_generate: int | None = Field(
+        None, gt=0, description="held-out samples answered at each evaluation; the share that match is exact_match"
+    )
     split_seed: int = Field(0, description="chooses which samples are held out without an eval_path")
     split_by: Literal["media", "sample"] = Field(
         "media", description="samples of the same picture or recording are held out together, or each by itself"

@@ -35,10 +35,10 @@ def in_use(checkpoint: Checkpoint) -> Iterator[None]:
         torch.set_rng_state(random_state)
 
 
-def pick_samples(held_out: ConversationDataset) -> list[Sample]:
-    """Evenly spread samples, shown in the report with the model's answers before and after."""
-    spread = range(0, len(held_out), max(1, len(held_out) // PREDICTIONS))
-    return [held_out.samples[index] for index in spread[:PREDICTIONS] if held_out.is_whole(index)]
+def pick_samples(held_out: ConversationDataset, number: int = PREDICTIONS) -> list[Sample]:
+    """Evenly spread samples whose images can be opened; as many, if there are."""
+    spread = range(0, len(held_out), max(1, len(held_out) // number))
+    return [held_out.samples[index] for index in spread[:number] if held_out.is_whole(index)]
 
 
 def answers_to(checkpoint: Checkpoint, samples: Sequence[Sample]) -> list[str]:

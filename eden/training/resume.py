@@ -32,6 +32,7 @@ ARTIFACT = ("adapter_config.json", "adapter_model.safetensors", CARD)
 """A finished run's files; the card is written last, but for the report, which can be made again."""
 
 MAY_CHANGE = (
+    "data.eval_generate",
     "data.features",  # `auto` stays what it became; what it may be named anew is looked at by itself
     "data.on_error",  # a run that has begun has no sample that `fail` would refuse
     "training.output_dir",

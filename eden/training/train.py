@@ -185,6 +185,7 @@ class Run:
         """Reads the samples and loads the model."""
         set_seed(self.arguments.seed)
         distributed.main_first(lambda: checkpoints.check_model(self.recipe.model))  # reading data may take minutes
+        checkpoints.check_adapters(self.recipe)
         # What is heard and counted is kept, and found by the others.
         prompts = self._prompts()
         *self._samples, skipped = distributed.main_first(lambda: read_data(self.recipe, self.console))
@@ -222,7 +223,13 @@ class Run:
         ways = {"computed_in": self.numeric_format.name, "features": self.features}
         distributed.from_main(lambda: begin(self.recipe, self.arguments, self.train_set, ways, start, self.console))
         trainer = EdenTrainer(
-            self.checkpoint, self.arguments, rows, self.eval_set if len(self.eval_set) else None, self.console
+            self.checkpoint,
+            self.arguments,
+            rows,
+            self.eval_set if len(self.eval_set) else None,
+            self.console,
+            projector_learning_rate=self.recipe.model.projector_learning_rate,
+            answered=pick_samples(self.eval_set, number) if (number := self.recipe.data.eval_generate) else [],
         )
         self.log = distributed.together(partial(trainer.run, start.checkpoint))
         self.steps, weights = trainer.state.global_step, trainer.gathered() if trainer.is_sharded else None
@@ -378,6 +385,8 @@ class Run:
             facts["processes"] = distributed.count()
         if losses := [row["eval_loss"] for row in self.log if "eval_loss" in row]:
             facts["evaluation loss"] = round(float(losses[-1]), 4)
+        if matches := [row["eval_exact_match"] for row in self.log if "eval_exact_match" in row]:
+            facts["held-out answers as expected"] = round(float(matches[-1]), 4)
         return facts
 
 

@@ -18,22 +18,25 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from ..checkpoint import Checkpoint
 from ..core import distributed
+from ..core.answers import exact_match
 from ..core.console import progress
 from ..core.files import write_file
 from ..core.private_api import attention_of
 from ..data.collate import collate, collate_flat
 from ..data.dataset import ConversationDataset
+from ..data.formats import Sample
 from ..data.packing import PackedDataset
-from ..errors import Interrupted, RunError, StorageError
+from ..errors import Interrupted, RecipeError, RunError, StorageError
 from ..model.attention import takes_flat_rows
+from .before_after import answers_to
 from .distributed_trainer import ParallelTrainer, rows_a_step
 
 LOG = "training.jsonl"
-LOSSES = {"loss": "loss", "eval_loss": "evaluation loss"}
+LOSSES = {"loss": "loss", "eval_loss": "evaluation loss", "eval_exact_match": "answers as expected"}
 """Keys of the log, in words."""
 HOW_TO_GO_ON = "Go on with the same command and --resume."
 FULL_DISK_BYTES = 2**20
@@ -66,6 +69,8 @@ class EdenTrainer(ParallelTrainer):
         train_set: what to learn from.
         eval_set: what the evaluation loss is taken on, if any.
         console: where progress is shown.
+        projector_learning_rate: the projector's own; None is that of all that trains.
+        answered: held-out samples that are answered at each evaluation, and the share that match measured.
     """
 
     def __init__(
@@ -75,7 +80,12 @@ class EdenTrainer(ParallelTrainer):
         train_set: ConversationDataset | PackedDataset,
         eval_set: ConversationDataset | None,
         console: Console,
+        *,
+        projector_learning_rate: float | None = None,
+        answered: Sequence[Sample] = (),
     ):
+        self._checkpoint, self._answered = checkpoint, answered
+        self._projector_learning_rate = projector_learning_rate
         self.progress = _Progress(console)
         self.idle_steps, self.idle_limit = 0, Schedule.of(arguments, len(train_set)).idle_limit
         flat = takes_flat_rows(attention_of(checkpoint.config.text_config))
@@ -89,6 +99,11 @@ class EdenTrainer(ParallelTrainer):
             callbacks=[_Log(), self.progress],
         )
         self.remove_callback(ProgressCallback)
+        if answered and self.is_sharded:
+            what = "data.eval_generate needs the whole model in each process, and FSDP shares it out"
+            raise RecipeError(
+                what, where="data.eval_generate", hint="Set data.eval_generate=null, or train without FSDP."
+            )
 
     def run(self, resume_from: Path | None) -> list[dict[str, Any]]:
         """Trains to the end and returns the log rows.
@@ -126,6 +141,32 @@ class EdenTrainer(ParallelTrainer):
         if self.idle_steps >= self.idle_limit:
             raise _unusable(f"nothing to learn from in {self.idle_steps} steps", self.train_dataset)
         return batches, tokens.clamp(min=1)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Trainer's optimizer, in which the projector has groups of its own, if it has a learning rate of its own."""
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self._projector_learning_rate is not None and is_new:
+            named = (self.model if model is None else model).named_parameters()
+            projector = {parameter for name, parameter in named if "projector" in name}
+            for group in list(optimizer.param_groups):
+                own = [parameter for parameter in group["params"] if parameter in projector]
+                group["params"] = [parameter for parameter in group["params"] if parameter not in projector]
+                if own:
+                    optimizer.add_param_group({**group, "params": own, "lr": self._projector_learning_rate})
+        return optimizer
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The loss, and of the samples that are answered the share whose answer is the expected one."""
+        output = super().evaluation_loop(*args, **kwargs)
+        if self._answered:
+            answers = distributed.from_main(lambda: answers_to(self._checkpoint, self._answered))
+            matches = [
+                exact_match(sample.messages[-1].text, answer)
+                for sample, answer in zip(self._answered, answers, strict=True)
+            ]
+            output.metrics["eval_exact_match"] = sum(matches) / len(matches)
+        return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Trainer's metrics, without a loss where no held-out sample can be used.

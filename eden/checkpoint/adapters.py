@@ -1,0 +1,100 @@
+"""Adapters that go on learning, and what can be known of all before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..core import private_api
+from ..errors import CheckpointError, first_line
+from ..recipe import LoraSection, QuantizationSection, Recipe
+from .artifact import Artifact
+from .backbones import LoadOptions
+
+if TYPE_CHECKING:
+    import torch
+
+SAME = ("r", "lora_alpha", "use_rslora", "use_dora", "target_modules")
+"""What of an adapter has to stay as it is where its training goes on."""
+
+
+def check_adapters(recipe: Recipe) -> None:
+    """Sees that the recipe's adapters can be made, on its base, with the libraries that are here.
+
+    Raises:
+        CheckpointError: the base is a LoRA adapter of another shape; or these libraries have no DoRA for such layers.
+    """
+    if recipe.lora is not None and recipe.model.base is not None:
+        artifact = Artifact.open(recipe.model.base, revision=recipe.model.base_revision, files=["*.json"])
+        if is_lora(artifact):
+            _check_same(artifact, recipe.lora)
+    if recipe.lora is not None and recipe.lora.use_dora:
+        _try_dora(recipe.quantization)
+
+
+def is_lora(artifact: Artifact) -> bool:
+    """Whether a folder holds LoRA adapters, and not the projector alone as the align stage leaves it."""
+    return artifact.is_adapter and _config(artifact)["target_modules"] != private_api.NO_TARGETS
+
+
+def to_go_on(artifact: Artifact, lora: LoraSection) -> tuple[LoraSection, dict[str, torch.Tensor]]:
+    """The section with the layers of a LoRA adapter whose training goes on, and its weights by PEFT's names.
+
+    Raises:
+        CheckpointError: the recipe would make adapters of another shape.
+    """
+    from peft.utils import load_peft_weights
+
+    _check_same(artifact, lora)
+    targets = sorted(_config(artifact)["target_modules"])
+    return lora.model_copy(update={"target_modules": targets}), load_peft_weights(str(artifact.folder), device="cpu")
+
+
+def _config(artifact: Artifact) -> dict[str, Any]:
+    return dict(json.loads((artifact.folder / "adapter_config.json").read_text(encoding="utf-8")))
+
+
+def _check_same(artifact: Artifact, lora: LoraSection) -> None:
+    was, wanted = _config(artifact), lora.model_dump()
+    for name in SAME:
+        before, now = was.get(name, False), wanted[name]
+        if now is None:  # which layers: those it is on
+            continue
+        if isinstance(now, list):
+            before, now = sorted(before), sorted(now)
+        if before != now:
+            raise CheckpointError(
+                f"the base is a LoRA adapter with {name} {_plain(before)}, and lora.{name} is {_plain(now)}",
+                where=str(artifact.folder),
+                hint=f"Set lora.{name}={_plain(before)} to go on with it, or merge it first: "
+                f"eden export {artifact.folder} --to hf DIR, then model.base=DIR.",
+            )
+
+
+def _plain(value: Any) -> str:
+    return f"[{', '.join(value)}]" if isinstance(value, list) else json.dumps(value)
+
+
+def _try_dora(quantization: QuantizationSection | None) -> None:
+    """Makes DoRA for one small layer of the kind that the run will have, and sends something through it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    try:
+        layer: torch.nn.Module = torch.nn.Linear(64, 64, bias=False)
+        if quantization is not None:
+            import bitsandbytes
+
+            layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_type=quantization.bnb_4bit_quant_type)
+        device = LoadOptions().torch_device
+        with torch.random.fork_rng(devices=[]):
+            model = torch.nn.Sequential(layer).to(device)
+            adapted = get_peft_model(model, LoraConfig(use_dora=True, target_modules=["0"]))
+            adapted(torch.zeros(1, 64, device=device))
+    except Exception as error:
+        kind = "in 4 bits " if quantization is not None else ""
+        raise CheckpointError(
+            f"the libraries here have no DoRA {kind}({first_line(error)})",
+            where="lora.use_dora",
+            hint="Write lora.use_dora=false" + (", or quantization=null." if quantization is not None else "."),
+        ) from error
