@@ -313,7 +313,7 @@ def test_a_run_without_checkpoints_is_finished_or_cannot_go_on(
     ("change", "what"),
     [
         ("model.vision=openai/clip-vit-bas", "openai/clip-vit-bas: cannot be loaded"),
-        ("model.language={clip}", "a model of type 'clip"),
+        ("model.language={clip}", "no language model of type 'clip"),
         ("model.language={empty}", "empty: the folder holds no weights"),
         ("base={phi}", "a model of type 'phi3' cannot see"),
         ("base={adapter}", "gone: no such folder"),

@@ -17,7 +17,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    CLIPVisionModelWithProjection,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -30,6 +29,7 @@ from ..core.private_api import attention_of, commit_of, inherit_quantization, is
 from ..errors import CheckpointError, RecipeError, first_line
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor, ProjectionBlock
 from ..model.families import FAMILIES, Family, families_of, family_of
+from ..model.towers import Tower, tower_of
 from ..recipe import ModelSection, QuantizationSection
 from .four_bits import dequantize
 
@@ -109,7 +109,7 @@ def assemble(
     text_config, tokenizer = backbones.text_config, backbones.tokenizer
     dtype = options.torch_dtype(text_config)
     with readable(vision):
-        tower = CLIPVisionModelWithProjection.from_pretrained(vision, revision=section.vision_revision, dtype=dtype)
+        tower = backbones.tower.model_class.from_pretrained(vision, revision=section.vision_revision, dtype=dtype)
         image_processor = AutoImageProcessor.from_pretrained(vision, revision=section.vision_revision)
     with readable(language):
         language_model = AutoModelForCausalLM.from_pretrained(
@@ -150,6 +150,7 @@ class Backbones:
     text_config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     family: Family
+    tower: Tower
 
 
 def check_backbones(section: ModelSection) -> Backbones:
@@ -161,12 +162,12 @@ def check_backbones(section: ModelSection) -> Backbones:
     """
     vision = str(section.vision)
     config = _backbone_config(vision, section.vision_revision)
-    if config.model_type not in ("clip", "clip_vision_model"):
-        raise CheckpointError(
-            f"a model of type {config.model_type!r} where a CLIP model is needed",
-            where=vision,
-            hint="Give a checkpoint of the CLIP architecture.",
-        )
+    try:
+        kind = tower_of(config)
+    except ValueError as error:
+        raise CheckpointError(str(error), where=vision, hint="Change model.vision.") from error
+    if section.vision_feature == "pooled" and not getattr(config, "vision_use_head", True):
+        raise CheckpointError("the tower has no pooled output", where=vision, hint="Use model.vision_feature=patches.")
     layers, layer = getattr(config, "vision_config", config).num_hidden_layers, section.vision_feature_layer
     if section.vision_feature == "patches" and not -layers - 1 <= layer <= layers:
         what = f"model.vision_feature_layer is {layer}, and {vision} has {layers} layers"
@@ -176,7 +177,7 @@ def check_backbones(section: ModelSection) -> Backbones:
     check_language(text_config, language)
     with readable(language):
         tokenizer = AutoTokenizer.from_pretrained(language, revision=revision)
-    return Backbones(text_config, tokenizer, check_language(text_config, language, tokenizer))
+    return Backbones(text_config, tokenizer, check_language(text_config, language, tokenizer), kind)
 
 
 def check_language(config: PreTrainedConfig, where: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Family:
@@ -225,7 +226,7 @@ def _make_row(language_model: PreTrainedModel, image_token_id: int) -> None:
 
 def _join(
     config: MultimodalPhiConfig,
-    tower: CLIPVisionModelWithProjection,
+    tower: PreTrainedModel,
     language_model: PreTrainedModel,
     processor: MultimodalPhiProcessor,
     device: torch.device,

@@ -12,7 +12,6 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
-    CLIPVisionConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -113,7 +112,7 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
         return Artifact.open(section.base, revision=section.base_revision, files=["config.json"]).config
     vision = _backbone(str(section.vision), section.vision_revision)
     text = _backbone(str(section.language), section.language_revision)
-    vision = vision if isinstance(vision, CLIPVisionConfig) else vision.vision_config
+    vision = getattr(vision, "vision_config", vision)
     check_language(text, str(section.language))
     if (tokenizer := _tokenizer(section)) is not None:
         tokens = len(tokenizer)
