@@ -59,9 +59,7 @@ class MultimodalPhiConfig(PreTrainedConfig):
     def image_feature_size(self) -> int:
         """`Dv`, the width of one image feature."""
         vision = self.vision_config
-        return int(
-            getattr(vision, tower_of(vision).pooled_size) if self.vision_feature == "pooled" else vision.hidden_size
-        )
+        return int(getattr(vision, tower_of(vision).pooled_size if self.vision_feature == "pooled" else "hidden_size"))
 
     @property
     def num_image_tokens(self) -> int:

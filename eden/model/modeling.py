@@ -58,8 +58,8 @@ def run_tower(
 ) -> BaseModelOutputWithPooling:
     """Pixels [I,3,H,W] -> image features [I,N,Dv] as `pooler_output`. A frozen tower keeps nothing for a gradient.
 
-    `last_hidden_state` are the tower's states [I,class token and patches,hidden size] that the features are made of; all states and
-    the attentions are there if `kwargs` or the tower's configuration ask for them.
+    `last_hidden_state` are the tower's states [I,class token and patches,hidden size] that the features are made of;
+    all states and the attentions are there if `kwargs` or the tower's configuration ask for them.
     """
     pixel_values, kind = pixel_values.to(tower.dtype), tower_of(tower.config)
     if feature == "pooled":
