@@ -37,12 +37,12 @@ def noise(size: tuple[int, int]) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def plain(image: PIL.Image.Image, aspect: str, side: int) -> np.ndarray:
+def plain(image: PIL.Image.Image, aspect: str, side: int, bars: tuple[int, int, int]) -> np.ndarray:
     """The square picture as it is defined, with Pillow alone."""
     width, height = image.size
     if aspect == "pad":
         longest = max(width, height)
-        square = PIL.Image.new("RGB", (longest, longest), (122, 116, 104))
+        square = PIL.Image.new("RGB", (longest, longest), bars)
         square.paste(image, ((longest - width) // 2, (longest - height) // 2))
         image = square
     if aspect != "crop":
@@ -78,11 +78,15 @@ def padded(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("aspect", ASPECTS)
 def test_pixels_are_those_of_the_definition(backbones: tuple[Path, Path], aspect: str, size: tuple[int, int]) -> None:
-    image_processor = open_image_processor(ModelSection(vision=str(backbones[0]), image_aspect=aspect))
+    check_pixels(backbones[0], aspect, size, IMAGE_SIZE, bars=(122, 116, 104))
+
+
+def check_pixels(vision: Path, aspect: str, size: tuple[int, int], side: int, bars: tuple[int, int, int]) -> None:
+    image_processor = open_image_processor(ModelSection(vision=str(vision), image_aspect=aspect))
     pixels = image_processor([noise(size)], return_tensors="pt")["pixel_values"][0].numpy()
     mean, std = (np.array(getattr(image_processor, f"image_{name}"))[:, None, None] for name in ("mean", "std"))
     seen = np.rint((pixels * std + mean) * 255).transpose(1, 2, 0)
-    assert seen.tolist() == plain(noise(size), aspect, IMAGE_SIZE).tolist()
+    assert seen.tolist() == plain(noise(size), aspect, side, bars).tolist()
 
 
 def test_crop_is_the_towers_own(backbones: tuple[Path, Path]) -> None:

@@ -17,7 +17,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    CLIPVisionModelWithProjection,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -30,6 +29,7 @@ from ..core.private_api import attention_of, commit_of, inherit_quantization, is
 from ..errors import CheckpointError, RecipeError, first_line
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor, ProjectionBlock
 from ..model.families import FAMILIES, Family, families_of, family_of
+from ..model.towers import Tower, tower_of
 from ..recipe import ModelSection, QuantizationSection
 from .four_bits import dequantize
 
@@ -105,7 +105,7 @@ def assemble(
     text_config, tokenizer = backbones.text_config, backbones.tokenizer
     dtype = options.torch_dtype(text_config)
     with readable(vision):
-        tower = CLIPVisionModelWithProjection.from_pretrained(vision, revision=section.vision_revision, dtype=dtype)
+        tower = backbones.tower.model_class.from_pretrained(vision, revision=section.vision_revision, dtype=dtype)
         image_processor = open_image_processor(section)
     with readable(language):
         language_model = AutoModelForCausalLM.from_pretrained(
@@ -125,7 +125,7 @@ def assemble(
         text_config=language_model.config,
         vision_feature=section.vision_feature,
         vision_feature_layer=section.vision_feature_layer,
-        image_aspect=section.image_aspect or "crop",
+        image_aspect=section.image_aspect or backbones.tower.image_aspect,
         tie_word_embeddings=text_config.tie_word_embeddings,
         image_token_id=processor.image_token_id,
         dtype=dtype,
@@ -141,23 +141,29 @@ def assemble(
 
 
 def open_image_processor(section: ModelSection, **options: Any) -> Any:
-    """The image processor of the CLIP checkpoint `section.vision`, for pictures of `section.image_aspect`.
+    """The image processor of the checkpoint `section.vision`, for pictures of `section.image_aspect`.
 
     Args:
         section: of the recipe.
         options: of `AutoImageProcessor.from_pretrained`.
     """
-    clip = AutoImageProcessor.from_pretrained(section.vision, revision=section.vision_revision, **options)
+    own = AutoImageProcessor.from_pretrained(section.vision, revision=section.vision_revision, **options)
+    crops = bool(getattr(own, "do_center_crop", False))
+    if section.image_aspect in (None, "crop" if crops else "squash"):
+        return own
+    square = dict(own.crop_size if crops else own.size)
+    whole = own.to_dict() | {"size": square, "do_center_crop": False}
     if section.image_aspect == "squash":
-        return type(clip).from_dict(clip.to_dict() | {"size": dict(clip.crop_size), "do_center_crop": False})
-    if section.image_aspect == "pad":
-        if clip.backend == "pil":
-            from transformers import LlavaImageProcessorPil as LlavaImageProcessor
-        else:  # without torchvision, importing it warns
-            from transformers import LlavaImageProcessor
-        # CLIP's behind LLaVA-1.5's bars. They are int(255 * mean), as llama.cpp's are.
-        return LlavaImageProcessor.from_dict(clip.to_dict() | {"do_pad": True})
-    return clip
+        return type(own).from_dict(whole)
+    if section.image_aspect == "crop":
+        shorter = {"size": {"shortest_edge": square["height"]}, "do_center_crop": True, "crop_size": square}
+        return type(own).from_dict(own.to_dict() | shorter)
+    if own.backend == "pil":
+        from transformers import LlavaImageProcessorPil as LlavaImageProcessor
+    else:  # without torchvision, importing it warns
+        from transformers import LlavaImageProcessor
+    # The tower's own behind LLaVA-1.5's bars. They are int(255 * mean), as llama.cpp's are.
+    return LlavaImageProcessor.from_dict(whole | {"do_pad": True})
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,7 @@ class Backbones:
     text_config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     family: Family
+    tower: Tower
 
 
 def check_backbones(section: ModelSection) -> Backbones:
@@ -178,12 +185,12 @@ def check_backbones(section: ModelSection) -> Backbones:
     """
     vision = str(section.vision)
     config = _backbone_config(vision, section.vision_revision)
-    if config.model_type not in ("clip", "clip_vision_model"):
-        raise CheckpointError(
-            f"a model of type {config.model_type!r} where a CLIP model is needed",
-            where=vision,
-            hint="Give a checkpoint of the CLIP architecture.",
-        )
+    try:
+        kind = tower_of(config)
+    except ValueError as error:
+        raise CheckpointError(str(error), where=vision, hint="Change model.vision.") from error
+    if section.vision_feature == "pooled" and not getattr(config, "vision_use_head", True):
+        raise CheckpointError("the tower has no pooled output", where=vision, hint="Use model.vision_feature=patches.")
     layers, layer = getattr(config, "vision_config", config).num_hidden_layers, section.vision_feature_layer
     if section.vision_feature == "patches" and not -layers - 1 <= layer <= layers:
         what = f"model.vision_feature_layer is {layer}, and {vision} has {layers} layers"
@@ -193,7 +200,7 @@ def check_backbones(section: ModelSection) -> Backbones:
     check_language(text_config, language)
     with readable(language):
         tokenizer = AutoTokenizer.from_pretrained(language, revision=revision)
-    return Backbones(text_config, tokenizer, check_language(text_config, language, tokenizer))
+    return Backbones(text_config, tokenizer, check_language(text_config, language, tokenizer), kind)
 
 
 def check_language(config: PreTrainedConfig, where: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Family:
@@ -242,7 +249,7 @@ def _make_row(language_model: PreTrainedModel, image_token_id: int) -> None:
 
 def _join(
     config: MultimodalPhiConfig,
-    tower: CLIPVisionModelWithProjection,
+    tower: PreTrainedModel,
     language_model: PreTrainedModel,
     processor: MultimodalPhiProcessor,
     device: torch.device,

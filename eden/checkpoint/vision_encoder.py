@@ -12,13 +12,14 @@ from typing import Any
 import PIL.Image
 import torch
 from safetensors import safe_open
-from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from ..core.environment import versions
 from ..core.private_api import attention_of
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig
 from ..model.modeling import run_tower
+from ..model.towers import tower_of
 from ..recipe import ModelSection, Recipe
 from .artifact import Artifact
 from .backbones import LoadOptions, open_image_processor, readable
@@ -33,13 +34,13 @@ class VisionEncoder:
     """A vision tower, and how its pixels are made and its features taken.
 
     Attributes:
-        tower: CLIP's, frozen.
-        image_processor: CLIP's, or LLaVA's.
+        tower: CLIP's or SigLIP's, frozen.
+        image_processor: the tower's, or LLaVA's, which pads.
         feature: `pooled` or `patches`.
         layer: of the patches.
     """
 
-    tower: CLIPVisionModelWithProjection
+    tower: PreTrainedModel
     image_processor: Any
     feature: str
     layer: int
@@ -74,7 +75,7 @@ class VisionEncoder:
         """The same in another number format; its weights are those of this one, rounded or not."""
         if dtype == self.tower.dtype:
             return self
-        tower = CLIPVisionModelWithProjection(self.tower.config)
+        tower = type(self.tower)(self.tower.config)
         tower.load_state_dict(self.tower.state_dict())
         tower = tower.to(self.tower.device, dtype).eval().requires_grad_(False)
         return VisionEncoder(tower, self.image_processor, self.feature, self.layer)
@@ -118,7 +119,7 @@ def _of_artifact(artifact: Artifact, options: LoadOptions) -> VisionEncoder:
         return _of_backbone(artifact.backbones, options)
     folder, config = artifact.folder, artifact.config
     with readable(folder):
-        tower = CLIPVisionModelWithProjection(config.vision_config)
+        tower = tower_of(config.vision_config).model_class(config.vision_config)
         tower.load_state_dict(_tower_weights(folder))
         image_processor = AutoImageProcessor.from_pretrained(folder)
     tower = tower.to(options.torch_device, options.torch_dtype(config.text_config)).eval().requires_grad_(False)
@@ -129,7 +130,8 @@ def _of_backbone(section: ModelSection, options: LoadOptions) -> VisionEncoder:
     name, revision = str(section.vision), section.vision_revision
     with readable(name):
         dtype = getattr(torch, str(options.dtype))
-        tower = CLIPVisionModelWithProjection.from_pretrained(name, revision=revision, dtype=dtype)
+        kind = tower_of(AutoConfig.from_pretrained(name, revision=revision))
+        tower = kind.model_class.from_pretrained(name, revision=revision, dtype=dtype)
         image_processor = open_image_processor(section)
     tower = tower.to(options.torch_device).eval().requires_grad_(False)
     return VisionEncoder(tower, image_processor, section.vision_feature, section.vision_feature_layer)

@@ -7,7 +7,7 @@ tests, and mends here what they name.
 What cannot move here, and is tested all the same:
 
     model/modeling.py         transformers: `_from_config`, `_attn_implementation`, what a model class declares
-                              (`_supports_*`, `_tied_weights_keys`, ...), and the parts of CLIP's tower by name
+                              (`_supports_*`, `_tied_weights_keys`, ...), and the parts of the towers by name
     model/processing.py       transformers: `_get_num_multimodal_tokens`, which vLLM asks for
     model/, inference         transformers: names imported from modules that its documentation leaves out
     training/                 transformers: methods of Trainer that are overridden: `_prepare_inputs`, `_run_epoch`,

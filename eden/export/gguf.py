@@ -20,6 +20,7 @@ from ..core.files import new_folder
 from ..core.private_api import is_quantized
 from ..errors import CheckpointError, InputError
 from ..model.families import FAMILIES
+from ..model.towers import tower_of
 from .gguf_tensors import FORMATS, number_format, write_tensors
 from .gguf_tokenizer import Vocabulary, add_vocabulary, read_vocabulary
 from .gguf_vision import check_vision, write_vision
@@ -51,6 +52,8 @@ def write_gguf(model: str, folder: str | Path, outtype: str = "f16") -> tuple[Pa
     if artifact.config.vision_feature == "pooled":
         what = "llama.cpp cannot see with one pooled embedding an image"
         raise CheckpointError(what, where=model, hint="Train with model.vision_feature=patches, or use --to hf.")
+    if (tower := tower_of(artifact.config.vision_config)).title != "CLIP":
+        raise CheckpointError(f"no GGUF file is written of a {tower.title} tower", where=model, hint="Use --to hf.")
     if (family := FAMILIES[checkpoints.load_processor(model).family]).name != "phi3":
         hint = "Export a Phi-3 or Phi-3.5, or use --to hf."
         raise CheckpointError(f"no GGUF file is written of a {family.title}", where=model, hint=hint)

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, CLIPVisionConfig, Phi3Config, PreTrainedConfig
 
 from .families import families_of
+from .towers import tower_of
 
 
 @strict
@@ -13,11 +14,12 @@ class MultimodalPhiConfig(PreTrainedConfig):
     """Configuration of a CLIP + ProjectionBlock + language model.
 
     Args:
-        vision_config: CLIPVisionConfig of the tower, or its dictionary; `Dv` is its `projection_dim` when pooled, its
-            `hidden_size` for patches.
+        vision_config: of a tower of a known kind (`towers.py`), or its dictionary, which is a CLIP's if it names no
+            `model_type`; `Dv` is its `projection_dim` when pooled (a SigLIP's `hidden_size`), its `hidden_size` for
+            patches.
         text_config: of a language model of a known family (`families.py`), or its dictionary, which is a Phi-3's if it
             names no `model_type`; `D` is its `hidden_size`.
-        vision_feature: `pooled` is CLIP's projected image embedding, one token an image; `patches` is LLaVA's choice,
+        vision_feature: `pooled` is the tower's own image embedding, one token an image; `patches` is LLaVA's choice,
             the patch states of `vision_feature_layer` without the class token, one token a patch.
         vision_feature_layer: index into the tower's hidden states, used by `patches` only; -2 is LLaVA's.
         image_aspect: how a picture becomes the tower's square in training: `crop` keeps its middle, as CLIP does; `pad`
@@ -29,7 +31,7 @@ class MultimodalPhiConfig(PreTrainedConfig):
             for a model that stands on its own.
 
     Raises:
-        ValueError: the language model is of another kind.
+        ValueError: tower or language model are of another kind.
 
     Source: LLaVA, https://arxiv.org/abs/2304.08485 and https://arxiv.org/abs/2310.03744.
     """
@@ -53,14 +55,15 @@ class MultimodalPhiConfig(PreTrainedConfig):
         for name, usual in self.sub_configs.items():
             if not isinstance(part := getattr(self, name), PreTrainedConfig):
                 setattr(self, name, AutoConfig.for_model(**{"model_type": usual.model_type} | (part or {})))
-        families_of(self.text_config.model_type)  # refuses another kind
+        families_of(self.text_config.model_type)  # these refuse another kind
+        tower_of(self.vision_config)
         super().__post_init__(**kwargs)
 
     @property
     def image_feature_size(self) -> int:
         """`Dv`, the width of one image feature."""
         vision = self.vision_config
-        return int(vision.projection_dim if self.vision_feature == "pooled" else vision.hidden_size)
+        return int(getattr(vision, tower_of(vision).pooled_size if self.vision_feature == "pooled" else "hidden_size"))
 
     @property
     def num_image_tokens(self) -> int:

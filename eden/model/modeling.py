@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, CLIPVisionModelWithProjection, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
@@ -25,6 +25,7 @@ from .attention import PACKED_SDPA
 from .configuration import MultimodalPhiConfig
 from .loss import IGNORE_INDEX, answer_loss
 from .projection import ProjectionBlock
+from .towers import tower_of
 
 try:
     from transformers.modeling_utils import slice_logits_to_keep
@@ -53,28 +54,30 @@ RECORDED = ("output_hidden_states", "output_attentions")
 
 
 def run_tower(
-    tower: CLIPVisionModelWithProjection, pixel_values: torch.Tensor, feature: str, layer: int, **kwargs: Any
+    tower: PreTrainedModel, pixel_values: torch.Tensor, feature: str, layer: int, **kwargs: Any
 ) -> BaseModelOutputWithPooling:
     """Pixels [I,3,H,W] -> image features [I,N,Dv] as `pooler_output`. A frozen tower keeps nothing for a gradient.
 
-    `last_hidden_state` are the tower's states [I,1+patches,hidden size] that the features are made of; all states and
-    the attentions are there if `kwargs` or the tower's configuration ask for them.
+    `last_hidden_state` are the tower's states [I,class token and patches,hidden size] that the features are made of;
+    all states and the attentions are there if `kwargs` or the tower's configuration ask for them.
     """
-    pixel_values = pixel_values.to(tower.dtype)
+    pixel_values, kind = pixel_values.to(tower.dtype), tower_of(tower.config)
     if feature == "pooled":
         outputs = tower(pixel_values, **kwargs)
-        states, features = outputs.last_hidden_state, outputs.image_embeds.unsqueeze(1)
+        states, features = outputs.last_hidden_state, getattr(outputs, kind.pooled).unsqueeze(1)
     elif any(kwargs.get(name, getattr(tower.config, name, False)) for name in RECORDED):
         outputs = tower(pixel_values, **{**kwargs, "output_hidden_states": True})
         states = outputs.hidden_states[layer]
-        features = states[:, 1:]  # the class token is dropped
+        features = states[:, kind.class_tokens :]  # a class token is dropped
     else:
         # The states behind the chosen layer, -1 being the last; the layers after it are not computed.
-        outputs, vision = BaseModelOutputWithPooling(), tower.vision_model
-        states = vision.pre_layrnorm(vision.embeddings(pixel_values))
+        outputs, vision = BaseModelOutputWithPooling(), getattr(tower, "vision_model", tower)
+        states = vision.embeddings(pixel_values)
+        if kind.first_norm is not None:
+            states = getattr(vision, kind.first_norm)(states)
         for encoder_layer in vision.encoder.layers[: range(len(vision.encoder.layers) + 1)[layer]]:
             states = encoder_layer(states, None)
-        features = states[:, 1:]
+        features = states[:, kind.class_tokens :]
     return BaseModelOutputWithPooling(
         last_hidden_state=states,
         pooler_output=features,
@@ -102,7 +105,7 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
 
     def __init__(self, config: MultimodalPhiConfig):
         super().__init__(config)
-        self.vision_tower = CLIPVisionModelWithProjection._from_config(config.vision_config)
+        self.vision_tower = tower_of(config.vision_config).model_class._from_config(config.vision_config)
         self.projector = ProjectionBlock(
             config.image_feature_size, config.text_config.hidden_size, config.projector_hidden_act
         )

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig, Phi3Config, PreTrainedConfig, Qwen3Config, SmolLM3Config
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    Qwen3Config,
+    SiglipVisionConfig,
+    SmolLM3Config,
+)
 
 
 def _sizes(width: int, inside: int, layers: int, heads: int, keys: int, rows: int, context: int) -> dict[str, Any]:
@@ -29,7 +37,22 @@ def _qwen3(width: int, inside: int, layers: int, heads: int) -> Qwen3Config:
     return Qwen3Config(**sizes, head_dim=128, tie_word_embeddings=True, eos_token_id=151_645)
 
 
+def _siglip(image: int, patch: int, width: int = 768, inside: int = 3072, layers: int = 12, heads: int = 12) -> Any:
+    return SiglipVisionConfig(
+        hidden_size=width,
+        intermediate_size=inside,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=image,
+        patch_size=patch,
+    )
+
+
 PUBLISHED: dict[str, PreTrainedConfig] = {
+    "google/siglip-base-patch16-224": _siglip(224, 16),
+    "google/siglip-so400m-patch14-384": _siglip(384, 14, 1152, 4304, 27, 16),
+    "google/siglip2-base-patch16-224": _siglip(224, 16),
+    "google/siglip2-so400m-patch14-384": _siglip(384, 14, 1152, 4304, 27, 16),
     "openai/clip-vit-base-patch32": CLIPVisionConfig(
         hidden_size=768,
         intermediate_size=3072,

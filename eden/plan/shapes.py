@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..checkpoint import Checkpoint, add_adapters, count_parameters, load_processor
 from ..checkpoint.artifact import Artifact
@@ -16,6 +16,7 @@ from ..checkpoint.backbones import check_language, open_image_processor, readabl
 from ..core.location import EDEN_TINY
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
+from ..model.towers import tower_of
 from ..recipe import ModelSection, QuantizationSection, Recipe, load_recipe, shipped_recipes
 from .published import PUBLISHED, TOKENS
 
@@ -106,7 +107,7 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
         return Artifact.of_base(section, files=["config.json"]).config
     vision = _backbone(str(section.vision), section.vision_revision)
     text = _backbone(str(section.language), section.language_revision)
-    vision = vision if isinstance(vision, CLIPVisionConfig) else vision.vision_config
+    vision = getattr(vision, "vision_config", vision)
     check_language(text, str(section.language))
     if (tokenizer := _tokenizer(section)) is not None:
         tokens = len(tokenizer)
@@ -118,7 +119,7 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
         text_config=text,
         vision_feature=section.vision_feature,
         vision_feature_layer=section.vision_feature_layer,
-        image_aspect=section.image_aspect or "crop",
+        image_aspect=section.image_aspect or tower_of(vision).image_aspect,
         tie_word_embeddings=text.tie_word_embeddings,
     )
 

@@ -18,7 +18,7 @@ class ModelSection(_Section):
 
     base: str | None = Field(None, description="a complete model: `eden-tiny`, an artifact's folder, or a hub id")
     base_revision: str | None = Field(None, description="of `base` on the hub: a branch, tag or commit")
-    vision: str | None = Field(None, description="a CLIP checkpoint: hub id or folder")
+    vision: str | None = Field(None, description="a CLIP or SigLIP checkpoint: hub id or folder")
     vision_revision: str | None = Field(None, description="of `vision` on the hub: a branch, tag or commit")
     language: str | None = Field(None, description="a Phi, SmolLM or Qwen3 checkpoint: hub id or folder")
     language_revision: str | None = Field(None, description="of `language` on the hub: a branch, tag or commit")

@@ -1,0 +1,56 @@
+"""What differs between vision towers, as data: one row for each kind. All else is the same code."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import CLIPVisionModelWithProjection, PreTrainedConfig, SiglipVisionModel
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A kind of vision tower.
+
+    Attributes:
+        title: for people.
+        whole: `model_type` of a checkpoint that holds the text half as well.
+        model_class: transformers' own.
+        class_tokens: states before those of the patches.
+        first_norm: the module between embeddings and layers, if there is one.
+        pooled: the output that is one embedding an image.
+        pooled_size: the configuration's name of its width.
+        image_aspect: what its own image processor does with a picture that is not square.
+    """
+
+    title: str
+    whole: str
+    model_class: Any
+    class_tokens: int
+    first_norm: str | None
+    pooled: str
+    pooled_size: str
+    image_aspect: str
+
+
+TOWERS = {
+    "clip_vision_model": Tower(
+        "CLIP", "clip", CLIPVisionModelWithProjection, 1, "pre_layrnorm", "image_embeds", "projection_dim", "crop"
+    ),
+    # Also SigLIP2 of a fixed resolution, which is published under the same name.
+    "siglip_vision_model": Tower(
+        "SigLIP", "siglip", SiglipVisionModel, 0, None, "pooler_output", "hidden_size", "squash"
+    ),
+}
+"""By `model_type`."""
+
+
+def tower_of(config: PreTrainedConfig) -> Tower:
+    """The kind of a tower, by its configuration or that of a whole checkpoint.
+
+    Raises:
+        ValueError: it is of another kind; the message names those that there are.
+    """
+    for model_type, tower in TOWERS.items():
+        if config.model_type in (model_type, tower.whole):
+            return tower
+    known = "CLIP (clip), SigLIP and SigLIP2 of a fixed resolution (siglip)"
+    raise ValueError(f"no vision tower of type {config.model_type!r} is known; those that work: {known}")
