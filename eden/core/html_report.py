@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from .files import write_file
 from .report_blocks import (
+    SIDES,
     Block,
     Decided,
     Prediction,
@@ -24,6 +25,7 @@ from .report_blocks import (
     looks_blocks,
     plot,
     predictions_table,
+    trust_plots,
     twins_table,
 )
 from .svg import histogram
@@ -49,6 +51,7 @@ def training_page(
     log: Sequence[Row],
     predictions: Sequence[Prediction],
     recipe: str,
+    decisions: Mapping[str, Any] | None = None,
     skipped: Sequence[str] = (),
 ) -> str:
     """A training run: facts, loss curves, answers before and after, skipped samples, the recipe.
@@ -59,6 +62,7 @@ def training_page(
         log: Trainer's log rows (`step`, `loss`, `eval_loss`, `learning_rate`).
         predictions: held-out questions with the answers before and after.
         recipe: in YAML, defaults filled in.
+        decisions: of the held-out samples (`eden.inference.calibration.trust`); None or empty if there are none.
         skipped: one line for each sample left out.
     """
     series = {"training": _points(log, "loss"), "evaluation": _points(log, "eval_loss")}
@@ -67,6 +71,9 @@ def training_page(
         plot("Loss", "mean cross-entropy of the supervised tokens, by optimizer step", series),
         plot("Learning rate", "by optimizer step", {"learning rate": _points(log, "learning_rate")}, height=160),
     ]
+    if decisions:
+        note = f"Decisions about {decisions['n']:,} held-out samples, each with a temperature fitted on the others."
+        blocks += [{"kind": "text", "title": "Decisions", "html": note}, *trust_plots(decisions, list(SIDES))]
     if predictions:
         blocks.append(predictions_table("Held-out questions", predictions))
     if skipped:
