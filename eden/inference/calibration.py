@@ -82,7 +82,8 @@ def trust(answers: Sequence[AnswerSet], logs: Sequence[Sequence[float]], truth: 
     after = cross_fitted(answers, logs, truth)
     if not any(after):
         return {}
-    for side, fitted in {"before": [None] * len(answers), "after": after}.items():
+    sides: dict[str, Sequence[Fitted | None]] = {"before": [None] * len(answers), "after": after}
+    for side, fitted in sides.items():
         decided = [Decision.of(of, log, None, by) for of, log, by in zip(answers, logs, fitted, strict=True)]
         probabilities = np.array([decision.probability for decision in decided])
         rights = zip(answers, decided, truth, strict=True)
