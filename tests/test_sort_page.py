@@ -12,7 +12,6 @@ import pytest
 import recordings
 from browser import DEVICES, SECONDS, Person, chromium
 from playwright.sync_api import Browser, Locator, expect
-from rich.console import Console
 from servers import EXAMPLES, Running, serving
 from typer.testing import CliRunner
 
@@ -27,12 +26,10 @@ from eden.inference.assistant import Assistant
 from eden.inference.decisions import Decision, DecisionQuestion
 from eden.media.audio import SAMPLE_RATE
 from eden.media.speech_synthesis import speak
-from eden.recipe import load_recipe
 from eden.serve.server import check_exposure
 from eden.serve.settings import Settings
 from eden.serve.sort import Desk, LabelFile, Pool
 from eden.tiny.world import scenes
-from eden.training.train import train
 
 QUESTION, ANSWERS = "How many objects are there?", AnswerSet.of(["One.", "Two.", "Three.", "Four."])
 PICTURES = 30
@@ -164,8 +161,8 @@ def test_thirty_pictures_by_keys(browser: Browser, model: Path, assistant: Assis
     assert records(path) == given
     run = path.parent.parent / "run"
     changes = ["training.max_steps=2", "training.eval_strategy=no", f"training.output_dir={run}"]
-    recipe = load_recipe("decide", [f"data.path={path}", *changes])
-    learned = Calibration.read(train(recipe, console=Console(quiet=True)).artifact)
+    assert CliRunner().invoke(app, ["train", "decide", f"data.path={path}", *changes]).exit_code == 0
+    learned = Calibration.read(run)
     assert learned is not None and learned.questions == {QUESTION: ANSWERS}
 
 

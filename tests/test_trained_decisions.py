@@ -55,18 +55,23 @@ def model(tmp_path: Path) -> Path:
 
 def test_training_fits_a_temperature_on_what_it_holds_out(photos: Path, tmp_path: Path) -> None:
     changes = ["training.max_steps=2", "training.eval_strategy=no", f"training.output_dir={tmp_path / 'run'}"]
-    recipe = load_recipe("decide", [f"data.path={photos}", "data.eval_fraction=0.5", *changes])
+    recipe = load_recipe("decide", [f"data.path={photos}", "data.eval_fraction=0.6", *changes])
     result = train(recipe, console=Console(quiet=True))
     found = Calibration.read(result.artifact)
     assert found is not None and found.questions == {CLASS_QUESTION: CLASSES}
-    assert f"temperature {found.fitted['choice 3'].temperature:.2f}, from 36" in result.report.read_text()
+    assert f"temperature {found.fitted['choice 3'].temperature:.2f}, from 43" in result.report.read_text()
+    page = result.report.read_text()
+    assert "Decisions about 43 held-out samples" in page and "Reliability" in page and "What refusing buys" in page
+    drawn = json.loads((result.artifact / "facts.json").read_text())["decisions"]
+    assert all(sum(of["n"] for of in drawn["reliability"][side]) == 43 for side in ("before", "after"))
+    assert drawn["curve"][-1][0] == 1
     assistant = eden.load(str(result.artifact))
     _, held_out, _ = read_data(recipe, Console(quiet=True))
-    assert found.fitted["choice 3"].samples == len(held_out) == 36
-    logs = assistant.score_answers([sample.messages[:-1] for sample in held_out], [CLASSES] * 36)
+    assert found.fitted["choice 3"].samples == len(held_out) == 43
+    logs = assistant.score_answers([sample.messages[:-1] for sample in held_out], [CLASSES] * 43)
     truth = [CLASSES.answers.index(sample.messages[-1].text) for sample in held_out]
     # In training its base is held in 4 bits, here it is not.
-    again = fit([CLASSES] * 36, logs, truth)["choice 3"]
+    again = fit([CLASSES] * 43, logs, truth)["choice 3"]
     assert np.log(again.temperature) == pytest.approx(np.log(found.fitted["choice 3"].temperature), abs=0.3)
     assert assistant.decide(CLASS_QUESTION, [photos / "red" / "0.png"], choices=CLASSES.answers).calibrated
 
@@ -78,6 +83,7 @@ def test_too_few_held_out_samples_are_said(photos: Path, tmp_path: Path) -> None
     assert "not calibrated for 3 choices: 7 held-out samples, 30 are needed" in result.stderr
     found = Calibration.read(tmp_path / "run")
     assert found is not None and not found.fitted and found.questions == {CLASS_QUESTION: CLASSES}
+    assert "Reliability" not in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_an_evaluation_measures_before_and_after(model: Path, yes_or_no: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from .files import write_file
 from .report_blocks import (
+    SIDES,
     Block,
     Decided,
     Prediction,
@@ -25,6 +26,7 @@ from .report_blocks import (
     looks_blocks,
     plot,
     predictions_table,
+    trust_plots,
     twins_table,
 )
 from .svg import histogram
@@ -50,6 +52,7 @@ def training_page(
     log: Sequence[Row],
     predictions: Sequence[Prediction],
     recipe: str,
+    decisions: Mapping[str, Any] | None = None,
     skipped: Sequence[str] = (),
     knows: Mapping[str, Any] | None = None,
 ) -> str:
@@ -61,6 +64,7 @@ def training_page(
         log: Trainer's log rows (`step`, `loss`, `eval_loss`, `learning_rate`).
         predictions: held-out questions with the answers before and after.
         recipe: in YAML, defaults filled in.
+        decisions: of the held-out samples (`eden.inference.calibration.trust`); None or empty if there are none.
         skipped: one line for each sample left out.
         knows: `eden.inference.knowledge.Change.to_dict`, if that was measured.
     """
@@ -70,6 +74,9 @@ def training_page(
         plot("Loss", "mean cross-entropy of the supervised tokens, by optimizer step", series),
         plot("Learning rate", "by optimizer step", {"learning rate": _points(log, "learning_rate")}, height=160),
     ]
+    if decisions:
+        note = f"Decisions about {decisions['n']:,} held-out samples, each with a temperature fitted on the others."
+        blocks += [{"kind": "text", "title": "Decisions", "html": note}, *trust_plots(decisions, list(SIDES))]
     if predictions:
         blocks.append(predictions_table("Held-out questions", predictions))
     if knows is not None:

@@ -139,12 +139,7 @@ def decisions_blocks(decisions: Mapping[str, Any]) -> list[Block]:
     if "after" not in decisions:
         notes.append("Not calibrated.")
     blocks.append({"kind": "text", "html": escape(" ".join(notes))})
-    series = {side: [_dot(of, decisions["n"]) for of in decisions["reliability"][side]] for side in reversed(sides)}
-    caption = "share of right answers by the probability of the likeliest; dots are larger where more questions are"
-    blocks.append(plot("Reliability", caption, {**series, "ideal": [(0.0, 0.0), (1.0, 1.0)]}))
-    caption = "percent wrong among the answers, by the percent of questions answered, the surest first"
-    curve = [(100 * coverage, 100 * error) for coverage, error in decisions["curve"]]
-    blocks.append(plot("What refusing buys", caption, {"wrong": curve}, height=220))
+    blocks += trust_plots(decisions, [*sides])
     rows = []
     for of in decisions["risk_coverage"]:
         least = "none is sure enough" if of["threshold"] is None else f"{of['threshold']:.3f}"
@@ -156,6 +151,16 @@ def decisions_blocks(decisions: Mapping[str, Any]) -> list[Block]:
         title = "Which are taken for which (rows: the right answer; columns: the decision)"
         blocks.append({"kind": "confusion", "title": title, "columns": confusion["answers"], "rows": named})
     return blocks
+
+
+def trust_plots(decisions: Mapping[str, Any], sides: Sequence[str]) -> list[Block]:
+    """The reliability diagram and the risk-coverage curve (`eden.inference.calibration.trust`)."""
+    series = {side: [_dot(of, decisions["n"]) for of in decisions["reliability"][side]] for side in reversed(sides)}
+    caption = "share of right answers by the probability of the likeliest; dots are larger where more questions are"
+    reliability = plot("Reliability", caption, {**series, "ideal": [(0.0, 0.0), (1.0, 1.0)]})
+    caption = "percent wrong among the answers, by the percent of questions answered, the surest first"
+    curve = [(100 * coverage, 100 * error) for coverage, error in decisions["curve"]]
+    return [reliability, plot("What refusing buys", caption, {"wrong": curve}, height=220)]
 
 
 def decided_table(title: str, decisions: Sequence[Decided]) -> Block:

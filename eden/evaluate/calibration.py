@@ -12,27 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ..checkpoint.calibration import LEAST_SAMPLES, Calibration, Fitted
+from ..checkpoint.calibration import LEAST_SAMPLES, Calibration
 from ..core.answers import AnswerSet
 from ..core.console import progress
 from ..errors import InputError
 from ..inference.assistant import Assistant
-from ..inference.calibration import by_key, fit, threshold
+from ..inference.calibration import BINS, by_key, cross_fitted, curve, fit, reliability, threshold
 from ..inference.decisions import Decision
 from .blind import looks, without_pictures
 from .metrics import ASKED, Interval, Measure, Sums, bootstrap, table
 from .task import Question, Task
 
-BINS = 15
-"""Of equal width, as most papers have them."""
 MEASURES = {name: Measure((name,)) for name in ("accuracy", "nll", "brier")}
 ECE = "ece"
 LEAST = 1e-12
 """A probability that is rounded to 0 counts as this."""
-FOLDS = 5
-"""Of questions that temperatures are fitted on and judged by."""
-CURVE = 200
-"""Points of the risk-coverage curve."""
 LARGEST_TABLE = 20
 """Answers of a table of confusions."""
 ERRORS = (0.005, 0.01, 0.02, 0.05, 0.1)
@@ -91,22 +85,12 @@ class Calibrated:
         return float(answered.mean()), float((~self.right[answered]).mean()) if answered.any() else 0.0
 
     def reliability(self) -> list[dict[str, float]]:
-        """Of each bin that has questions: how many, their mean probability, and the share that is right."""
-        bins = np.minimum(BINS - 1, (self.probabilities * BINS).astype(int))
-        found = []
-        for number in np.unique(bins):
-            inside = bins == number
-            mean, right = self.probabilities[inside].mean(), self.right[inside].mean()
-            found.append({"n": int(inside.sum()), "probability": round(mean, 4), "right": round(right, 4)})
-        return found
+        """`inference.calibration.reliability` of them."""
+        return reliability(self.probabilities, self.right)
 
     def curve(self) -> list[tuple[float, float]]:
-        """The share answered and the share of these that is wrong, the surest first, at up to `CURVE` places."""
-        order = np.argsort(-self.probabilities, kind="stable")
-        errors = np.cumsum(~self.right[order]) / np.arange(1, len(order) + 1)
-        last = np.flatnonzero(np.append(np.diff(self.probabilities[order]) != 0, True))  # equals go together
-        places = last[np.unique(np.linspace(0, len(last) - 1, CURVE).round().astype(int))]
-        return [(round((place + 1) / len(order), 4), round(float(errors[place]), 4)) for place in places.tolist()]
+        """`inference.calibration.curve` of them."""
+        return curve(self.probabilities, self.right)
 
 
 def _ece(sums: Sums, names: Sequence[str]) -> Sums:
@@ -151,12 +135,12 @@ class DecisionResult:
                     measure: {"value": round(value, 4), "interval": [round(end, 4) for end in ends]}
                     for measure, (value, ends) in of.measures().items()
                 }
-        curve = self.after if self.is_calibrated else self.before
+        final = self.after if self.is_calibrated else self.before
         found["fitted"] = {
             key: asdict(self.calibration.fitted[key]) for key in by_key(self.answers) if key in self.calibration.fitted
         }
-        found["risk_coverage"] = risk_coverage(curve)
-        found["curve"] = curve.curve()
+        found["risk_coverage"] = risk_coverage(final)
+        found["curve"] = final.curve()
         found["reliability"] = {"before": self.before.reliability(), "after": self.after.reliability()}
         found["confusion"] = self.confusion()
         return found if self.looks is None else found | {"looks": self.looks}
@@ -220,7 +204,7 @@ def decide_task(
     if calibrate:
         sets = {question.text: of for question, of in zip(questions, answers, strict=True)}
         known = Calibration({**known.fitted, **fit(answers, logs, truth)}, {**known.questions, **sets})
-        after = _cross_fitted(answers, logs, truth)
+        after = cross_fitted(answers, logs, truth)
     else:
         after = [known.fitted.get(of.key) for of in answers]
     decided = [Decision.of(of, log, None, fitted) for of, log, fitted in zip(answers, logs, after, strict=True)]
@@ -260,20 +244,6 @@ def _looks(
         earned[name] = [{"accuracy": float(right)} for right in blind.right]
     scores = [{"accuracy": float(right)} for right in decided.right[seen]]
     return looks(MEASURES["accuracy"], scores, earned) if earned else None
-
-
-def _cross_fitted(
-    answers: Sequence[AnswerSet], logs: Sequence[Sequence[float]], truth: Sequence[int]
-) -> list[Fitted | None]:
-    """For each sample what is fitted on those that are not of its fold: who fits and judges on the same is too good."""
-    fold = np.random.default_rng(0).permutation(len(answers)) % FOLDS
-    found: list[Fitted | None] = [None] * len(answers)
-    for number in range(FOLDS):
-        others = np.flatnonzero(fold != number).tolist()
-        fitted = fit([answers[i] for i in others], [logs[i] for i in others], [truth[i] for i in others])
-        for place in np.flatnonzero(fold == number).tolist():
-            found[place] = fitted.get(answers[place].key)
-    return found
 
 
 def _with_thresholds(result: DecisionResult, max_error: float) -> Calibration:

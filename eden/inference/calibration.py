@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +16,19 @@ from ..checkpoint.calibration import LEAST_SAMPLES, Calibration, Fitted
 from ..core.answers import AnswerSet
 from ..data.formats import Sample
 from .assistant import Assistant
+from .decisions import Decision
 
 WIDEST = 3.0
 """The logarithm of a temperature is looked for from minus this to this."""
 PRIOR = 1.0
 """The spread of logarithms of temperatures that is expected. Beside a few dozen samples it weighs nothing; where all
 answers are right and certain it keeps the temperature from going to 0."""
+BINS = 15
+"""Of probabilities, of equal width, as most papers have them."""
+FOLDS = 5
+"""Of samples that temperatures are fitted on and judged by."""
+CURVE = 200
+"""Points of the risk-coverage curve."""
 
 Numbers = NDArray[np.float64]
 
@@ -43,13 +51,16 @@ def fit(answers: Sequence[AnswerSet], logs: Sequence[Sequence[float]], truth: Se
 
 def calibrate(
     assistant: Assistant, samples: Sequence[tuple[Sample, AnswerSet]], questions: Mapping[str, AnswerSet]
-) -> Calibration:
+) -> tuple[Calibration, dict[str, Any]]:
     """Has a model decide samples that it was not trained on, and fits what there are enough of.
 
     Args:
         assistant: the model.
         samples: each with the answers that its question may have, its own among them.
         questions: those that the model is to know, with their answers.
+
+    Returns:
+        The calibration, and how far it can be trusted (`trust`).
 
     Raises:
         ImageError, ContextError: a sample cannot be asked.
@@ -58,8 +69,42 @@ def calibrate(
     logs = assistant.score_answers(
         [sample.messages[:-1] for sample, _ in samples], answers, where=[sample.where for sample, _ in samples]
     )
-    truth = [of.index(sample.messages[-1].text) for sample, of in samples]
-    return Calibration(fit(answers, logs, [place for place in truth if place is not None]), questions)
+    truth = [place for sample, of in samples if (place := of.index(sample.messages[-1].text)) is not None]
+    return Calibration(fit(answers, logs, truth), questions), trust(answers, logs, truth)
+
+
+def trust(answers: Sequence[AnswerSet], logs: Sequence[Sequence[float]], truth: Sequence[int]) -> dict[str, Any]:
+    """What a page draws of held-out samples: reliability before and after calibration, and what refusing buys.
+
+    Each is judged by temperatures fitted on the others. Empty if none can be fitted.
+    """
+    found: dict[str, Any] = {"n": len(answers), "reliability": {}}
+    after = cross_fitted(answers, logs, truth)
+    if not any(after):
+        return {}
+    sides: dict[str, Sequence[Fitted | None]] = {"before": [None] * len(answers), "after": after}
+    for side, fitted in sides.items():
+        decided = [Decision.of(of, log, None, by) for of, log, by in zip(answers, logs, fitted, strict=True)]
+        probabilities = np.array([decision.probability for decision in decided])
+        rights = zip(answers, decided, truth, strict=True)
+        right = np.array([of.answers[place] == decision.answer for of, decision, place in rights])
+        found["reliability"][side] = reliability(probabilities, right)
+        found["curve"] = curve(probabilities, right)
+    return found
+
+
+def cross_fitted(
+    answers: Sequence[AnswerSet], logs: Sequence[Sequence[float]], truth: Sequence[int]
+) -> list[Fitted | None]:
+    """For each sample what is fitted on those that are not of its fold: who fits and judges on the same is too good."""
+    fold = np.random.default_rng(0).permutation(len(answers)) % FOLDS
+    found: list[Fitted | None] = [None] * len(answers)
+    for number in range(FOLDS):
+        others = np.flatnonzero(fold != number).tolist()
+        fitted = fit([answers[i] for i in others], [logs[i] for i in others], [truth[i] for i in others])
+        for place in np.flatnonzero(fold == number).tolist():
+            found[place] = fitted.get(answers[place].key)
+    return found
 
 
 def by_key(answers: Sequence[AnswerSet]) -> Mapping[str, list[int]]:
@@ -88,6 +133,26 @@ def nll(scores: Numbers, truth: NDArray[np.int64], temperature: float = 1.0) -> 
     scaled = (scores - scores.max(-1, keepdims=True)) / temperature
     wanted: Numbers = np.log(np.exp(scaled).sum(-1)) - np.take_along_axis(scaled, truth[:, None], -1)[:, 0]
     return wanted
+
+
+def reliability(probabilities: Numbers, right: NDArray[np.bool_]) -> list[dict[str, float]]:
+    """Of each bin of likeliest answers [n] that has any: how many, their mean probability, the share of right ones."""
+    bins = np.minimum(BINS - 1, (probabilities * BINS).astype(int))
+    found = []
+    for number in np.unique(bins):
+        inside = bins == number
+        mean, share = probabilities[inside].mean(), right[inside].mean()
+        found.append({"n": int(inside.sum()), "probability": round(mean, 4), "right": round(share, 4)})
+    return found
+
+
+def curve(probabilities: Numbers, right: NDArray[np.bool_]) -> list[tuple[float, float]]:
+    """The share answered and the share of these that is wrong, the surest first, at up to `CURVE` places."""
+    order = np.argsort(-probabilities, kind="stable")
+    errors = np.cumsum(~right[order]) / np.arange(1, len(order) + 1)
+    last = np.flatnonzero(np.append(np.diff(probabilities[order]) != 0, True))  # equals go together
+    places = last[np.unique(np.linspace(0, len(last) - 1, CURVE).round().astype(int))]
+    return [(round((place + 1) / len(order), 4), round(float(errors[place]), 4)) for place in places.tolist()]
 
 
 def threshold(probabilities: Numbers, right: NDArray[np.bool_], max_error: float) -> float | None:

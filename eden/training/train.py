@@ -28,25 +28,23 @@ from ..core.files import write_file
 from ..core.html_report import training_page, write_page
 from ..core.numeric_format import NumericFormat
 from ..data.dataset import ConversationDataset
-from ..data.decisions import Decisions
 from ..data.feature_policy import open_features
 from ..data.formats import Sample
 from ..data.packing import PackedDataset
 from ..data.prepare import read_data, with_rehearsal
 from ..data.store import Samples
-from ..errors import EdenError, InputError, RunError, first_line
-from ..inference.assistant import Assistant
-from ..inference.calibration import calibrate
+from ..errors import InputError, RunError, first_line
 from ..inference.knowledge import Change, Knowledge
 from ..recipe import Recipe, load_recipe
 from .before_after import answers_to, knowledge_of, pick_samples, predictions
+from .decisions import calibrate_run
 from .model_card import model_card
 from .rehearsal import own_answers, prompts_of
 from .resume import CARD, RECIPE, REPORT, Start, begin, find_start
 from .trainer import LOG, EdenTrainer, Schedule
 
 FACTS = "facts.json"
-"""What a report says beside what the run's other files say: facts, and what was answered and known before training."""
+"""What a report says beside what the run's other files say: facts, what was before training, plots of decisions."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +122,7 @@ def report(folder: str | Path, console: Console | None = None) -> Path:
     run = Run(load_recipe(folder / RECIPE), console or Console(stderr=True))
     run.folder, run.log, run.facts, run.before = folder, _earlier_result(folder).log, kept["facts"], kept["before"]
     run.knew = Knowledge(**kept["knew"]) if kept.get("knew") else None  # an earlier Eden has not measured it
+    run.decisions = kept.get("decisions", {})
     _, eval_samples, run.skipped = read_data(run.recipe, run.console)
     run.checkpoint = checkpoints.load(str(folder))
     run.eval_set = run._encoded("held-out", eval_samples)
@@ -150,6 +149,7 @@ class Run:
         knew: what the model knew without a picture before training; None if it could not be measured.
         knows: that, and what it knows after.
         facts: what model card and report say of the run.
+        decisions: what the report draws of them, once they are calibrated.
     """
 
     checkpoint: Checkpoint
@@ -169,6 +169,7 @@ class Run:
         self.arguments = recipe.training_arguments()
         self.folder = Path(self.arguments.output_dir)
         self.skipped: list[str] = []
+        self.decisions: dict[str, Any] = {}
 
     @cached_property
     def numeric_format(self) -> NumericFormat:
@@ -244,29 +245,20 @@ class Run:
         with self.console.status("saving the artifact"):
             checkpoints.save(self.checkpoint, folder)
             write_file(folder / RECIPE, recipe)
-            kept = {"facts": self.facts, "before": self.before, "knew": self.knew and asdict(self.knew)}
-            write_file(folder / FACTS, json.dumps(kept, indent=1))
+            self._keep_facts()
             write_file(folder / CARD, model_card(folder.name, self.facts, recipe))
 
     def calibrate(self) -> None:
-        """Fits temperatures on the held-out samples that are decisions, and keeps them in the artifact."""
-        if not distributed.is_main():
-            return
-        decisions = Decisions(Samples.joined([self.train_set.samples, self.eval_set.samples]))
-        if not decisions.sets:
-            return
-        held_out = [(sample, answers) for sample in self.eval_set.samples if (answers := decisions.of(sample))]
-        self.checkpoint.model.eval()
-        try:
-            with self.console.status("calibrating decisions"):
-                calibration = calibrate(Assistant(self.checkpoint), held_out, decisions.sets)
-            calibration.write(self.folder)
-        except EdenError as error:
-            lines = [f"warning: decisions are not calibrated ({error}); the artifact is whole"]
-        else:
-            lines = calibration.lines(answers for _, answers in held_out)
-        for line in lines:
-            self.console.print(line, **AS_IT_IS)
+        """Fits what the decisions in the data need, on held-out samples alone; the main process does."""
+        if distributed.is_main():
+            samples = self.train_set.samples, self.eval_set.samples
+            self.decisions = calibrate_run(self.checkpoint, *samples, self.folder, self.console)
+            self._keep_facts()
+
+    def _keep_facts(self) -> None:
+        kept = {"facts": self.facts, "before": self.before, "decisions": self.decisions}
+        kept["knew"] = self.knew and asdict(self.knew)
+        write_file(self.folder / FACTS, json.dumps(kept, indent=1))
 
     def try_report(self) -> None:
         """Writes the report; nothing that goes wrong in it may end a run whose artifact is whole."""
@@ -294,6 +286,7 @@ class Run:
             title=f"Training of {self.folder.name}",
             facts=self.facts | (calibration.facts() if calibration else {}),
             log=self.log,
+            decisions=self.decisions,
             predictions=predictions(self.shown, self.before, answers_to(self.checkpoint, self.shown)),
             knows=None if self.knows is None else self.knows.to_dict(),
             recipe=self.recipe.to_yaml(),
