@@ -365,8 +365,9 @@ def test_a_message_that_comes_back_from_a_client(client: OpenAI) -> None:
         {"type": "image_url", "image_url": data_url(SCENE)},
         image_url("data:image/png;base64,\n" + base64.encodebytes(SCENE).decode()),
         image_url(f"data:image/png;base64,{base64.urlsafe_b64encode(SCENE).decode().rstrip('=')}"),
+        image_url(f"DATA:IMAGE/PNG;BASE64,{base64.b64encode(SCENE).decode()}"),
     ],
-    ids=["a string", "base64 in lines", "base64 for urls, unpadded"],
+    ids=["a string", "base64 in lines", "base64 for urls, unpadded", "capitals"],
 )
 def test_images_as_clients_write_them(client: OpenAI, part: dict[str, Any]) -> None:
     assert complete(client, part, "How many objects are there?").choices[0].message.content == "Four."
@@ -455,6 +456,11 @@ def test_an_answer_that_is_begun_is_gone_on_with(client: OpenAI, stream: bool) -
         (image_url(data_url(b"no image")), "image_url", "not_an_image"),
         ({"type": "video_url", "video_url": {"url": ""}}, "content[0]", "unsupported_parameter"),
         ({"type": "text"}, "messages[0].content[0].text", "invalid_value"),
+        (
+            {"type": "image_url", "image_url": {"url": data_url(SCENE), "detail": "finest"}},
+            "messages[0].content[0].image_url.detail",
+            "unsupported_parameter",
+        ),
     ],
 )
 def test_a_refusal_names_the_part(client: OpenAI, content: Any, param: str, code: str) -> None:

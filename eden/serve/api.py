@@ -174,6 +174,8 @@ def _check_type(http: Request) -> None:
     if http.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON_TYPE:
         # Also what keeps other sites' forms out: a browser asks before it sends JSON elsewhere.
         raise RequestError(f"the body must be {JSON_TYPE}", code="unsupported_media_type", status=415)
+    if (coding := http.headers.get("content-encoding", "identity").lower()) != "identity":
+        raise RequestError(f"send the body as it is, not as {coding[:20]}", code="unsupported_media_type", status=415)
 
 
 def _on_error(http: Request, error: Exception) -> Response:

@@ -321,9 +321,9 @@ def image_bytes(url: str, where: str, limits: Limits, fetch_image: FetchImage | 
     Raises:
         RequestError: it is neither, its data is no base64, or too large.
     """
-    if url.startswith("data:"):
+    if url[:5].lower() == "data:":
         header, comma, payload = url.partition(",")
-        if not comma or not header.endswith(";base64"):
+        if not comma or not header.lower().endswith(";base64"):
             raise RequestError("a data URL must be data:image/png;base64,...", param=where, code="invalid_image_url")
         return _decoded(payload, where, limits.image_bytes)
     if url.startswith("https://") and fetch_image is not None:
@@ -382,7 +382,7 @@ def _field_name(location: tuple[int | str, ...], made_up: bool = False) -> str:
         location: the steps.
         made_up: the last is a name that a client gave, whatever it looks like.
     """
-    members = ("str", "bool", "constrained-str")
+    members = ("str", "bool", "constrained-str", ImageUrl.__name__)
     last = len(location) - 1
     steps = [
         step
