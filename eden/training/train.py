@@ -256,8 +256,8 @@ class Run:
             self._keep_facts()
 
     def _keep_facts(self) -> None:
-        kept = {"facts": self.facts, "before": self.before, "decisions": self.decisions}
-        kept["knew"] = self.knew and asdict(self.knew)
+        knew = self.knew and asdict(self.knew)
+        kept = {"facts": self.facts, "before": self.before, "knew": knew, "decisions": self.decisions}
         write_file(self.folder / FACTS, json.dumps(kept, indent=1))
 
     def try_report(self) -> None:
