@@ -9,6 +9,8 @@ import numpy as np
 
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 
+MIXING = 2
+"""To be raised where channels are mixed otherwise than before: a transcript that is kept was heard from the mix."""
 CANCELLED = 0.05
 """Share of the sound of channels that is lost where their mix is silent, as of stereo with one channel inverted."""
 

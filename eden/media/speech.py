@@ -26,6 +26,7 @@ from ..core.private_api import whisper_class
 from ..errors import CheckpointError, InputError, first_line
 from ..messages import AudioSource
 from .audio import MAX_BYTES, MAX_SECONDS, SAMPLE_RATE, Waveform, read_audio
+from .mixing import MIXING
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
@@ -128,9 +129,10 @@ class Transcriber:
     @cached_property
     def fingerprint(self) -> str:
         """Changes with what a transcript depends on besides the recording: weights, language, decoding, libraries."""
-        decoding = (self.language, self._number_format, self.beam_size, BLOCK_SECONDS, PAUSE_MS, PADDING_MS, JOINED)
+        decoding = (self.language, self._number_format, self.beam_size)
+        windows = (BLOCK_SECONDS, PAUSE_MS, PADDING_MS, JOINED, MIXING)
         made_by = versions("faster-whisper", "ctranslate2", "av")
-        settings = f"{sha256(self._folder / 'model.bin')} {decoding} {made_by}"
+        settings = f"{sha256(self._folder / 'model.bin')} {decoding} {windows} {made_by}"
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
     def transcribe(
