@@ -121,6 +121,7 @@ def assemble(
         vision_feature=section.vision_feature,
         vision_feature_layer=section.vision_feature_layer,
         image_aspect=section.image_aspect or "crop",
+        tiles=section.tiles or 0,
         tie_word_embeddings=text_config.tie_word_embeddings,
         dtype=dtype,
         backbones={
@@ -128,7 +129,9 @@ def assemble(
             "language": {"id": language, "revision": section.language_revision or commit_of(language)},
         },
     )
-    processor = MultimodalPhiProcessor(image_processor, tokenizer, num_image_tokens=config.num_image_tokens)
+    processor = MultimodalPhiProcessor(
+        image_processor, tokenizer, num_image_tokens=config.num_image_tokens, tiles=config.tiles
+    )
     config.image_token_id = _check_tokens(processor, config, language)
     return _join(config, tower, language_model, processor, options.torch_device), processor
 
@@ -158,7 +161,7 @@ def check_backbones(section: ModelSection) -> PreTrainedConfig:
 
     Raises:
         CheckpointError: a backbone is missing or of another architecture.
-        RecipeError: the tower has no such layer.
+        RecipeError: the tower has no such layer, or a picture's tiles do not fit into the context.
     """
     vision = str(section.vision)
     config = _backbone_config(vision, section.vision_revision, ("clip", "clip_vision_model"), "CLIP")
@@ -166,7 +169,20 @@ def check_backbones(section: ModelSection) -> PreTrainedConfig:
     if section.vision_feature == "patches" and not -layers - 1 <= layer <= layers:
         what = f"model.vision_feature_layer is {layer}, and {vision} has {layers} layers"
         raise RecipeError(what, hint=f"Write a number from {-layers - 1} to {layers}; -2 is usual.")
-    return _backbone_config(str(section.language), section.language_revision, ("phi3",), "Phi-3")
+    text = _backbone_config(str(section.language), section.language_revision, ("phi3",), "Phi-3")
+    _check_tiles(section, config, text)
+    return text
+
+
+def _check_tiles(section: ModelSection, vision: PreTrainedConfig, text: PreTrainedConfig) -> None:
+    config = MultimodalPhiConfig(
+        vision_config=getattr(vision, "vision_config", vision), vision_feature=section.vision_feature
+    )
+    tiles, context = section.tiles or 0, min(text.max_position_embeddings, text.original_max_position_embeddings)
+    if tiles and (needed := (1 + tiles) * config.num_image_tokens) > context:
+        reads = f"{section.language} reads {context:,}"
+        what = f"model.tiles is {tiles}: a picture takes up to {needed:,} tokens, and {reads}"
+        raise RecipeError(what, hint=f"Write at most {max(0, context // config.num_image_tokens - 2)}.")
 
 
 def _join(

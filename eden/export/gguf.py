@@ -50,6 +50,9 @@ def write_gguf(model: str, folder: str | Path, outtype: str = "f16") -> tuple[Pa
     if artifact.config.vision_feature == "pooled":
         what = "llama.cpp cannot see with one pooled embedding an image"
         raise CheckpointError(what, where=model, hint="Train with model.vision_feature=patches, or use --to hf.")
+    if artifact.config.tiles:
+        hint = "Train with model.tiles=0, or use --to hf."
+        raise CheckpointError("llama.cpp cannot see a picture in Eden's tiles", where=model, hint=hint)
     # What is merged is rounded once, to the number format of the file.
     loaded = (
         checkpoints.load(model, LoadOptions(dtype="float32"))

@@ -13,7 +13,7 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..core.answers import AnswerSet
 from ..errors import InputError
-from ..media.images import open_image
+from ..media.images import image_size, open_image
 from ..media.speech import Transcriber, Transcript
 from ..messages import (
     AudioSource,
@@ -277,7 +277,7 @@ class Assistant:
                     with naming(where[place] if where else f"conversation {place + 1}"):
                         check_conversation(conversations[place], answered=False)
                         messages = self.transcribe_messages(conversations[place])
-                        chat = to_chat(messages, None if examples else open_image)
+                        chat = to_chat(messages, None if examples else open_image, image_size)
                         examples.append(self.processor.encode(chat, add_generation_prompt=True))
                         ids.append([tokens(text) for text in answers[place].all_spellings])
                 yield Reading.of(examples, ids, self.checkpoint.config.image_token_id)

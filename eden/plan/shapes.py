@@ -134,6 +134,7 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
         vision_feature=section.vision_feature,
         vision_feature_layer=section.vision_feature_layer,
         image_aspect=section.image_aspect or "crop",
+        tiles=section.tiles or 0,
         tie_word_embeddings=text.tie_word_embeddings,
     )
 
@@ -149,7 +150,7 @@ def processor_of(section: ModelSection, config: MultimodalPhiConfig) -> Multimod
             images = open_image_processor(section, **local)
     except CheckpointError:
         return None
-    return MultimodalPhiProcessor(images, tokenizer, num_image_tokens=config.num_image_tokens)
+    return MultimodalPhiProcessor(images, tokenizer, num_image_tokens=config.num_image_tokens, tiles=config.tiles)
 
 
 def is_here(section: ModelSection) -> bool:
