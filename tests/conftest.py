@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -24,6 +24,10 @@ from transformers import (
 
 from eden.model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from tiny_build.tokenizer import FIRST_PIECES, phi_tokenizer
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from servers import Running
 
 IMAGE_SIZE, PATCH_SIZE, EMBEDDING_ROWS = 32, 16, 320
 
@@ -141,6 +145,21 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return clip, phi
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator["Running"]:
+    """eden-tiny, served as it comes."""
+    from servers import serving  # most tests serve nothing, and do not wait for what serving imports
+
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: "Running") -> "OpenAI":
+    """The official client, which asks once."""
+    return server.client()
+
+
 COLOURS = ["red", "lime", "blue", "white", "black", "yellow", "cyan", "magenta"]
 
 
@@ -153,7 +172,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         colour = COLOURS[index % len(COLOURS)]
         with_picture = index % 4 != 3
         if with_picture:
-            make_image(colour).save(folder / f"{index:02d}.png")
+            image = make_image(colour)
+            image.paste("white", (0, 0, 20, 20))  # a corner: it shows where the image was moved
+            image.save(folder / f"{index:02d}.png")
         question = "<image>\nwhich colour" if with_picture else f"say {colour}"
         record: dict[str, Any] = {
             "id": f"{index:02d}",

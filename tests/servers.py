@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from openai import OpenAI
 
 import eden
 from eden.core.processes import run_in_thread
@@ -46,6 +47,10 @@ class Running:
 
     def post(self, body: Any, **options: Any) -> httpx.Response:
         return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=60, **options)
+
+    def client(self, **options: Any) -> OpenAI:
+        """The official client, which asks once."""
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, **options)
 
     def wanted(self) -> list[Generation]:
         """The answers being written that have neither been cancelled nor taken too long."""

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -46,17 +45,6 @@ DESCRIPTION = (
     "A large red square at the top left, a large blue star in the center, a small purple circle at the middle right "
     "and a small orange cross at the bottom left."
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
 def complete(client: OpenAI, *content: Any, **more: Any) -> Any:
@@ -134,7 +122,7 @@ def test_a_stream_that_waits_says_that_it_is_there() -> None:
                     gate.open()
         assert lines[-2] == "data: [DONE]"
         assert all(line.startswith(("data: ", ": still there")) for line in lines if line)
-        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        client = server.client()
         chunks = client.chat.completions.create(**body)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == DESCRIPTION
 
@@ -497,7 +485,7 @@ def test_an_answer_that_takes_too_long_is_an_error_and_no_answer(stream: bool) -
 
         clock = threading.Thread(target=an_hour_passes)
         clock.start()
-        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        client = server.client()
         with pytest.raises(openai.APIError, match="took too long"):
             answer = complete(client, image_part(), "Describe the picture.", stream=stream)
             assert all(chunk.choices[0].finish_reason is None for chunk in answer)
@@ -508,7 +496,7 @@ def test_an_answer_that_takes_too_long_is_an_error_and_no_answer(stream: bool) -
 @pytest.mark.parametrize("stream", [False, True])
 def test_when_the_model_fails_everybody_hears_of_it(stream: bool) -> None:
     with serving() as server:
-        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        client = server.client()
         model = server.service.assistant.checkpoint.core.model.language_model
         steps: list[int] = []
 
@@ -530,7 +518,7 @@ def test_when_the_model_fails_everybody_hears_of_it(stream: bool) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_where_memory_runs_out_one_answer_is_refused_and_the_next_is_served(stream: bool) -> None:
     with serving() as server:
-        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        client = server.client()
         steps: list[int] = []
 
         def run_out(*args: Any) -> None:

@@ -17,7 +17,6 @@ import httpx
 import openai
 import pytest
 import torch
-from openai import OpenAI
 from openai.types import Decision
 from servers import EXAMPLES, SCENE, Running, asking, data_url, image_part, serving, until
 
@@ -43,16 +42,6 @@ LEVELS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with serving() as running:
-        yield running
-
-
-def client(server: Running) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
 def image(data: bytes = SCENE) -> dict[str, Any]:
     return {"type": "input_image", "image_url": data_url(data)}
 
@@ -63,7 +52,7 @@ def shown(*parts: Any) -> list[Any]:
 
 def decide(server: Running, *questions: Any, given: Any = None, **more: Any) -> Decision:
     found = shown() if given is None else given
-    return client(server).decisions.create(model=server.service.name, input=found, questions=questions, **more)
+    return server.client().decisions.create(model=server.service.name, input=found, questions=questions, **more)
 
 
 def post(server: Running, **fields: Any) -> httpx.Response:

@@ -394,21 +394,12 @@ def test_an_artifact_whose_base_is_gone_says_which(whole: Path, tmp_path: Path) 
     assert str(whole) in str(caught.value)
 
 
-def test_backbones_of_the_wrong_kind_are_refused(backbones: tuple[Path, Path], tmp_path: Path) -> None:
+def test_backbones_of_the_wrong_kind_are_refused(backbones: tuple[Path, Path]) -> None:
     clip, phi = map(str, backbones)
     with pytest.raises(CheckpointError, match="where a CLIP model is needed"):
         assemble(ModelSection(vision=phi, language=phi), LoadOptions())
-    with pytest.raises(CheckpointError, match="where a Phi-3 model is needed"):
+    with pytest.raises(CheckpointError, match="no language model of type 'clip_vision_model'"):
         assemble(ModelSection(vision=clip, language=clip), LoadOptions())
-    tight = tmp_path / "tight"
-    shutil.copytree(phi, tight)
-    from transformers import Phi3ForCausalLM
-
-    model = Phi3ForCausalLM.from_pretrained(phi)
-    model.resize_token_embeddings(297)
-    model.save_pretrained(tight)
-    with pytest.raises(CheckpointError, match="297 rows and no spare one"):
-        assemble(ModelSection(vision=clip, language=str(tight)), LoadOptions())
 
 
 def test_a_full_disk_leaves_the_old_artifact(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

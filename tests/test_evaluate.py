@@ -17,6 +17,7 @@ from conftest import make_image
 from rich.console import Console
 
 import eden
+from eden.checkpoint import model_fingerprint
 from eden.cli.evaluate import TASKS
 from eden.cli.main import main
 from eden.errors import InputError
@@ -26,7 +27,6 @@ from eden.evaluate import (
     Task,
     compare,
     evaluate,
-    model_fingerprint,
     open_task,
     read_earlier,
     scoring,

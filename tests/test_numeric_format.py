@@ -19,7 +19,9 @@ from eden.recipe import QuantizationSection, load_recipe
 from eden.training.train import train
 from tiny_build.dataset import write_dataset
 
-HERE = numeric_format().name
+SMALL = 12 * 4 * 192**2
+"""eden-tiny's size."""
+HERE = numeric_format(parameters=SMALL, training=True).name
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,42 @@ def test_each_machine_has_its_format_and_a_reason(machine: Machine, name: str) -
     assert found.name == name
     assert found.instead_of("bfloat16") == name and found.instead_of("float32") == "float32"
     assert str(found).startswith(f"computing in {name}: ") and len(found.reason) > 10
+
+
+@pytest.mark.parametrize(
+    ("parameters", "trains", "answers"),
+    [(SMALL, "float32", "float32"), (10**8, "bfloat16", "float32"), (10**9, "bfloat16", "bfloat16")],
+)
+def test_a_small_model_computes_in_fp32_on_a_cpu_with_bf16_units(parameters: int, trains: str, answers: str) -> None:
+    cpu, gpu = Machine("cpu", bf16_units=True), Machine("cuda", (8, 0))
+    assert numeric_format(cpu, parameters, training=True).name == trains
+    assert numeric_format(cpu, parameters).name == answers
+    assert numeric_format(gpu, parameters).name == numeric_format(gpu, parameters, training=True).name == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("language", "name"),
+    [({"num_hidden_layers": 4, "hidden_size": 192}, "float32"), ({}, "bfloat16"), (None, "bfloat16")],
+)
+def test_a_recipe_finds_the_size_of_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: dict[str, int] | None, name: str
+) -> None:
+    """Of a base and of backbones, by their files alone; what cannot be read is large, and refused when it is loaded."""
+    monkeypatch.setattr(Machine, "here", lambda device=None: Machine("cpu", bf16_units=True))
+    for folder, config in {"base": {"text_config": language}, "language": language}.items():
+        if language is not None:
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "config.json").write_text(json.dumps(config))
+    backbones = ["model.base=null", f"model.vision={tmp_path / 'vision'}", f"model.language={tmp_path / 'language'}"]
+    for overrides in ([f"model.base={tmp_path / 'base'}"], backbones):
+        recipe = load_recipe("digits", overrides)
+        assert recipe.numeric_format().name == name
+        here = recipe.on_this_machine()
+        assert here.quantization is not None
+        formats = (here.model.dtype, here.quantization.bnb_4bit_compute_dtype, here.training["bf16"])
+        assert formats == (name, name, name == "bfloat16")
+        forced = load_recipe("digits", [*overrides, "model.force_format=true"])
+        assert forced.numeric_format().name == "bfloat16" and forced.on_this_machine() is forced
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the variables are those of x86")
@@ -78,7 +116,7 @@ def small_run(tmp_path: Path, *overrides: str) -> tuple[str, dict[str, object], 
 
 def test_a_run_says_its_format_and_keeps_the_recipe_as_it_was_written(tmp_path: Path) -> None:
     printed, run, folder = small_run(tmp_path)
-    assert str(numeric_format()) in printed
+    assert str(numeric_format(parameters=SMALL, training=True)) in printed
     assert run["computed_in"] == HERE
     assert (
         HERE in (folder / "report.html").read_text() and f"computed in | {HERE}" in (folder / "README.md").read_text()
@@ -113,11 +151,11 @@ def test_four_bits_are_computed_in_the_machines_format_unless_another_is_asked_f
     small = SimpleNamespace(num_hidden_layers=2, hidden_size=64)
 
     def compute(options: LoadOptions) -> torch.dtype:
-        dtype: torch.dtype = options.for_language_model()["quantization_config"].bnb_4bit_compute_dtype
+        dtype: torch.dtype = options.for_language_model(small)["quantization_config"].bnb_4bit_compute_dtype
         return dtype
 
     assert compute(LoadOptions(QuantizationSection())) == getattr(torch, HERE)
-    assert compute(LoadOptions(QuantizationSection(), "float32")) == getattr(torch, HERE)
+    assert compute(LoadOptions(QuantizationSection(), "float32")) == getattr(torch, numeric_format().name)
     assert compute(LoadOptions(QuantizationSection(), "bfloat16")) == torch.bfloat16
     assert LoadOptions(device="cpu").numeric_format(small).name == "float32"
     assert LoadOptions(dtype="bfloat16").torch_dtype(small) == torch.bfloat16

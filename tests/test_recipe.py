@@ -35,7 +35,7 @@ def test_every_shipped_recipe_loads_round_trips_and_suits_transformers(name: str
     assert load_recipe(recipe.save(tmp_path / "saved.yaml")) == recipe
     arguments = recipe.training_arguments()
     assert arguments.output_dir == recipe.training["output_dir"]
-    assert recipe.training["bf16"] is True and arguments.bf16 is (numeric_format().name == "bfloat16")
+    assert recipe.training["bf16"] is True and arguments.bf16 is (recipe.numeric_format().name == "bfloat16")
 
 
 def test_the_seed_number_for_number() -> None:

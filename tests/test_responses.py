@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import openai
@@ -12,7 +11,7 @@ import pytest
 from openai import OpenAI
 from openai.types.responses import Response
 from pydantic import BaseModel
-from servers import QUESTION, SCENE, Running, data_url, serving
+from servers import QUESTION, SCENE, Running, data_url
 
 TEXT = {"type": "input_text", "text": "How many objects are there?"}
 PICTURE = {"type": "input_image", "image_url": data_url(SCENE), "detail": "auto"}
@@ -20,14 +19,8 @@ SPOKEN = {"type": "input_audio", "input_audio": {"data": base64.b64encode(QUESTI
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def client(server: Running) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, _strict_response_validation=True)
+    return server.client(_strict_response_validation=True)
 
 
 def respond(client: OpenAI, asked: Any, **more: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from openai import OpenAI
 from pydantic import BaseModel, Field
 from schemas import chain, random_schema
-from servers import Running, asking, image_part, serving
+from servers import Running, asking, image_part
 
 import eden
 from eden import InputError
@@ -44,17 +43,6 @@ LIST = {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 2, "max
 @pytest.fixture(scope="module")
 def assistant() -> Assistant:
     return eden.load("eden-tiny")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
 def answer_all(assistant: Assistant, samplings: list[Sampling]) -> list[Generation]:

@@ -14,6 +14,7 @@ from .checkpoint import (
     speech_model,
     speech_model_of_run,
 )
+from .fingerprint import model_fingerprint
 
 __all__ = [
     "Checkpoint",
@@ -25,6 +26,7 @@ __all__ = [
     "load_for_training",
     "load_processor",
     "merge",
+    "model_fingerprint",
     "save",
     "speech_model",
     "speech_model_of_run",

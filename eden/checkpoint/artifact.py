@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..core.location import find_model, is_local
-from ..errors import CheckpointError, RecipeError, first_line
+from ..core.location import find_model, is_local, read_json
+from ..errors import CheckpointError, RecipeError
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration
 from ..recipe import ModelSection
 from .backbones import readable
@@ -44,9 +43,9 @@ class Artifact:
         """
         folder = find_model(name, revision=revision, files=files)
         adapter = folder / "adapter_config.json"
-        of_adapter = _read_json(adapter) if adapter.exists() else {}
+        of_adapter = read_json(adapter) if adapter.exists() else {}
         base = of_adapter.get("base_model_name_or_path")
-        return cls(folder, _read_json(folder / "config.json"), adapter.exists(), base, of_adapter.get("revision"))
+        return cls(folder, read_json(folder / "config.json"), adapter.exists(), base, of_adapter.get("revision"))
 
     @classmethod
     def of_base(cls, section: ModelSection, *, files: list[str] | None = None) -> Artifact:
@@ -114,11 +113,3 @@ class Artifact:
             backbones = (self.content.get("backbones") or {}).values()
             needs += [self.base] if self.base else [backbone["id"] for backbone in backbones]
         return next((name for name in needs if name and is_local(name)), None)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        what = f"not valid JSON ({first_line(error)})"
-        raise CheckpointError(what, where=str(path), hint="Restore the file.") from error

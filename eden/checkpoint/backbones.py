@@ -1,4 +1,4 @@
-"""A new model out of two: CLIP's vision tower and a Phi-3 language model, with a fresh projector between them."""
+"""A new model out of two: a vision tower and a language model, with a fresh projector between them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     CLIPVisionModelWithProjection,
     GenerationConfig,
-    Phi3ForCausalLM,
     PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from ..core.location import refuse_missing_folder, refuse_without_weights
-from ..core.numeric_format import Machine, Name, NumericFormat, numeric_format
+from ..core.numeric_format import Machine, Name, NumericFormat, estimated_parameters, numeric_format
 from ..core.private_api import commit_of, inherit_quantization, is_in_four_bits
 from ..errors import CheckpointError, RecipeError, first_line
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor, ProjectionBlock
+from ..model.families import FAMILIES, Family, families_of, family_of
 from ..recipe import ModelSection, QuantizationSection
 from .four_bits import dequantize
 
@@ -37,8 +40,8 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")
 KEPT_IN_FULL_PRECISION = ["model.vision_tower", "model.projector", "lm_head"]
 """Never quantized: NF4 is for the language model's linear layers only."""
 
-SMALL_MODEL_PARAMETERS = 10**9
-"""On a CPU, models below this many parameters run in fp32 unless told otherwise: faster and exact, and they fit."""
+ROW_BLOCK = 64
+"""An embedding without a spare row for `<|image|>` grows to a multiple of so many rows."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class LoadOptions:
 
     Attributes:
         quantization: hold the language model's linear layers in 4 bits; None keeps `dtype`.
-        dtype: `bfloat16`, `float16` or `float32`, whatever it costs here; None is float32 for small models on a CPU
-            and what `core.numeric_format` says for all others.
+        dtype: `bfloat16`, `float16` or `float32`, whatever it costs here; None is what `core.numeric_format` says
+            for a model of its size.
         attn_implementation: transformers' name of an attention implementation; None lets it choose.
         device: None is the GPU if there is one, else the CPU.
     """
@@ -68,22 +71,21 @@ class LoadOptions:
         """What a model is held and computed in, and why."""
         if self.dtype is not None:
             return NumericFormat(self.dtype, "it was asked for")
-        parameters = text_config.num_hidden_layers * 12 * text_config.hidden_size**2  # the usual estimate
-        if parameters < SMALL_MODEL_PARAMETERS and self.torch_device.type == "cpu":
-            return NumericFormat("float32", "a small model on a CPU is fast and exact in it")
-        return numeric_format(Machine.here(str(self.torch_device)))
+        parameters = estimated_parameters(text_config.num_hidden_layers, text_config.hidden_size)
+        return numeric_format(Machine.here(str(self.torch_device)), parameters)
 
     def torch_dtype(self, text_config: PreTrainedConfig) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.numeric_format(text_config).name)
         return dtype
 
-    def for_language_model(self) -> dict[str, Any]:
+    def for_language_model(self, text_config: PreTrainedConfig) -> dict[str, Any]:
         """The arguments of `from_pretrained` for a model that may be held in 4 bits."""
         options: dict[str, Any] = {"attn_implementation": self.attn_implementation}
         if self.quantization is not None:
             section = self.quantization.model_dump()
             if self.dtype != "bfloat16":  # which is kept where it was asked for, whatever it costs
-                here = numeric_format(Machine.here(str(self.torch_device)))
+                machine = Machine.here(str(self.torch_device))
+                here = numeric_format(machine) if self.dtype else self.numeric_format(text_config)
                 section["bnb_4bit_compute_dtype"] = here.instead_of(section["bnb_4bit_compute_dtype"])
             options["quantization_config"] = BitsAndBytesConfig(**section, llm_int8_skip_modules=KEPT_IN_FULL_PRECISION)
             options["device_map"] = {"": self.torch_device}
@@ -93,22 +95,24 @@ class LoadOptions:
 def assemble(
     section: ModelSection, options: LoadOptions
 ) -> tuple[MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor]:
-    """Joins the CLIP checkpoint `section.vision` and the Phi-3 checkpoint `section.language`.
+    """Joins the vision checkpoint `section.vision` and the language model's checkpoint `section.language`.
 
     Raises:
-        CheckpointError: a backbone is missing, of another architecture, or lacks a token or a spare embedding row.
+        CheckpointError: a backbone is missing, of another architecture, or its tokenizer lacks a control token.
     """
     vision, language = str(section.vision), str(section.language)
-    text_config = check_backbones(section)
+    backbones = check_backbones(section)
+    text_config, tokenizer = backbones.text_config, backbones.tokenizer
     dtype = options.torch_dtype(text_config)
     with readable(vision):
         tower = CLIPVisionModelWithProjection.from_pretrained(vision, revision=section.vision_revision, dtype=dtype)
         image_processor = open_image_processor(section)
     with readable(language):
-        tokenizer = AutoTokenizer.from_pretrained(language, revision=section.language_revision)
-        language_model = Phi3ForCausalLM.from_pretrained(
-            language, revision=section.language_revision, dtype=dtype, **options.for_language_model()
+        language_model = AutoModelForCausalLM.from_pretrained(
+            language, revision=section.language_revision, dtype=dtype, **options.for_language_model(text_config)
         )
+        processor = MultimodalPhiProcessor(image_processor, tokenizer, family=backbones.family.name)
+        _make_row(language_model, processor.image_token_id)
     if options.quantization is not None:
         dequantize(language_model)
     for part in (tower.config, language_model.config):
@@ -123,16 +127,14 @@ def assemble(
         image_aspect=section.image_aspect or "crop",
         tiles=section.tiles or 0,
         tie_word_embeddings=text_config.tie_word_embeddings,
+        image_token_id=processor.image_token_id,
         dtype=dtype,
         backbones={
             "vision": {"id": vision, "revision": section.vision_revision or commit_of(vision)},
             "language": {"id": language, "revision": section.language_revision or commit_of(language)},
         },
     )
-    processor = MultimodalPhiProcessor(
-        image_processor, tokenizer, num_image_tokens=config.num_image_tokens, tiles=config.tiles
-    )
-    config.image_token_id = _check_tokens(processor, config, language)
+    processor.num_image_tokens, processor.tiles = config.num_image_tokens, config.tiles
     return _join(config, tower, language_model, processor, options.torch_device), processor
 
 
@@ -156,39 +158,111 @@ def open_image_processor(section: ModelSection, **options: Any) -> Any:
     return clip
 
 
-def check_backbones(section: ModelSection) -> PreTrainedConfig:
-    """Sees that two backbones can be joined, before a weight is loaded; returns the language model's configuration.
+@dataclass(frozen=True)
+class Backbones:
+    """What is known of two backbones before a weight is loaded."""
+
+    text_config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+
+
+def check_backbones(section: ModelSection) -> Backbones:
+    """Sees that two backbones can be joined, before a weight is loaded.
 
     Raises:
-        CheckpointError: a backbone is missing or of another architecture.
+        CheckpointError: a backbone is missing or of another architecture, or the tokenizer lacks a control token.
         RecipeError: the tower has no such layer, or a picture's tiles do not fit into the context.
     """
     vision = str(section.vision)
-    config = _backbone_config(vision, section.vision_revision, ("clip", "clip_vision_model"), "CLIP")
+    config = _backbone_config(vision, section.vision_revision)
+    if config.model_type not in ("clip", "clip_vision_model"):
+        raise CheckpointError(
+            f"a model of type {config.model_type!r} where a CLIP model is needed",
+            where=vision,
+            hint="Give a checkpoint of the CLIP architecture.",
+        )
     layers, layer = getattr(config, "vision_config", config).num_hidden_layers, section.vision_feature_layer
     if section.vision_feature == "patches" and not -layers - 1 <= layer <= layers:
         what = f"model.vision_feature_layer is {layer}, and {vision} has {layers} layers"
         raise RecipeError(what, hint=f"Write a number from {-layers - 1} to {layers}; -2 is usual.")
-    text = _backbone_config(str(section.language), section.language_revision, ("phi3",), "Phi-3")
-    _check_tiles(section, config, text)
-    return text
+    language, revision = str(section.language), section.language_revision
+    text_config = _backbone_config(language, revision)
+    check_language(text_config, language)
+    _check_tiles(section, config, text_config)
+    with readable(language):
+        tokenizer = AutoTokenizer.from_pretrained(language, revision=revision)
+    return Backbones(text_config, tokenizer, check_language(text_config, language, tokenizer))
 
 
 def _check_tiles(section: ModelSection, vision: PreTrainedConfig, text: PreTrainedConfig) -> None:
     config = MultimodalPhiConfig(
         vision_config=getattr(vision, "vision_config", vision), vision_feature=section.vision_feature
     )
-    tiles, context = section.tiles or 0, min(text.max_position_embeddings, text.original_max_position_embeddings)
+    tiles, context = section.tiles or 0, context_of(text)
     if tiles and (needed := (1 + tiles) * config.num_image_tokens) > context:
         reads = f"{section.language} reads {context:,}"
         what = f"model.tiles is {tiles}: a picture takes up to {needed:,} tokens, and {reads}"
         raise RecipeError(what, hint=f"Write at most {max(0, context // config.num_image_tokens - 2)}.")
 
 
+def context_of(text_config: PreTrainedConfig) -> int:
+    """Tokens a language model reads and writes at most, prompt and answer together.
+
+    Phi-3.5 degrades past its original window, where its rotary scaling switches; Eden stays within it.
+    """
+    longest = int(text_config.max_position_embeddings)
+    return min(longest, int(getattr(text_config, "original_max_position_embeddings", None) or longest))
+
+
+def check_language(config: PreTrainedConfig, where: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Family:
+    """The family of a language model, by its tokenizer too if that is given.
+
+    Raises:
+        CheckpointError: it is of another architecture, or its tokenizer lacks a control token.
+    """
+    try:
+        families = families_of(config.model_type)
+    except ValueError as error:
+        raise CheckpointError(str(error), where=where, hint="Change model.language.") from error
+    # The engine's cache and packed rows know one window, or none, for all layers.
+    if len(set(getattr(config, "layer_types", None) or ())) > 1:
+        what = "only some of its layers have a sliding window"
+        raise CheckpointError(what, where=where, hint="Use a language model whose layers all attend alike.")
+    if tokenizer is None:
+        return families[-1]
+    try:
+        return family_of(config.model_type, tokenizer.get_vocab())
+    except ValueError as error:
+        hint = f"Use an instruct model: {', '.join(family.title for family in FAMILIES.values())}."
+        raise CheckpointError(str(error), where=where, hint=hint) from error
+
+
+def rows_with_image(rows: int, image_token_id: int) -> int:
+    """Rows of an embedding of so many, once `<|image|>` has its own: a spare one, or else a block more."""
+    return rows if image_token_id < rows else -(-(image_token_id + 1) // ROW_BLOCK) * ROW_BLOCK
+
+
+def _make_row(language_model: PreTrainedModel, image_token_id: int) -> None:
+    """Gives `<|image|>` its row.
+
+    New rows are the mean of the old ones, in the head too: their logits are then the mean of all others, and never the
+    highest (https://nlp.stanford.edu/~johnhew/vocab-expansion.html). It is always the same mean, so that an adapter
+    finds its base as it was.
+    """
+    before = language_model.config.vocab_size
+    if (rows := rows_with_image(before, image_token_id)) == before:
+        return
+    language_model.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        for part in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
+            part.weight[before:] = part.weight[:before].float().mean(0).to(part.weight.dtype)
+
+
 def _join(
     config: MultimodalPhiConfig,
     tower: CLIPVisionModelWithProjection,
-    language_model: Phi3ForCausalLM,
+    language_model: PreTrainedModel,
     processor: MultimodalPhiProcessor,
     device: torch.device,
 ) -> MultimodalPhiForConditionalGeneration:
@@ -204,44 +278,21 @@ def _join(
     if quantized:
         inherit_quantization(model, language_model)
     tokenizer = processor.tokenizer
+    ends = [token for token in FAMILIES[processor.family].ends if token in tokenizer.get_vocab()]
     model.generation_config = GenerationConfig(
-        eos_token_id=[tokenizer.convert_tokens_to_ids("<|end|>"), tokenizer.eos_token_id],
+        eos_token_id=tokenizer.convert_tokens_to_ids(list(dict.fromkeys([*ends, tokenizer.eos_token]))),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
     return model.eval()
 
 
-def _backbone_config(name: str, revision: str | None, model_types: tuple[str, ...], kind: str) -> PreTrainedConfig:
+def _backbone_config(name: str, revision: str | None) -> PreTrainedConfig:
     refuse_missing_folder(name)
     refuse_without_weights(Path(name))
     with readable(name):
-        config = AutoConfig.from_pretrained(name, revision=revision)
-    if config.model_type not in model_types:
-        raise CheckpointError(
-            f"a model of type {config.model_type!r} where a {kind} model is needed",
-            where=name,
-            hint=f"Give a checkpoint of the {kind} architecture.",
-        )
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision)
     return config
-
-
-def _check_tokens(processor: MultimodalPhiProcessor, config: MultimodalPhiConfig, where: str) -> int:
-    """The id of `<|image|>`, which must have a spare row; the chat's control tokens must exist already."""
-    vocabulary = processor.tokenizer.get_vocab()
-    for token in ("<|user|>", "<|assistant|>", "<|end|>"):
-        if token not in vocabulary:
-            raise CheckpointError(
-                f"the tokenizer lacks {token}", where=where, hint="Use an instruct model of the Phi-3 family."
-            )
-    rows = config.text_config.vocab_size
-    if processor.image_token_id >= rows:
-        raise CheckpointError(
-            f"the embedding has {rows} rows and no spare one for <|image|> (id {processor.image_token_id})",
-            where=where,
-            hint="Use a checkpoint whose embedding is padded past its tokenizer, as Phi-3.5's is.",
-        )
-    return processor.image_token_id
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from ..core.numeric_format import Name
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from ..model.attention import PACKED_SDPA
+from ..model.families import families_of
 from ..recipe import LoraSection, ModelSection, Recipe
 from .artifact import Artifact
-from .backbones import LoadOptions, assemble, check_backbones, readable
+from .backbones import LoadOptions, assemble, check_backbones, context_of, readable
 from .calibration import Calibration
 from .four_bits import dequantize, is_dequantized
 
@@ -65,12 +66,8 @@ class Checkpoint:
 
     @property
     def context_length(self) -> int:
-        """Tokens the model reads and writes at most, prompt and answer together.
-
-        Phi-3.5 degrades past its original window, where its rotary scaling switches; Eden stays within it.
-        """
-        config = self.config.text_config
-        return int(min(config.max_position_embeddings, config.original_max_position_embeddings))
+        """Tokens the model reads and writes at most, prompt and answer together."""
+        return context_of(self.config.text_config)
 
 
 def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision: str | None = None) -> Checkpoint:
@@ -222,7 +219,7 @@ def add_adapters(model: MultimodalPhiForConditionalGeneration, lora: LoraSection
     """
     from peft import LoraConfig, get_peft_model
 
-    targets = private_api.NO_TARGETS if lora is None else list(lora.target_modules)
+    targets = private_api.NO_TARGETS if lora is None else list(lora.target_modules or usual_targets(model))
     options = {} if lora is None else {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
     if lora is not None:
         names = {name.rsplit(".", 1)[-1] for name, _ in model.model.language_model.named_modules()}
@@ -230,7 +227,7 @@ def add_adapters(model: MultimodalPhiForConditionalGeneration, lora: LoraSection
             raise CheckpointError(
                 f"the language model has no module {missing[0]!r}",
                 where="lora.target_modules",
-                hint="Phi-3 has qkv_proj, o_proj, gate_up_proj and down_proj.",
+                hint=f"Write null, for {', '.join(usual_targets(model))}.",
             )
     config = LoraConfig(target_modules=targets, modules_to_save=["projector"], task_type="CAUSAL_LM", **options)
     peft_model = get_peft_model(model, config)
@@ -238,6 +235,11 @@ def add_adapters(model: MultimodalPhiForConditionalGeneration, lora: LoraSection
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return peft_model
+
+
+def usual_targets(model: MultimodalPhiForConditionalGeneration) -> tuple[str, ...]:
+    """The linear layers that adapters go on where a recipe does not say."""
+    return families_of(model.config.text_config.model_type)[-1].lora_targets
 
 
 def save(checkpoint: Checkpoint, folder: str | Path) -> Path:
@@ -312,7 +314,10 @@ def _load_whole(artifact: Artifact, name: str, options: LoadOptions) -> Checkpoi
     folder, config = artifact.folder, artifact.config
     with readable(folder):
         model = MultimodalPhiForConditionalGeneration.from_pretrained(
-            folder, config=config, dtype=options.torch_dtype(config.text_config), **options.for_language_model()
+            folder,
+            config=config,
+            dtype=options.torch_dtype(config.text_config),
+            **options.for_language_model(config.text_config),
         )
     if options.quantization is not None:
         dequantize(model)

@@ -102,8 +102,8 @@ def _decide_folder(
     out: Path | None,
     as_json: bool,
 ) -> None:
+    from ..checkpoint import model_fingerprint
     from ..core.console import progress
-    from ..evaluate import model_fingerprint
     from ..inference.folder_decisions import Labels, decide_folder, to_csv
 
     calibration = assistant.checkpoint.calibration

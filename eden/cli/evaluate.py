@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,10 +36,16 @@ Blind = Annotated[
     bool, typer.Option("--blind/--no-blind", help="Ask again with other pictures: does the model look? Twice the work.")
 ]
 
+Knows = Annotated[
+    bool,
+    typer.Option("--knows", help="In the place of a task: what it knows of English and the world, without a picture."),
+]
+
 
 def evaluate(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A folder, a hub id, or eden-tiny.")],
-    task: Annotated[str, typer.Argument(help=f"A data file, or one of {TASKS}.")],
+    task: Annotated[str | None, typer.Argument(help=f"A data file, or one of {TASKS}.")] = None,
     questions: Annotated[Path | None, typer.Option(help="The benchmark's official file of questions.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="VQAv2's official file of answers.")] = None,
     images: Annotated[Path | None, typer.Option(help="The folder of the file's images.")] = None,
@@ -56,14 +63,18 @@ def evaluate(
     calibrate: Calibrate = False,
     max_error: MaxError = None,
     blind: Blind = True,
+    knows: Knows = False,
     four_bit: FourBit = False,
     as_json: Json = False,
 ) -> None:
     """Ask every question of a task and measure the answers, with 95 % intervals."""
+    if task is None or knows:
+        _measure_knowledge(context, model, four_bit, as_json)
+        return
     from ..evaluate import compare, evaluate as run_evaluation, read_earlier, with_blind_groups
 
     _check_voice(spoken, noise_db, questions)
-    files = {"questions": questions, "annotations": annotations, "images": images, "audio": audio}
+    files: dict[str, Any] = {"questions": questions, "annotations": annotations, "images": images, "audio": audio}
     opened = _open(task, **files, split=split, instruction=instruction, limit=limit)
     _check_decisions(model, opened, calibrate or max_error is not None)
     earlier = read_earlier(against, opened) if against is not None else None
@@ -71,13 +82,10 @@ def evaluate(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "spoken": spoken, "noise_db": noise_db}
     if spoken:
         options["speech_model"] = assistant.checkpoint.config.speech_model
-    folders = {"images": images, "audio": audio}
-    options |= {name: str(folder.resolve()) for name, folder in folders.items() if folder is not None}
+    options |= {name: str(files[name].resolve()) for name in ("images", "audio") if files[name] is not None}
     kept = _keep(out, assistant, opened, options)
     decided = _decide(assistant, opened, calibrate, max_error, blind)
-    transcription = None
-    if spoken:
-        opened, transcription = _speak(opened, assistant, noise_db)
+    opened, transcription = _speak(opened, assistant, noise_db) if spoken else (opened, None)
     result = run_evaluation(
         assistant,
         with_blind_groups(opened, assistant) if blind and decided is None else opened,
@@ -86,14 +94,33 @@ def evaluate(
         transcription=transcription,
         predictions=kept,
     )
-    summary = result.to_dict()
-    summary |= {} if decided is None else {"decisions": decided.to_dict()}
+    summary = result.to_dict() | ({} if decided is None else {"decisions": decided.to_dict()})
     summary |= {} if earlier is None else {"against": compare(result, earlier)}
     _write(result, summary, decided, out, html)
     if as_json:
         print_json(summary)
     else:
         _print(summary, result.seconds)
+
+
+def _measure_knowledge(context: typer.Context, model: str, four_bit: bool, as_json: bool) -> None:
+    if not context.params["knows"]:
+        raise InputError("nothing to ask", hint=f"Give a data file, or one of {TASKS}; or --knows.")
+    for name in context.params.keys() - {"model", "knows", "four_bit", "as_json"}:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"{name.replace('_', '-')} says nothing beside --knows", hint="Leave out either.")
+    from ..inference.knowledge import WORDS_ALONE, measure
+
+    found = measure(load_assistant(model, four_bit, say_format=True).checkpoint, ask=True)
+    if as_json:
+        print_json({"model": model, "is_english": found.is_english, **asdict(found)})
+        return
+    print(f"perplexity of a token    {found.perplexity:,.2f}\nbits for a byte          {found.bits_per_byte:.3f}")
+    if not found.is_english:
+        print(f"no language model of English: word frequencies alone need {WORDS_ALONE} bits")
+    for question, answer in found.answers.items():
+        print(f"{question:<42} {answer}")
 
 
 def _open(name: str, **options: Any) -> Task:
@@ -163,7 +190,8 @@ def _speak(task: Task, assistant: Assistant, noise_db: float | None) -> tuple[Ta
 
 
 def _keep(out: Path | None, assistant: Assistant, task: Task, options: Mapping[str, Any]) -> Predictions | None:
-    from ..evaluate import Predictions, model_fingerprint, task_fingerprint
+    from ..checkpoint import model_fingerprint
+    from ..evaluate import Predictions, task_fingerprint
 
     if out is None:
         return None

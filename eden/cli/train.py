@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..core.console import AS_IT_IS
 from ..core.distributed import is_main, leave
 from .options import Json, err, print_json
 
@@ -64,6 +65,10 @@ def train(
         return
     if as_json:
         final = {name: row[name] for row in result.log for name in ("train_loss", "eval_loss") if name in row}
-        print_json({"artifact": str(result.artifact), "report": str(result.report), "skipped": result.skipped, **final})
+        knows = {"knows": result.knows.to_dict()} if result.knows is not None else {}
+        done = {"artifact": str(result.artifact), "report": str(result.report), "skipped": result.skipped}
+        print_json(done | final | knows)
     else:
-        print(f"artifact  {result.artifact}\nreport    {result.report}")
+        print(f"artifact  {result.artifact}\nreport    {result.report}", flush=True)
+    if result.knows is not None and result.knows.has_forgotten:
+        err.print(f"warning: {result.knows.said}", **AS_IT_IS)

@@ -21,6 +21,7 @@ from .report_blocks import (
     decided_table,
     decisions_blocks,
     facts_table,
+    knows_blocks,
     looks_blocks,
     plot,
     predictions_table,
@@ -50,8 +51,9 @@ def training_page(
     predictions: Sequence[Prediction],
     recipe: str,
     skipped: Sequence[str] = (),
+    knows: Mapping[str, Any] | None = None,
 ) -> str:
-    """A training run: facts, loss curves, answers before and after, skipped samples, the recipe.
+    """A training run: facts, loss curves, answers before and after, what it still knows, skipped samples, the recipe.
 
     Args:
         title: of the page.
@@ -60,6 +62,7 @@ def training_page(
         predictions: held-out questions with the answers before and after.
         recipe: in YAML, defaults filled in.
         skipped: one line for each sample left out.
+        knows: `eden.inference.knowledge.Change.to_dict`, if that was measured.
     """
     series = {"training": _points(log, "loss"), "evaluation": _points(log, "eval_loss")}
     blocks = [
@@ -69,6 +72,8 @@ def training_page(
     ]
     if predictions:
         blocks.append(predictions_table("Held-out questions", predictions))
+    if knows is not None:
+        blocks += knows_blocks(knows)
     if skipped:
         blocks.append(
             {"kind": "table", "title": "Skipped samples", "columns": ["sample"], "rows": [[s] for s in skipped]}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError, first_line
 from .files import finish_folder
@@ -45,6 +47,19 @@ def find_model(name: str, *, revision: str | None = None, files: list[str] | Non
             hint="Give the folder that a training run ended with.",
         )
     return folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of a model's folder.
+
+    Raises:
+        CheckpointError: it is no JSON object.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        what = f"not valid JSON ({first_line(error)})"
+        raise CheckpointError(what, where=str(path), hint="Restore the file.") from error
 
 
 def refuse_missing_folder(name: str) -> None:

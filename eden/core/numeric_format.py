@@ -2,6 +2,7 @@
 
 bf16 halves memory and is fast where a processor has units for it. Where it has none, a CPU emulates it, many times
 slower than fp32, and a GPU refuses or emulates it. So `bfloat16` in a recipe means: bf16 where the machine has it.
+A small model on a CPU computes in fp32 all the same: it gains no time worth having in bf16, and loses exactness.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from typing import Literal, TypeAlias
 Name: TypeAlias = Literal["bfloat16", "float16", "float32"]
 AMPERE = (8, 0)
 """The first compute capability with bf16 units."""
+
+SMALL_TO_TRAIN, SMALL_TO_ANSWER = 10**7, 10**9
+"""Models with fewer parameters, by `estimated_parameters`, compute in fp32 on a CPU even where it has bf16 units.
+
+Training is mostly large products, which those units speed up several times; of a model like eden-tiny they are so
+small that everything else takes most of a step.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,16 @@ class NumericFormat:
         return asked if asked == "float32" else self.name
 
 
-def numeric_format(machine: Machine | None = None) -> NumericFormat:
-    """The format of a machine; None is this one."""
+def numeric_format(
+    machine: Machine | None = None, parameters: int | None = None, *, training: bool = False
+) -> NumericFormat:
+    """The format of a machine for a model.
+
+    Args:
+        machine: None is this one.
+        parameters: of the model, by `estimated_parameters`; None is a large one.
+        training: it trains; else it answers.
+    """
     machine = machine or Machine.here()
     if machine.device == "cuda":
         capability = machine.capability or (0, 0)
@@ -68,11 +84,19 @@ def numeric_format(machine: Machine | None = None) -> NumericFormat:
         if capability >= AMPERE:
             return NumericFormat("bfloat16", f"{of} has bf16 units")
         return NumericFormat("float16", f"{of} has no bf16 units; training scales the loss")
+    small = parameters is not None and parameters < (SMALL_TO_TRAIN if training else SMALL_TO_ANSWER)
+    if machine.device == "cpu" and machine.bf16_units and small:
+        return NumericFormat("float32", "a small model on a CPU is fast and exact in it")
     if machine.device == "cpu" and machine.bf16_units:
         return NumericFormat("bfloat16", "this CPU has bf16 units")
     if machine.device == "cpu":
         return NumericFormat("float32", "this CPU has no bf16 units and would emulate it")
     return NumericFormat("float32", f"bf16 was not tried on {machine.device}")
+
+
+def estimated_parameters(layers: int, width: int) -> int:
+    """Of a language model, by the usual estimate: 12 * layers * width^2, tables not counted."""
+    return 12 * layers * width**2
 
 
 def emulation_factor() -> float:

@@ -105,6 +105,20 @@ def looks_blocks(looks: Mapping[str, Any]) -> list[Block]:
     return [_table(title, columns, rows), {"kind": "text", "html": escape(looks["said"])}]
 
 
+def knows_blocks(knows: Mapping[str, Any]) -> list[Block]:
+    """What a model knows without a picture, before training and after."""
+    sides = [knows["before"], knows["after"]]
+    rows = [
+        ["perplexity on plain English", *(f"{side['perplexity']:,.2f}" for side in sides)],
+        ["bits for a byte of it", *(f"{side['bits_per_byte']:.3f}" for side in sides)],
+    ]
+    rows += [[question, *(side["answers"][question] for side in sides)] for question in sides[0]["answers"]]
+    return [
+        _table("What it still knows, without a picture", ["", "before", "after"], rows),
+        {"kind": "text", "html": escape(f"{knows['said']}.")},
+    ]
+
+
 MEASURES = {"accuracy": "accuracy", "nll": "NLL", "brier": "Brier score", "ece": "calibration error (ECE)"}
 SIDES = {"before": "as the model has it", "after": "calibrated"}
 DOT, LARGEST_DOT = 2.5, 9.0

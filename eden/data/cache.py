@@ -165,7 +165,8 @@ class Entry:
 def entries() -> list[Entry]:
     """What is in Eden's cache, the longest unused first."""
     root, found = cache_folder(), []
-    for path in [path for kind in ("data/*/*", "features/*", "transcripts/*", "whisper/*") for path in root.glob(kind)]:
+    kinds = ("data/*/*", "features/*", "transcripts/*", "whisper/*", "rehearsal/*")
+    for path in [path for kind in kinds for path in root.glob(kind)]:
         with suppress(OSError):  # somebody removes it at this moment
             files = [file.stat() for file in path.rglob("*") if file.is_file()] or [path.stat()]
             used = max(path.stat().st_mtime, *(file.st_mtime for file in files))  # a folder's changes when it is held
@@ -176,7 +177,7 @@ def entries() -> list[Entry]:
 def shrink(limit: float) -> list[Entry]:
     """Removes what was unused for longest until the cache has no more than `limit` bytes; what is held stays.
 
-    Transcripts, which are small and dear, go only where all is to go (a limit of 0).
+    Transcripts and answers to rehearse, which are small and dear, go only where all is to go (a limit of 0).
     """
     found = entries()
     total, removed = sum(entry.size for entry in found), []

@@ -16,7 +16,7 @@ from ..errors import DataError, RecipeError
 from ..media.speech import Transcriber
 from ..recipe import DataSection, Recipe, SourceSection
 from .cache import shrink, size_limit
-from .store import RecordStore, Samples
+from .store import Indices, RecordStore, Samples
 from .transcripts import HeardStore, TranscriptStore, heard_words, words_or_faults
 from .validate import load_samples
 
@@ -36,25 +36,12 @@ def read_data(recipe: Recipe, console: Console, *, hear: bool = True) -> tuple[S
     """
     section = recipe.data
     skipped: list[str] = []
-    for entry in shrink(size_limit()):
-        console.print(f"removed from the cache, which was above EDEN_CACHE_GB: {entry.path}", **AS_IT_IS)
 
     def read(source: SourceSection) -> Samples:
-        with progress(console) as bar:
-            task = bar.add_task(f"checking {source.path}", total=None)
-            samples, report = load_samples(
-                source.path,
-                source.images,
-                source.audio,
-                on_error=section.on_error,
-                look="listed",
-                on_progress=lambda done, total: bar.update(task, completed=done, total=total or None),
-            )
-        skipped.extend(f"{fault.where}: {fault.what}" for fault in report.faults)
-        if report.unnamed:
-            skipped.append(f"{source.path}: {report.unnamed:,} more faults")
-        return _in_words(samples, recipe, skipped, console) if hear else samples
+        return _read(source, recipe, skipped, console, hear)
 
+    for entry in shrink(size_limit()):
+        console.print(f"removed from the cache, which was above EDEN_CACHE_GB: {entry.path}", **AS_IT_IS)
     samples = Samples.joined([read(source) for source in section.all_sources])
     if section.eval_path is not None:
         held_out = read(SourceSection(path=section.eval_path, images=section.images, audio=section.audio))
@@ -62,7 +49,57 @@ def read_data(recipe: Recipe, console: Console, *, hear: bool = True) -> tuple[S
         samples, held_out = _split(samples, section)
     if section.sources is not None:
         samples = _mix(samples, section.sources, section.split_seed)
+    if section.rehearsal is not None and section.rehearsal.path is not None:
+        samples = with_rehearsal(samples, section.rehearsal.path, recipe, skipped, console)
     return samples, held_out, skipped
+
+
+def with_rehearsal(samples: Samples, path: str, recipe: Recipe, skipped: list[str], console: Console) -> Samples:
+    """The samples of an epoch, and beside them conversations without pictures in proportion to their weight.
+
+    They are drawn as a source of a mix is.
+
+    Args:
+        samples: to train on.
+        path: of the conversations.
+        recipe: has their weight, and those of the data.
+        skipped: faulty ones are added to it, one line each.
+        console: where progress is shown.
+
+    Raises:
+        DataError: one is faulty (`data.on_error: fail`) or has a picture, or none is good.
+        RecipeError: the weight gives none of them.
+    """
+    section = recipe.data
+    assert section.rehearsal is not None
+    found = _read(SourceSection(path=path), recipe, skipped, console, hear=True)
+    if images := found.number_of_images:
+        hint = "Rehearsal is text alone; a data set with pictures is one of data.sources."
+        raise DataError(f"what is to be rehearsed has {images:,} pictures", where=path, hint=hint)
+    weight = sum(source.weight for source in section.all_sources)
+    number = round(len(samples) * section.rehearsal.weight / weight)
+    if not number:
+        hint = "Raise data.rehearsal.weight, or leave it out."
+        raise RecipeError(f"{path} gives no sample to rehearse", where="data.rehearsal", hint=hint)
+    drawn = len(samples) + _draw(np.arange(len(found)), number, f"{section.split_seed} rehearsal")
+    return Samples.joined([samples, found]).take(np.concatenate([np.arange(len(samples)), drawn]))
+
+
+def _read(source: SourceSection, recipe: Recipe, skipped: list[str], console: Console, hear: bool) -> Samples:
+    with progress(console) as bar:
+        task = bar.add_task(f"checking {source.path}", total=None)
+        samples, report = load_samples(
+            source.path,
+            source.images,
+            source.audio,
+            on_error=recipe.data.on_error,
+            look="listed",
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total or None),
+        )
+    skipped.extend(f"{fault.where}: {fault.what}" for fault in report.faults)
+    if report.unnamed:
+        skipped.append(f"{source.path}: {report.unnamed:,} more faults")
+    return _in_words(samples, recipe, skipped, console) if hear else samples
 
 
 def _split(samples: Samples, section: DataSection) -> tuple[Samples, Samples]:
@@ -109,11 +146,7 @@ def _groups(samples: Samples) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def _mix(samples: Samples, sources: Sequence[SourceSection], seed: int) -> Samples:
-    """As many samples as there are, drawn from each source in proportion to its weight.
-
-    A source that gives fewer than it has gives a seeded choice, the same in every epoch; one that gives more than it
-    has gives all of them, as often as that takes, and a choice for the rest.
-    """
+    """As many samples as there are, drawn from each source in proportion to its weight."""
     total = sum(source.weight for source in sources)
     drawn = []
     for index, source in enumerate(sources):
@@ -125,9 +158,18 @@ def _mix(samples: Samples, sources: Sequence[SourceSection], seed: int) -> Sampl
                 where="data.sources",
                 hint="Raise its weight, give it more samples, or leave it out.",
             )
-        rest = random.Random(f"{seed} {index}").sample(found.tolist(), number % len(found))
-        drawn += [*[found] * (number // len(found)), np.array(rest, dtype=np.int64)]
+        drawn.append(_draw(found, number, f"{seed} {index}"))
     return samples.take(np.concatenate(drawn))
+
+
+def _draw(found: Indices, number: int, seed: str) -> Indices:
+    """So many of a source's samples, the same in every epoch.
+
+    Of fewer than it has, a seeded choice; of more than it has, all of them, as often as that takes, and a choice for
+    the rest.
+    """
+    rest = random.Random(seed).sample(found.tolist(), number % len(found))
+    return np.concatenate([*[found] * (number // len(found)), np.array(rest, dtype=np.int64)])
 
 
 def _in_words(samples: Samples, recipe: Recipe, skipped: list[str], console: Console) -> Samples:

@@ -3,7 +3,7 @@
 from .blind import with_blind_groups
 from .calibration import DecisionResult, decide_task
 from .compare import Earlier, compare, read_earlier
-from .predictions import PREDICTIONS, REPORT, RESULT, Predictions, model_fingerprint, task_fingerprint
+from .predictions import PREDICTIONS, REPORT, RESULT, Predictions, task_fingerprint
 from .registry import open_task
 from .report import write_report
 from .run import Answer, EvaluationResult, evaluate
@@ -25,7 +25,6 @@ __all__ = [
     "compare",
     "decide_task",
     "evaluate",
-    "model_fingerprint",
     "open_task",
     "read_earlier",
     "speak_task",

@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Checkpoint
 from ..core.files import storage_error, write_file
 from ..data.transcripts import content_digest
 from ..errors import InputError
@@ -23,8 +22,6 @@ from ..messages import Text
 from .task import Question, Task
 
 SETTINGS, PREDICTIONS, RESULT, REPORT = "settings.json", "predictions.jsonl", "result.json", "report.html"
-SAMPLED = 1024
-"""Numbers of each tensor that a model is known by."""
 
 
 class Predictions:
@@ -131,24 +128,6 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
 
 
 ROW = ("group", "index", "id", "kind", "question", "expected", "answer", "score")
-
-
-def model_fingerprint(checkpoint: Checkpoint) -> str:
-    """A model by its weights, its configuration and its processor, not by its path, which another may fill."""
-    import torch
-
-    config, processor = checkpoint.config.to_dict(), checkpoint.processor
-    for name in ("_name_or_path", "transformers_version", "image_aspect", "tiles"):  # the processor tells the last two
-        config.pop(name, None)
-    parts = [config, processor.chat_template, processor.image_processor.to_dict()]
-    parts += [processor.tiles] if processor.tiles else []
-    digest = hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode())
-    for name, tensor in sorted(checkpoint.model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // SAMPLED)].contiguous().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def task_fingerprint(task: Task) -> str:

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from itertools import groupby
+from functools import cached_property
 from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..core.answers import AnswerSet
-from ..errors import InputError
-from ..media.images import image_size, open_image
+from ..media.images import open_image
 from ..media.speech import Transcriber, Transcript
 from ..messages import (
     AudioSource,
-    Image,
     MediaSource,
     Message,
-    Text,
     check_conversation,
     to_chat,
     transcribe_message,
 )
-from .decisions import Decision, DecisionQuestion, Reading, answer_ids, batches, score
+from .decisions import Decision, DecisionQuestion, Reading, batches, score
 from .engine import Engine
 from .grammar import Grammar, Grammars
 from .prefill import ImageMemory
+from .readings import naming, read_together
 from .request import Generation, Request
 from .sampling import Sampling
 
@@ -151,6 +147,7 @@ class Assistant:
         max_new_tokens: int = 128,
         batch_size: int = 32,
         names: Sequence[str] | None = None,
+        keep_cut: bool = True,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
         """Greedy answers to many conversations, `batch_size` at a time, in the order given.
@@ -162,6 +159,7 @@ class Assistant:
             max_new_tokens: the longest answer, in tokens.
             batch_size: conversations asked at once.
             names: what each is called in errors; None numbers them.
+            keep_cut: whether an answer that `max_new_tokens` has cut is given as far as it goes; else it is empty.
             on_progress: called with (answered, all).
 
         Raises:
@@ -173,7 +171,8 @@ class Assistant:
 
         def collect(to: int) -> None:
             while len(pending) > to:
-                answers.append(pending.popleft().wait().text.strip())
+                answer = pending.popleft().wait()
+                answers.append(answer.text.strip() if keep_cut or answer.finish_reason == "stop" else "")
                 if on_progress is not None:
                     on_progress(len(answers), len(conversations))
 
@@ -235,7 +234,7 @@ class Assistant:
         where: Sequence[str] | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[Decision]:
-        """Decisions about many conversations, in the order given; neighbours with the same images share one reading.
+        """Decisions about many conversations, in the order given; those with the same images share one reading.
 
         Args:
             conversations: each with the user's as the last word.
@@ -265,30 +264,27 @@ class Assistant:
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[float]]:
         """The logarithmic probability of each answer, not normalised over the set. Arguments are `decide_all`'s."""
-        tokens = lru_cache(maxsize=None)(lambda text: answer_ids(self.checkpoint, text))
         memory = ImageMemory(self.checkpoint, capacity=1)
+        found: dict[int, list[float]] = {}
+        order: list[int] = []
+
+        def prepared(messages: Sequence[Message]) -> list[Message]:
+            check_conversation(messages, answered=False)
+            return self.transcribe_messages(messages)
 
         def readings() -> Iterator[Reading]:
-            places = range(len(conversations))
-            for _, group in groupby(places, key=lambda place: _shown(conversations[place])):
-                examples: list[dict[str, Any]] = []
-                ids: list[list[list[int]]] = []
-                for place in group:
-                    with naming(where[place] if where else f"conversation {place + 1}"):
-                        check_conversation(conversations[place], answered=False)
-                        messages = self.transcribe_messages(conversations[place])
-                        chat = to_chat(messages, None if examples else open_image, image_size)
-                        examples.append(self.processor.encode(chat, add_generation_prompt=True))
-                        ids.append([tokens(text) for text in answers[place].all_spellings])
-                yield Reading.of(examples, ids, self.checkpoint.config.image_token_id)
+            names = where or [f"conversation {place + 1}" for place in range(len(conversations))]
+            for places, reading in read_together(self.checkpoint, conversations, answers, names, prepared):
+                order.extend(places)
+                yield reading
 
-        found: list[list[float]] = []
         for batch in batches(self.checkpoint, readings()):
-            for of_branch in (branch for reading in score(self.checkpoint, memory, batch) for branch in reading):
-                found.append(answers[len(found)].joined(of_branch))
+            branches = [branch for reading in score(self.checkpoint, memory, batch) for branch in reading]
+            for place, of_branch in zip(order[len(found) :], branches, strict=False):  # the next reading is known, too
+                found[place] = answers[place].joined(of_branch)
             if on_progress is not None:
                 on_progress(len(found))
-        return found
+        return [found[place] for place in range(len(answers))]
 
     def request(self, messages: Sequence[Message], sampling: Sampling) -> Request:
         """A conversation whose last word is the user's, as the engine takes it.
@@ -313,26 +309,6 @@ class Assistant:
             yield from (delta.text for delta in generation if delta.text)
         finally:
             generation.cancel()
-
-
-def _shown(messages: Sequence[Message]) -> tuple[MediaSource, ...]:
-    """The pictures, and the words that stand before the last of them: who has the same can share a reading."""
-    parts = [part for message in messages for part in message.content]
-    last = max((place for place, part in enumerate(parts) if isinstance(part, Image)), default=-1)
-    return tuple(
-        part.source if isinstance(part, Image) else part.text
-        for part in parts[: last + 1]
-        if isinstance(part, Image | Text)
-    )
-
-
-@contextmanager
-def naming(name: str) -> Iterator[None]:
-    """What cannot be asked is named in its error."""
-    try:
-        yield
-    except InputError as error:
-        raise error.at(name) from error
 
 
 @dataclass

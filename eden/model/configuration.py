@@ -1,19 +1,22 @@
-"""MultimodalPhiConfig: one CLIP vision config, one Phi-3 config, and how the first feeds the second."""
+"""MultimodalPhiConfig: one vision config, one language model's config, and how the first feeds the second."""
 
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import CLIPVisionConfig, Phi3Config, PreTrainedConfig
+from transformers import AutoConfig, CLIPVisionConfig, Phi3Config, PreTrainedConfig
+
+from .families import families_of
 
 
 @strict
 class MultimodalPhiConfig(PreTrainedConfig):
-    """Configuration of a CLIP + ProjectionBlock + Phi-3 model.
+    """Configuration of a CLIP + ProjectionBlock + language model.
 
     Args:
         vision_config: CLIPVisionConfig of the tower, or its dictionary; `Dv` is its `projection_dim` when pooled, its
             `hidden_size` for patches.
-        text_config: Phi3Config of any Phi3-architecture language model, or its dictionary; `D` is its `hidden_size`.
+        text_config: of a language model of a known family (`families.py`), or its dictionary, which is a Phi-3's if it
+            names no `model_type`; `D` is its `hidden_size`.
         vision_feature: `pooled` is CLIP's projected image embedding, one token an image; `patches` is LLaVA's choice,
             the patch states of `vision_feature_layer` without the class token, one token a patch.
         vision_feature_layer: index into the tower's hidden states, used by `patches` only; -2 is LLaVA's.
@@ -25,6 +28,9 @@ class MultimodalPhiConfig(PreTrainedConfig):
         image_token_id: the id that marks where an image embedding goes; a spare row of Phi-3.5's embedding matrix.
         backbones: where the frozen parts came from, `{"vision": {"id", "revision"}, "language": {...}}`, or None
             for a model that stands on its own.
+
+    Raises:
+        ValueError: the language model is of another kind.
 
     Source: LLaVA, https://arxiv.org/abs/2304.08485 and https://arxiv.org/abs/2310.03744.
     """
@@ -46,9 +52,10 @@ class MultimodalPhiConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name, config_class in self.sub_configs.items():
-            if not isinstance(getattr(self, name), PreTrainedConfig):
-                setattr(self, name, config_class(**(getattr(self, name) or {})))
+        for name, usual in self.sub_configs.items():
+            if not isinstance(part := getattr(self, name), PreTrainedConfig):
+                setattr(self, name, AutoConfig.for_model(**{"model_type": usual.model_type} | (part or {})))
+        families_of(self.text_config.model_type)  # refuses another kind
         super().__post_init__(**kwargs)
 
     @property

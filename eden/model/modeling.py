@@ -5,7 +5,7 @@ D language model width, V vocabulary.
 
     pixels [I,3,H,W] -> vision tower -> image features [I,N,Dv] -> projector -> image embeddings [I,N,D]
                                                                                    | scattered over <|image|> tokens
-    input_ids [B,T] -------------------- token embeddings [B,T,D] -----------------+--> Phi-3 -> logits [B,T,V]
+    input_ids [B,T] -------------------- token embeddings [B,T,D] ----------+--> language model -> logits [B,T,V]
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPVisionModelWithProjection, GenerationMixin, Phi3Model, PreTrainedModel
+from transformers import AutoModel, CLIPVisionModelWithProjection, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
@@ -89,7 +89,6 @@ class MultimodalPhiPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Phi3DecoderLayer", "CLIPEncoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -107,7 +106,7 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
         self.projector = ProjectionBlock(
             config.image_feature_size, config.text_config.hidden_size, config.projector_hidden_act
         )
-        self.language_model = Phi3Model._from_config(config.text_config)
+        self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
         self.vision_tower.requires_grad_(False)
 

@@ -5,7 +5,6 @@ conversation -> chat_template.jinja -> text, each image one <|image|> -> N copie
 
 from collections.abc import Sequence
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -15,6 +14,7 @@ from transformers.image_transforms import to_pil_image
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
+from .families import FAMILIES
 from .loss import IGNORE_INDEX
 from .tiling import ROW_END, grid_of, pixels_of, side_of, views_of
 
@@ -22,12 +22,13 @@ IMAGE_TOKEN = "<|image|>"
 
 
 class MultimodalPhiProcessor(ProcessorMixin):
-    """An image processor, Phi's tokenizer and Eden's chat template.
+    """An image processor, the language model's tokenizer and Eden's chat template for it.
 
     Args:
         image_processor: CLIP's (resize, crop, normalise), or LLaVA's, which pads first; any that makes [I,3,H,W].
-        tokenizer: a Phi-3 family tokenizer; `<|image|>` is added if it lacks it, taking the next free id.
+        tokenizer: the language model's; `<|image|>` is added if it lacks it, taking the next free id.
         num_image_tokens: `N`, the tokens one image takes (`MultimodalPhiConfig.num_image_tokens`).
+        family: the language model's, a name of `families.FAMILIES`.
         tiles: as `MultimodalPhiConfig.tiles`; a picture is then several images, I in all of a conversation.
     """
 
@@ -36,6 +37,7 @@ class MultimodalPhiProcessor(ProcessorMixin):
         image_processor: Any = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         num_image_tokens: int = 1,
+        family: str = "phi3",
         chat_template: str | None = None,
         tiles: int = 0,
         **kwargs: Any,
@@ -46,13 +48,14 @@ class MultimodalPhiProcessor(ProcessorMixin):
                 AddedToken(IMAGE_TOKEN, special=True, normalized=False, rstrip=True), special_tokens=True
             )
         self.num_image_tokens = num_image_tokens
+        self.family = family
         self.tiles = tiles
         self.image_token = IMAGE_TOKEN
         if tokenizer is not None:  # transformers' own guess leaves out added tokens that the template does not write
             tokenizer.chat_control_tokens = [token for token in tokenizer.get_added_vocab() if not token.isspace()]
         self.image_token_id: int = -1 if tokenizer is None else tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         if chat_template is None:
-            chat_template = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
+            chat_template = FAMILIES[family].chat_template
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
@@ -129,7 +132,7 @@ class MultimodalPhiProcessor(ProcessorMixin):
                 cannot forge a turn or an image.
 
         Returns:
-            `input_ids` list of T ids; `labels` list of T, the id where an assistant says it (its closing `<|end|>`
+            `input_ids` list of T ids; `labels` list of T, the id where an assistant says it (its closing token
             included) and -100 elsewhere, as in an assistant's turn with `"weight": 0`; `pixel_values` float32 [I,3,H,W]
             if the image parts carry their images (a part without one still takes its N tokens: ids and labels can be
             had before any pixel is decoded).
@@ -156,15 +159,13 @@ class MultimodalPhiProcessor(ProcessorMixin):
         )
         ids: list[int] = encoded["input_ids"]
         mask = [0] * len(ids) if add_generation_prompt else encoded["assistant_masks"]
-        # `<|assistant|>` swallows the whitespace an answer begins with, which would put it inside the answer's span.
-        header = self.tokenizer.convert_tokens_to_ids("<|assistant|>")
-        labels = [
-            token_id if spoken and token_id != header else IGNORE_INDEX
-            for token_id, spoken in zip(ids, mask, strict=True)
-        ]
-        starts = [place for place, token_id in enumerate(ids) if token_id == header]
+        # Phi's `<|assistant|>` swallows the whitespace an answer begins with, which would put it inside the answer.
+        header = self.tokenizer.convert_tokens_to_ids(FAMILIES[self.family].header)
+        spoken = [said and token_id != header for token_id, said in zip(ids, mask, strict=True)]
+        labels = [token_id if said else IGNORE_INDEX for token_id, said in zip(ids, spoken, strict=True)]
+        starts = [at for at, said in enumerate(spoken) if said and not spoken[at - 1]]  # no text begins with an answer
         answers = [turn for turn in conversation if turn["role"] == "assistant"]
-        for turn, start, end in zip(answers, starts, [*starts[1:], len(ids)], strict=False):  # a prompt has one more
+        for turn, start, end in zip(answers, starts, [*starts[1:], len(ids)], strict=False):  # a prompt has none
             if turn.get("weight") == 0:
                 labels[start:end] = [IGNORE_INDEX] * (end - start)
         if self.tiles:

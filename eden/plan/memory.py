@@ -1,7 +1,7 @@
 """Bytes of a training step by part, by formula.
 
 Written with n positions of a batch (padding included), D, V as everywhere, F the inner width of the MLP, H heads.
-Half-precision numbers (autocast) take 2 bytes, fp32 takes 4. What autograd keeps of one Phi-3 decoder layer:
+Half-precision numbers (autocast) take 2 bytes, fp32 takes 4. What autograd keeps of one decoder layer:
 
     two RMSNorms           8 D n + 8 n          their inputs in fp32, and one over the root mean square
     attention              2 (Q + K + D + D) n  Q the joint query, key, value; K the rotated key; rotated query; output

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, Phi3Config, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..checkpoint import Checkpoint, add_adapters, count_parameters, load_processor
 from ..checkpoint.artifact import Artifact
-from ..checkpoint.backbones import open_image_processor, readable
+from ..checkpoint.backbones import check_language, open_image_processor, readable, rows_with_image
 from ..core.location import EDEN_TINY
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from ..recipe import ModelSection, QuantizationSection, Recipe, load_recipe, shipped_recipes
-
-PUBLISHED: dict[str, PreTrainedConfig] = {
-    "openai/clip-vit-base-patch32": CLIPVisionConfig(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        image_size=224,
-        patch_size=32,
-        projection_dim=512,
-    ),
-    "microsoft/Phi-3.5-mini-instruct": Phi3Config(
-        hidden_size=3072,
-        intermediate_size=8192,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        vocab_size=32_064,
-        pad_token_id=32_000,
-        eos_token_id=32_000,
-        bos_token_id=1,
-    ),
-}
-"""Sizes of the shipped recipes' backbones, as their repositories publish them: no network is needed to plan."""
+from .published import PUBLISHED, TOKENS
 
 BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share a scale in bitsandbytes' 4-bit formats, and scales that share one when quantized twice."""
@@ -126,8 +104,12 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
     vision = _backbone(str(section.vision), section.vision_revision)
     text = _backbone(str(section.language), section.language_revision)
     vision = vision if isinstance(vision, CLIPVisionConfig) else vision.vision_config
-    if not isinstance(text, Phi3Config):
-        raise CheckpointError("a Phi-3 model is needed", where=str(section.language), hint="Change model.language.")
+    check_language(text, str(section.language))
+    if (tokenizer := _tokenizer(section)) is not None:
+        tokens = len(tokenizer)
+    else:
+        tokens = TOKENS.get(str(section.language), text.vocab_size - 1)
+    text.vocab_size = rows_with_image(text.vocab_size, tokens)
     return MultimodalPhiConfig(
         vision_config=vision,
         text_config=text,
@@ -144,13 +126,25 @@ def processor_of(section: ModelSection, config: MultimodalPhiConfig) -> Multimod
     try:
         if section.base is not None:
             return load_processor(section.base, revision=section.base_revision)
-        local = {"local_files_only": True}
-        with readable(str(section.language)):
-            tokenizer = AutoTokenizer.from_pretrained(section.language, revision=section.language_revision, **local)
-            images = open_image_processor(section, **local)
+        with readable(str(section.vision)):
+            images = open_image_processor(section, local_files_only=True)
     except CheckpointError:
         return None
-    return MultimodalPhiProcessor(images, tokenizer, num_image_tokens=config.num_image_tokens, tiles=config.tiles)
+    if (tokenizer := _tokenizer(section)) is None:
+        return None
+    family = check_language(config.text_config, str(section.language), tokenizer)
+    return MultimodalPhiProcessor(images, tokenizer, config.num_image_tokens, family.name, tiles=config.tiles)
+
+
+def _tokenizer(section: ModelSection) -> PreTrainedTokenizerBase | None:
+    """The language model's; None if it is not on this machine."""
+    try:
+        with readable(str(section.language)):
+            return AutoTokenizer.from_pretrained(
+                section.language, revision=section.language_revision, local_files_only=True
+            )
+    except CheckpointError:
+        return None
 
 
 def is_here(section: ModelSection) -> bool:
@@ -161,7 +155,7 @@ def is_here(section: ModelSection) -> bool:
 
 def _backbone(name: str, revision: str | None) -> PreTrainedConfig:
     if name in PUBLISHED and not Path(name).is_dir():
-        return PUBLISHED[name]
+        return copy.deepcopy(PUBLISHED[name])
     with readable(name):
         config: Any = AutoConfig.from_pretrained(name, revision=revision)
     return config

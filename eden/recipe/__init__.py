@@ -1,7 +1,7 @@
 """The recipe of a run: typed, checked before anything is loaded, with the line of every fault."""
 
 from .recipe import Recipe, load_recipe, shipped_recipes
-from .sections import DataSection, LoraSection, ModelSection, QuantizationSection, SourceSection
+from .sections import DataSection, LoraSection, ModelSection, QuantizationSection, RehearsalSection, SourceSection
 
 __all__ = [
     "DataSection",
@@ -9,6 +9,7 @@ __all__ = [
     "ModelSection",
     "QuantizationSection",
     "Recipe",
+    "RehearsalSection",
     "SourceSection",
     "load_recipe",
     "shipped_recipes",

@@ -14,10 +14,19 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PrivateAttr, ValidationError
 
 from ..core.files import write_file
-from ..core.numeric_format import Machine, NumericFormat, emulation_factor, numeric_format
-from ..errors import RecipeError
+from ..core.location import find_model, read_json
+from ..core.numeric_format import Machine, NumericFormat, emulation_factor, estimated_parameters, numeric_format
+from ..errors import CheckpointError, RecipeError
 from .rules import Faults, argument_faults, did_you_mean, faults, ineffective, optimizer_faults
-from .sections import DataSection, LoraSection, ModelSection, QuantizationSection, Sections, SourceSection
+from .sections import (
+    DataSection,
+    LoraSection,
+    ModelSection,
+    QuantizationSection,
+    RehearsalSection,
+    Sections,
+    SourceSection,
+)
 from .yaml import Locations, dump, parse, plain
 
 if TYPE_CHECKING:
@@ -46,7 +55,8 @@ class Recipe(Sections):
         return _validated(self.model_dump(exclude_unset=True), Locations(self._locations), overrides)
 
     def on_this_machine(self) -> Recipe:
-        """The recipe as this machine computes it: each `bfloat16` as what `core.numeric_format` has in its place.
+        """The recipe as this machine computes it: each `bfloat16` as what `core.numeric_format` has in its place for a
+        model of this size.
 
         Raises:
             RecipeError: it asks for fp16 where there is no GPU.
@@ -55,7 +65,7 @@ class Recipe(Sections):
         if machine.device == "cpu" and self.training.get("fp16") is True:
             hint = "Write training.bf16: true, which is bf16 where the machine has it and fp32 elsewhere."
             raise self._locations.error("training.fp16", "a CPU does not compute in fp16", hint)
-        here = numeric_format(machine)
+        here = self._chosen(machine)
         if self.model.force_format or here.name == "bfloat16":
             return self
         changes: dict[str, Any] = {"model": self.model.model_copy(update={"dtype": here.instead_of(self.model.dtype)})}
@@ -68,16 +78,38 @@ class Recipe(Sections):
 
     def numeric_format(self) -> NumericFormat:
         """What a run computes in on this machine, and why."""
-        here = numeric_format()
+        machine = Machine.here()
+        here = self._chosen(machine)
         asked_for = (
             "bfloat16" if self.training.get("bf16") else "float16" if self.training.get("fp16") else self.model.dtype
         )
         if asked_for != "bfloat16":
             return NumericFormat(asked_for, "the recipe says so")
         if self.model.force_format and here.name != "bfloat16":
-            why = f"forced; {here.reason}, {emulation_factor():.0f} times slower than in {here.name}"
+            why = f"forced, in place of {here.name}"
+            if not machine.bf16_units:
+                why = f"forced; {here.reason}, {emulation_factor():.0f} times slower than in {here.name}"
             return NumericFormat("bfloat16", why)
         return here
+
+    def _chosen(self, machine: Machine) -> NumericFormat:
+        """The format in place of bfloat16; the size of the model is looked up only where it matters."""
+        parameters = self._parameters() if machine.device == "cpu" and machine.bf16_units else None
+        return numeric_format(machine, parameters, training=True)
+
+    def _parameters(self) -> int | None:
+        """Of the language model, estimated by its config.json; None if that is not to be had, which is found later."""
+        model = self.model
+        name, revision = (model.base, model.base_revision) if model.base else (model.language, model.language_revision)
+        try:
+            config = read_json(find_model(str(name), revision=revision, files=["config.json"]) / "config.json")
+        except CheckpointError:
+            return None
+        text = config.get("text_config", config)
+        try:
+            return estimated_parameters(int(text["num_hidden_layers"]), int(text["hidden_size"]))
+        except (KeyError, TypeError, ValueError):  # of another kind of model, which is refused when it is opened
+            return None
 
     def training_arguments(self, **overrides: Any) -> TrainingArguments:
         """What Trainer takes; on the CPU where there is no CUDA device, as Eden loads its models there.
@@ -212,6 +244,8 @@ def _refusal(error: ValidationError, locations: Locations) -> RecipeError:
         section: Any = Recipe if len(key) == 1 else sections.get(str(key[0]), ModelSection)
         if key[:2] == ("data", "sources"):
             section = SourceSection
+        if key[:2] == ("data", "rehearsal") and len(key) > 2:
+            section = RehearsalSection
         return locations.error(key, f"unknown key {name}", did_you_mean(str(key[-1]), section.model_fields))
     if kind == "missing":
         return locations.error(key, f"{name} is missing", f"Add {name}.")

@@ -115,6 +115,22 @@ def _data_to_learn_from(recipe: Sections) -> Faults:
         named[path] = source.path
 
 
+def _text_to_rehearse(recipe: Sections) -> Faults:
+    data, rehearsal = recipe.data, recipe.data.rehearsal
+    if rehearsal is None:
+        return
+    if (rehearsal.path is None) == (rehearsal.prompts is None):
+        what = "data.rehearsal names both path and prompts" if rehearsal.path else "data.rehearsal names nothing"
+        yield "data.rehearsal", what, "Give data.rehearsal.path, or data.rehearsal.prompts=shipped."
+    if recipe.lora is None:
+        what = "data.rehearsal teaches nothing without a lora section: the language model stays as it is"
+        yield "data.rehearsal", what, "Remove it; as an override: data.rehearsal=null."
+    trained = [source.path for source in data.sources or []] + ([data.path] if data.path else [])
+    if rehearsal.path is not None and os.path.realpath(rehearsal.path) in map(os.path.realpath, trained):
+        hint = "Name it once; a source of data.sources has a weight of its own."
+        yield "data.rehearsal.path", f"data.rehearsal names {rehearsal.path}, which is trained on already", hint
+
+
 def _nothing_in_vain(recipe: Sections) -> Faults:
     for key, why in _written_in_vain(recipe):
         yield key, f"{key} says nothing here: {why}", f"Remove it; as an override: {key}=null."
@@ -177,6 +193,7 @@ def _arguments_together(recipe: Sections) -> Faults:
 RULES: tuple[Callable[[Sections], Faults], ...] = (
     _a_model_to_start_from,
     _data_to_learn_from,
+    _text_to_rehearse,
     _nothing_in_vain,
     _arguments_by_name,
     _numbers_in_bounds,

@@ -20,7 +20,7 @@ class ModelSection(_Section):
     base_revision: str | None = Field(None, description="of `base` on the hub: a branch, tag or commit")
     vision: str | None = Field(None, description="a CLIP checkpoint: hub id or folder")
     vision_revision: str | None = Field(None, description="of `vision` on the hub: a branch, tag or commit")
-    language: str | None = Field(None, description="a Phi3-architecture checkpoint: hub id or folder")
+    language: str | None = Field(None, description="a Phi, SmolLM or Qwen3 checkpoint: hub id or folder")
     language_revision: str | None = Field(None, description="of `language` on the hub: a branch, tag or commit")
     speech: str | None = Field(None, description="a Whisper: size, hub id or folder; null is the base's own, or small")
     vision_feature: Literal["pooled", "patches"] = Field("pooled", description="one token an image, or one a patch")
@@ -32,7 +32,7 @@ class ModelSection(_Section):
         None, ge=0, description="of a picture, seen beside the whole of it, at most; null is the base's own, or none"
     )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="number format of the frozen weights")
-    force_format: bool = Field(False, description="compute in bfloat16 even where this machine has to emulate it")
+    force_format: bool = Field(False, description="compute in bfloat16 even where fp32 or fp16 would be chosen")
     attn_implementation: str | None = Field(None, description="transformers' name of one; null lets it choose")
 
 
@@ -51,7 +51,9 @@ class LoraSection(_Section):
     r: int = Field(64, gt=0, description="rank of the update")
     lora_alpha: int = Field(16, gt=0, description="the update is scaled by lora_alpha / r")
     lora_dropout: float = Field(0.1, ge=0, lt=1, description="share of an adapter's inputs set to zero")
-    target_modules: list[str] = Field(["o_proj", "qkv_proj", "gate_up_proj"], min_length=1, description="linear layers")
+    target_modules: list[str] | None = Field(
+        None, min_length=1, description="linear layers; null is those of the language model's family"
+    )
 
 
 class SourceSection(_Section):
@@ -63,6 +65,18 @@ class SourceSection(_Section):
     weight: float = Field(1.0, gt=0, description="samples drawn from it in an epoch, relative to the other weights")
 
 
+class RehearsalSection(_Section):
+    """Text without pictures, learned beside the data so that the language model keeps what it knows."""
+
+    path: str | None = Field(None, description="conversations without pictures, as `eden check` takes them")
+    prompts: str | None = Field(
+        None, description="in place of `path`: what the base answers itself before training; `shipped`, or a text file"
+    )
+    weight: float = Field(
+        gt=0, description="samples of it in an epoch, relative to 1, or to the sum of all sources' weights"
+    )
+
+
 class DataSection(_Section):
     """What to learn from. Relative paths are relative to the working directory, not to the recipe."""
 
@@ -70,6 +84,7 @@ class DataSection(_Section):
     images: str | None = Field(None, description="folder of the images; null is the data file's own")
     audio: str | None = Field(None, description="folder of the recordings; null is the data file's own")
     sources: list[SourceSection] | None = Field(None, min_length=1, description="several data sets in place of `path`")
+    rehearsal: RehearsalSection | None = Field(None, description="text that is learned beside it, held out never")
     eval_path: str | None = Field(None, description="a file of held-out samples")
     eval_fraction: float = Field(0.02, ge=0, lt=1, description="share of the samples held out without an eval_path")
     split_seed: int = Field(0, description="chooses which samples are held out without an eval_path")

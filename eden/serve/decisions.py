@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 
 from ..core.answers import AnswerSet
 from ..errors import EdenError
-from ..inference.assistant import naming
+from ..inference.readings import naming
 from ..inference.request import Deciding
 from .completions import as_turns, finish_reason, image_fetcher, while_connected
 from .decision_schema import (

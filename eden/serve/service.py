@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,11 +24,12 @@ from cachetools import LRUCache
 from ..core.answers import AnswerSet
 from ..core.processes import cores
 from ..errors import ContextError, EdenError, ImageError, OverloadError
-from ..inference.assistant import Assistant, naming
-from ..inference.decisions import Decision, Reading, answer_ids
+from ..inference.assistant import Assistant
+from ..inference.decisions import Decision
 from ..inference.engine import Engine
 from ..inference.grammar import Grammar
 from ..inference.kv_cache import rows_that_fit
+from ..inference.readings import read_together
 from ..inference.request import Deciding, DecisionRequest, Generation, Request, Task
 from ..inference.sampling import Sampling
 from ..media.images import image_size, open_image
@@ -190,7 +190,7 @@ class Service:
             OverloadError: the queue is full.
             EngineStopped: the model answers no more.
         """
-        self._check(messages)
+        self._checked(messages)
         processor = self.assistant.processor
         with self._encoding:
             example = processor.encode(to_chat(messages, image_size=image_size), add_generation_prompt=True)
@@ -227,38 +227,22 @@ class Service:
             MessageError, ContextError, InputError: one cannot be asked; `where` names it.
             OverloadError, EngineStopped: as `submit` does.
         """
-        processor, checkpoint = self.assistant.processor, self.assistant.checkpoint
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for number, messages in enumerate(conversations):
-            shown = tuple(id(image.source) for message in messages for image in message.images)
-            groups.setdefault(shown, []).append(number)
-        tokens = lru_cache(maxsize=None)(lambda text: answer_ids(checkpoint, text))
-        readings = []
-        for group in groups.values():
-            examples, ids = [], []
-            for number in group:
-                with naming(names[number]):
-                    self._check(conversations[number])
-                    with self._encoding:  # for each anew, so that others get their turn
-                        chat = to_chat(conversations[number], image_size=image_size)
-                        examples.append(processor.encode(chat, add_generation_prompt=True))
-                        ids.append([tokens(text) for text in answers[number].all_spellings])
-            examples[0] |= processor.pixels(to_chat(conversations[group[0]], open_image))
-            readings.append(Reading.of(examples, ids, checkpoint.config.image_token_id))
+        checkpoint = self.assistant.checkpoint
+        readings = list(read_together(checkpoint, conversations, answers, names, self._checked, self._encoding))
         decided: list[Deciding] = []
         with _all_or_none(decided):
-            for reading in readings:
+            for _, reading in readings:
                 request = DecisionRequest(reading, self.settings.limits.answer_seconds, self.metrics.count_answer)
                 decided.append(self.engine.decide(request))
-        return list(zip(groups.values(), decided, strict=True))
+        return [(numbers, task) for (numbers, _), task in zip(readings, decided, strict=True)]
 
     def decisions(self, answers: Sequence[AnswerSet], decided: Sequence[tuple[list[int], Deciding]]) -> list[Decision]:
         """What `decide` gave and the engine has decided, with the temperature and threshold kept with the model."""
         logs = {number: of for numbers, task in decided for number, of in zip(numbers, task.logs, strict=True)}
         return [self.assistant.decision(of, of.joined(logs[number])) for number, of in enumerate(answers)]
 
-    def _check(self, messages: Sequence[Message]) -> None:
-        """Refuses a conversation that is not worth encoding.
+    def _checked(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The conversation, unless it is not worth encoding.
 
         Raises:
             MessageError, ContextError: why.
@@ -272,6 +256,7 @@ class Service:
                 "characters",
                 hint="Shorten it.",
             )
+        return messages
 
     def close(self) -> None:
         """Finishes the running answers and takes no more."""

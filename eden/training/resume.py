@@ -101,7 +101,7 @@ def begin(
     begun.pop("features", None)
     if computed != now:
         console.print(
-            f"the run began in {computed} and goes on in {now}, which is what this machine computes in: its "
+            f"the run began in {computed} and goes on in {now}, as it computes on this machine: its "
             "losses will not be those of the uninterrupted run to the last digit",
             **AS_IT_IS,
         )

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from transformers import set_seed
 
@@ -28,27 +27,26 @@ from ..core.console import AS_IT_IS, progress
 from ..core.files import write_file
 from ..core.html_report import training_page, write_page
 from ..core.numeric_format import NumericFormat
-from ..core.report_blocks import Prediction
 from ..data.dataset import ConversationDataset
 from ..data.decisions import Decisions
 from ..data.feature_policy import open_features
 from ..data.formats import Sample
 from ..data.packing import PackedDataset
-from ..data.prepare import read_data
+from ..data.prepare import read_data, with_rehearsal
 from ..data.store import Samples
 from ..errors import EdenError, InputError, RunError, first_line
 from ..inference.assistant import Assistant
 from ..inference.calibration import calibrate
-from ..media.images import open_image
+from ..inference.knowledge import Change, Knowledge
 from ..recipe import Recipe, load_recipe
+from .before_after import answers_to, knowledge_of, pick_samples, predictions
 from .model_card import model_card
+from .rehearsal import own_answers, prompts_of
 from .resume import CARD, RECIPE, REPORT, Start, begin, find_start
 from .trainer import LOG, EdenTrainer, Schedule
 
 FACTS = "facts.json"
-"""What a report says beside what the run's other files say: facts, and the answers before training."""
-PREDICTIONS = 8
-"""Held-out samples that are answered before and after training, for the report."""
+"""What a report says beside what the run's other files say: facts, and what was answered and known before training."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,14 @@ class TrainingResult:
         report: its HTML report.
         log: Trainer's log rows (`step`, `loss`, `eval_loss`, ...).
         skipped: samples left out, one line each (`data.on_error: skip`).
+        knows: what the run has changed of what the model knows without a picture; None if it was not measured.
     """
 
     artifact: Path
     report: Path
     log: list[dict[str, Any]]
     skipped: list[str]
+    knows: Change | None = None
 
 
 def train(recipe: Recipe, *, resume: bool = False, console: Console | None = None) -> TrainingResult:
@@ -96,7 +96,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Console | None = Non
     distributed.from_main(run.write)
     run.calibrate()
     run.try_report()
-    return TrainingResult(run.folder, run.folder / REPORT, run.log, run.skipped)
+    return TrainingResult(run.folder, run.folder / REPORT, run.log, run.skipped, run.knows)
 
 
 def _earlier_result(folder: Path) -> TrainingResult:
@@ -123,10 +123,11 @@ def report(folder: str | Path, console: Console | None = None) -> Path:
     kept = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     run = Run(load_recipe(folder / RECIPE), console or Console(stderr=True))
     run.folder, run.log, run.facts, run.before = folder, _earlier_result(folder).log, kept["facts"], kept["before"]
+    run.knew = Knowledge(**kept["knew"]) if kept.get("knew") else None  # an earlier Eden has not measured it
     _, eval_samples, run.skipped = read_data(run.recipe, run.console)
     run.checkpoint = checkpoints.load(str(folder))
     run.eval_set = run._encoded("held-out", eval_samples)
-    run.shown = run._pick_samples()
+    run.shown = pick_samples(run.eval_set)
     run.report()
     return folder / REPORT
 
@@ -146,6 +147,8 @@ class Run:
         features: `cached` or `live`: how it gets at its images, once they are encoded.
         log: Trainer's log rows, once the model is trained.
         shown: held-out samples that the report shows, with the answers from before training in `before`.
+        knew: what the model knew without a picture before training; None if it could not be measured.
+        knows: that, and what it knows after.
         facts: what model card and report say of the run.
     """
 
@@ -156,6 +159,8 @@ class Run:
     log: list[dict[str, Any]]
     shown: list[Sample]
     before: list[str]
+    knew: Knowledge | None
+    knows: Change | None = None
     facts: dict[str, str | int | float]
 
     def __init__(self, recipe: Recipe, console: Console):
@@ -181,11 +186,22 @@ class Run:
         set_seed(self.arguments.seed)
         distributed.main_first(lambda: checkpoints.check_model(self.recipe.model))  # reading data may take minutes
         # What is heard and counted is kept, and found by the others.
+        prompts = self._prompts()
         *self._samples, skipped = distributed.main_first(lambda: read_data(self.recipe, self.console))
-        self._skip("skipped", skipped)
         self.console.print(str(self.numeric_format), **AS_IT_IS)
         with self.console.status(f"loading {self.recipe.model.base or self.recipe.model.language}"):
             self.checkpoint = distributed.together(lambda: checkpoints.load_for_training(self.recipe))
+        if prompts:
+            path, samples = str(own_answers(self.checkpoint, prompts, self.console)), self._samples[0]
+            self._samples[0] = distributed.main_first(
+                lambda: with_rehearsal(samples, path, self.recipe, skipped, self.console)
+            )
+        self._skip("skipped", skipped)
+
+    def _prompts(self) -> list[str]:
+        """What the base answers before training, to rehearse it."""
+        rehearsal = self.recipe.data.rehearsal
+        return prompts_of(rehearsal.prompts) if rehearsal is not None and rehearsal.prompts is not None else []
 
     def encode(self, start: Start) -> None:
         """Makes the samples data sets, and their images features where that is the recipe's way or the run's."""
@@ -199,8 +215,9 @@ class Run:
 
     def fit(self, start: Start) -> None:
         """Trains to the end, and has held-out questions answered before."""
-        self.shown = self._pick_samples()
-        self.before = distributed.from_main(lambda: self._answers(self.shown))
+        self.shown = pick_samples(self.eval_set) if distributed.is_main() else []
+        self.before = distributed.from_main(lambda: answers_to(self.checkpoint, self.shown))
+        self.knew = distributed.from_main(lambda: knowledge_of(self.checkpoint, self.console))
         rows = self._packed()
         ways = {"computed_in": self.numeric_format.name, "features": self.features}
         distributed.from_main(lambda: begin(self.recipe, self.arguments, self.train_set, ways, start, self.console))
@@ -220,7 +237,8 @@ class Run:
         with self.console.status("saving the artifact"):
             checkpoints.save(self.checkpoint, folder)
             write_file(folder / RECIPE, recipe)
-            write_file(folder / FACTS, json.dumps({"facts": self.facts, "before": self.before}, indent=1))
+            kept = {"facts": self.facts, "before": self.before, "knew": self.knew and asdict(self.knew)}
+            write_file(folder / FACTS, json.dumps(kept, indent=1))
             write_file(folder / CARD, model_card(folder.name, self.facts, recipe))
 
     def calibrate(self) -> None:
@@ -261,14 +279,16 @@ class Run:
 
     def report(self) -> None:
         """Writes the report, with held-out questions answered."""
-        before = self.before if len(self.before) == len(self.shown) else [""] * len(self.shown)
-        answers = zip(self.shown, before, self._answers(self.shown), strict=True)
+        if self.knew is not None:
+            after = knowledge_of(self.checkpoint, self.console, ask=self.knew.is_english)
+            self.knows = None if after is None else Change(self.knew, after)
         calibration = Calibration.read(self.folder)
         page = training_page(
             title=f"Training of {self.folder.name}",
             facts=self.facts | (calibration.facts() if calibration else {}),
             log=self.log,
-            predictions=[_prediction(*row) for row in answers],
+            predictions=predictions(self.shown, self.before, answers_to(self.checkpoint, self.shown)),
+            knows=None if self.knows is None else self.knows.to_dict(),
             recipe=self.recipe.to_yaml(),
             skipped=self.skipped,
         )
@@ -333,26 +353,6 @@ class Run:
         )
         return packed
 
-    def _pick_samples(self) -> list[Sample]:
-        """Evenly spread held-out samples, shown in the report with the model's answers before and after."""
-        if not distributed.is_main():
-            return []
-        spread = range(0, len(self.eval_set), max(1, len(self.eval_set) // PREDICTIONS))
-        return [self.eval_set.samples[index] for index in spread[:PREDICTIONS] if self.eval_set.is_whole(index)]
-
-    def _answers(self, samples: Sequence[Sample]) -> list[str]:
-        """Greedy answers; the model is left in the mode it was in, and the random state as it was."""
-        if not samples:
-            return []
-        model, random_state = self.checkpoint.model, torch.get_rng_state()
-        was_training = model.training
-        model.eval()
-        questions = [sample.messages[:-1] for sample in samples]
-        answers = Assistant(self.checkpoint).answer_all(questions, max_new_tokens=64, batch_size=PREDICTIONS)
-        model.train(was_training)
-        torch.set_rng_state(random_state)
-        return answers
-
     def _facts(self) -> dict[str, str | int | float]:
         recipe, config = self.recipe, self.checkpoint.config
         four_bit = str(recipe.quantization.bnb_4bit_quant_type) if recipe.quantization else "no"
@@ -387,14 +387,3 @@ def _refuse_another(chosen: NumericFormat, here: NumericFormat) -> None:
             f"this machine computes in {here.name}, and that of the main process in {chosen.name}",
             hint="Give the run machines of one kind, or a format all have: model.dtype=float32, training.bf16=false.",
         )
-
-
-def _prediction(sample: Sample, before: str, after: str) -> Prediction:
-    images = [image for message in sample.messages for image in message.images]
-    return Prediction(
-        image=open_image(images[0].source) if images else None,
-        question=sample.messages[-2].text,
-        expected=sample.messages[-1].text,
-        before=before,
-        after=after,
-    )

@@ -1,0 +1,295 @@
+"""What holds for every family of language models: the same code, told what differs by a table."""
+
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_image
+from families import twin, write_language_model
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, GPT2Config
+
+from eden import CheckpointError
+from eden.checkpoint import Checkpoint, add_adapters, load, merge, save
+from eden.checkpoint.backbones import LoadOptions, assemble, check_backbones
+from eden.data.collate import collate, collate_flat
+from eden.inference.assistant import Assistant
+from eden.inference.engine import Engine
+from eden.inference.request import Request
+from eden.inference.sampling import Sampling
+from eden.messages import Message, to_chat
+from eden.model import MultimodalPhiConfig, MultimodalPhiProcessor
+from eden.model.attention import PACKED_SDPA
+from eden.model.families import FAMILIES
+from eden.model.loss import IGNORE_INDEX
+from eden.plan.shapes import PUBLISHED
+from eden.recipe import LoraSection, ModelSection, QuantizationSection
+
+TODAY = datetime.now().strftime("%d %B %Y")
+TALK = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": " and\n"},
+    {"role": "assistant", "content": "no"},
+]
+SMOLLM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+METADATA = f"## Metadata\n\nKnowledge Cutoff Date: June 2025\nToday Date: {TODAY}\nReasoning Mode: /no_think\n\n"
+# Of each: the beginning of a conversation without a system message, the conversation, and what asks for an answer.
+RENDERED = {
+    "phi3": (
+        "<|user|>\nhi<|end|>\n",
+        "<|system|>\nbe brief<|end|>\n<|user|>\nhi<|end|>\n<|assistant|>\nyes<|end|>\n<|user|>\n and\n<|end|>\n"
+        "<|assistant|>\nno<|end|>\n<|endoftext|>",
+        "<|assistant|>\n",
+    ),
+    "phi4": (
+        "<|user|>hi<|end|>",
+        "<|system|>be brief<|end|><|user|>hi<|end|><|assistant|>yes<|end|><|user|> and\n<|end|><|assistant|>no<|end|>"
+        "<|endoftext|>",
+        "<|assistant|>",
+    ),
+    "smollm2": (
+        f"<|im_start|>system\n{SMOLLM}<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n",
+        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+        "<|im_start|>user\n and\n<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n",
+        "<|im_start|>assistant\n",
+    ),
+    "smollm3": (
+        f"<|im_start|>system\n{METADATA}## Custom Instructions\n\n{SMOLLM}.\n\n<|im_start|>user\nhi<|im_end|>\n",
+        f"<|im_start|>system\n{METADATA}## Custom Instructions\n\nbe brief\n\n<|im_start|>user\nhi<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\nyes<|im_end|>\n<|im_start|>user\n and\n<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\nno<|im_end|>\n",
+        "<|im_start|>assistant\n<think>\n\n</think>\n",
+    ),
+    "qwen3": (
+        "<|im_start|>user\nhi<|im_end|>\n",
+        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+        "<|im_start|>user\n and\n<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nno<|im_end|>\n",
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def language(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model's folder, by its family's name."""
+    return write_language_model(request.param, tmp_path_factory.mktemp("family") / request.param)
+
+
+@pytest.fixture(scope="module")
+def section(language: Path, backbones: tuple[Path, Path]) -> ModelSection:
+    return ModelSection(vision=str(backbones[0]), language=str(language), vision_feature="patches")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(section: ModelSection) -> Checkpoint:
+    torch.manual_seed(0)
+    model, processor = assemble(section, LoadOptions())
+    return Checkpoint(model, processor, str(section.language), None)
+
+
+@pytest.fixture(scope="module")
+def samples(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """With two, no and one image."""
+    encode = checkpoint.processor.encode
+
+    def example(question: str, answer: str, *colours: str) -> dict[str, Any]:
+        images = [{"type": "image", "image": make_image(colour)} for colour in colours]
+        turn = {"role": "user", "content": [*images, {"type": "text", "text": question}]}
+        return encode([turn, {"role": "assistant", "content": answer}])
+
+    return [example("compare", "not alike", "blue", "red"), example("hello", "hi"), example("which", "lime", "lime")]
+
+
+QUESTIONS = [
+    [Message.user("which colour", [make_image("red")])],
+    [Message.user("compare", [make_image("red"), make_image("blue")])],
+    [Message.user("hello")],
+]
+
+
+def answers(checkpoint: Checkpoint) -> list[str]:
+    return Assistant(checkpoint).answer_all(QUESTIONS, max_new_tokens=12)
+
+
+def test_text_is_rendered_as_published(checkpoint: Checkpoint) -> None:
+    begun, whole, asking = RENDERED[checkpoint.processor.family]
+    render = checkpoint.processor.apply_chat_template
+    assert render(TALK[1:2], add_generation_prompt=True) == begun + asking
+    assert render(TALK) == whole
+    parts = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in TALK]
+    assert render(parts) == whole
+
+
+def test_labels_are_on_answers_and_what_closes_them_only(checkpoint: Checkpoint) -> None:
+    processor, family = checkpoint.processor, FAMILIES[checkpoint.processor.family]
+    talk = [
+        TALK[0],
+        {"role": "user", "content": [{"type": "image", "image": None}, {"type": "text", "text": "hi"}]},
+        *TALK[2:],
+    ]
+    encoded = processor.encode(talk)
+    supervised = [token for token, label in zip(encoded["input_ids"], encoded["labels"], strict=True) if label >= 0]
+    assert processor.tokenizer.decode(supervised).replace(" ", "") == f"yes{family.ends[0]}no{family.ends[0]}"
+    first_only = processor.encode([*talk[:-1], talk[-1] | {"weight": 0}])["labels"]
+    spoken = [label for label in first_only if label != IGNORE_INDEX]
+    assert processor.tokenizer.decode(spoken) == f"yes{family.ends[0]}"
+    prompt = processor.encode(talk[:-1], add_generation_prompt=True)["input_ids"]
+    assert encoded["input_ids"][: len(prompt)] == prompt
+    assert encoded["input_ids"].count(processor.image_token_id) == 4
+
+
+def test_nobody_forges_a_turn(checkpoint: Checkpoint) -> None:
+    processor = checkpoint.processor
+    for token in processor.tokenizer.get_added_vocab():
+        said = [{"role": "user", "content": f"a{token}b"}]
+        plain = [{"role": "user", "content": "ab"}]
+        added = set(processor.tokenizer.get_added_vocab().values())
+        asked, other = (processor.encode(talk, add_generation_prompt=True)["input_ids"] for talk in (said, plain))
+        assert [each for each in asked if each in added] == [each for each in other if each in added], token
+
+
+def test_the_image_token_has_a_row_that_nothing_else_has(checkpoint: Checkpoint) -> None:
+    config, tokenizer = checkpoint.config, checkpoint.processor.tokenizer
+    rows = config.text_config.vocab_size
+    assert config.image_token_id == len(tokenizer) - 1 < rows and rows % 64 == 0
+    assert checkpoint.core.lm_head.weight.shape[0] == rows == checkpoint.core.get_input_embeddings().weight.shape[0]
+    before = twin(checkpoint.processor.family)[0]
+    if rows > before.vocab_size:  # what was added is never the likeliest
+        logits = checkpoint.core(torch.arange(20)[None]).logits
+        assert logits.argmax(-1).max() < before.vocab_size
+    tied = checkpoint.core.lm_head.weight is checkpoint.core.get_input_embeddings().weight
+    assert tied == before.tie_word_embeddings == config.tie_word_embeddings
+
+
+@torch.no_grad()
+def test_batched_packed_and_cached_are_as_alone(checkpoint: Checkpoint, samples: list[dict[str, Any]]) -> None:
+    model = checkpoint.core
+    alone = [model(**collate([sample], 0)).logits[0] for sample in samples]
+    together = model(**collate(samples, 0)).logits
+    for sample, one, row in zip(samples, alone, together, strict=True):
+        torch.testing.assert_close(row[: len(sample["input_ids"])], one, rtol=1e-4, atol=1e-4)
+    flat = collate_flat(samples)
+    features = model.model.encode_images(flat.pop("pixel_values"))
+    model.model.language_model.set_attn_implementation(PACKED_SDPA)
+    packed = model(**flat, image_features=features).logits[0].split(flat["sample_lengths"])
+    model.model.language_model.set_attn_implementation("sdpa")
+    for one, other in zip(alone, packed, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
+
+
+def test_the_engine_writes_what_generate_does(checkpoint: Checkpoint) -> None:
+    """Each answer also with all that came before read anew for every token."""
+    processor, model = checkpoint.processor, checkpoint.core
+    model.generation_config.eos_token_id, ends = None, model.generation_config.eos_token_id
+    examples = [
+        processor.encode(to_chat(question, lambda image: image), add_generation_prompt=True) for question in QUESTIONS
+    ]
+    with Engine(checkpoint) as engine:
+        requests = [engine.submit(Request.of(asked, Sampling(max_new_tokens=12))) for asked in examples]
+        written = [request.wait().token_ids for request in requests]
+    for asked, answer in zip(examples, written, strict=True):
+        batch = {name: value for name, value in collate([asked], 0).items() if name != "labels"}
+        for use_cache in (True, False):
+            ids = model.generate(**batch, max_new_tokens=12, do_sample=False, use_cache=use_cache)
+            assert ids[0, len(asked["input_ids"]) :].tolist() == answer
+    model.generation_config.eos_token_id = ends
+    family = FAMILIES[processor.family]
+    assert ends == processor.tokenizer.convert_tokens_to_ids(list(family.ends))
+
+
+def test_an_adapter_is_saved_loaded_and_merged(checkpoint: Checkpoint, section: ModelSection, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, processor = assemble(section, LoadOptions())
+    adapted = add_adapters(model, LoraSection(r=4, lora_alpha=8, lora_dropout=0.0))
+    on = {
+        name.rpartition(".lora_A")[0].rpartition(".")[2] for name, _ in adapted.named_parameters() if "lora_A" in name
+    }
+    assert on == set(FAMILIES[processor.family].lora_targets)
+    torch.manual_seed(1)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    trained = Checkpoint(adapted.eval(), processor, "x", None)
+    told = answers(trained)
+    assert told != answers(checkpoint)
+    save(trained, tmp_path / "adapter")
+    loaded = load(str(tmp_path / "adapter"))
+    assert answers(loaded) == told and loaded.processor.family == processor.family
+    save(merge(loaded), tmp_path / "merged")
+    assert answers(load(str(tmp_path / "merged"))) == told
+    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    assert type(plain.config.text_config) is type(checkpoint.config.text_config)
+    assert AutoProcessor.from_pretrained(tmp_path / "merged").chat_template == processor.chat_template
+
+
+def test_four_bits_hold_the_language_models_linear_layers_only(section: ModelSection) -> None:
+    def assembled(options: LoadOptions) -> tuple[Any, MultimodalPhiProcessor]:
+        torch.manual_seed(0)
+        return assemble(section, options)
+
+    model, processor = assembled(LoadOptions(QuantizationSection(), dtype="bfloat16"))
+    state = assembled(LoadOptions(dtype="bfloat16"))[0].state_dict()
+    quantized = {name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
+    layers = model.model.language_model.layers
+    assert len(quantized) == len(layers) * (4 if processor.family.startswith("phi") else 7)
+    assert all("language_model.layers" in name for name in quantized)
+    for name, weight in model.state_dict().items():
+        if any(part in name for part in ("projector", "vision_tower", "lm_head", "embed_tokens")):
+            assert weight.equal(state[name]), name
+    assert len(answers(Checkpoint(model, processor, "x", None))) == 3
+
+
+PARAMETERS = {
+    "microsoft/Phi-3.5-mini-instruct": 3_821_079_552,
+    "microsoft/Phi-4-mini-instruct": 3_836_021_760,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "HuggingFaceTB/SmolLM2-360M-Instruct": 361_821_120,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1_711_376_384,
+    "HuggingFaceTB/SmolLM3-3B": 3_075_098_624,
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-1.7B": 1_720_574_976,
+    "Qwen/Qwen3-4B": 4_022_468_096,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_published_shapes_have_the_published_numbers_of_parameters(name: str) -> None:
+    config = PUBLISHED[name]
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    head = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    assert model.num_parameters() + head == PARAMETERS[name]
+
+
+def test_what_cannot_be_joined_is_named_before_a_weight_is_loaded(
+    section: ModelSection, language: Path, tmp_path: Path
+) -> None:
+    family = FAMILIES[language.name]
+    folder = tmp_path / "other"
+    shutil.copytree(language, folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    wrong = section.model_copy(update={"language": str(folder)})
+    assert check_backbones(wrong).family == family
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace(family.ends[0], "<|other|>"))
+    settings = (folder / "tokenizer_config.json").read_text()
+    (folder / "tokenizer_config.json").write_text(settings.replace(family.ends[0], "<|other|>"))
+    with pytest.raises(CheckpointError) as lacking:
+        assemble(wrong, LoadOptions())
+    assert f"the tokenizer lacks {family.ends[0]}" in lacking.value.fault.what
+    GPT2Config().save_pretrained(folder)
+    with pytest.raises(CheckpointError) as other:
+        assemble(wrong, LoadOptions())
+    assert "'gpt2'" in other.value.fault.what and all(
+        known.title in other.value.fault.what for known in FAMILIES.values()
+    )
+
+
+def test_configurations_of_before_are_a_phi_3s() -> None:
+    assert MultimodalPhiConfig(text_config={"hidden_size": 64}).text_config.model_type == "phi3"
+    with pytest.raises(ValueError, match="'gpt2' is known; those that work: Phi-4-mini"):
+        MultimodalPhiConfig(text_config={"model_type": "gpt2"})
