@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -185,13 +186,16 @@ def transcribe_message(message: Message, transcribe: Callable[[AudioSource], str
 
 
 def to_chat(
-    messages: Iterable[Message], open_image: Callable[[MediaSource], Any] | None = None
+    messages: Iterable[Message],
+    open_image: Callable[[MediaSource], Any] | None = None,
+    image_size: Callable[[MediaSource], tuple[int, int]] | None = None,
 ) -> list[dict[str, Any]]:
     """Messages as the dictionaries `MultimodalPhiProcessor.encode` takes.
 
     Args:
         messages: the conversation.
         open_image: decodes an image; None leaves the images out (their places stay).
+        image_size: gives width and height of an image that is left out, for models with tiles; asked only then.
 
     Raises:
         MessageError: an audio part is left; speech must be turned into text (`transcribe_message`) first.
@@ -203,7 +207,8 @@ def to_chat(
             if isinstance(part, Text):
                 content.append({"type": "text", "text": part.text})
             elif isinstance(part, Image):
-                content.append({"type": "image", "image": open_image(part.source) if open_image else None})
+                image = {"type": "image", "image": open_image(part.source) if open_image else None}
+                content.append(image | ({"size": partial(image_size, part.source)} if image_size else {}))
             else:
                 raise MessageError(
                     "a recording was not turned into text", hint="Call eden.messages.transcribe_message first."

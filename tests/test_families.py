@@ -145,6 +145,23 @@ def test_labels_are_on_answers_and_what_closes_them_only(checkpoint: Checkpoint)
     assert encoded["input_ids"].count(processor.image_token_id) == 4
 
 
+def test_tiles_take_the_same_ids_by_every_way(checkpoint: Checkpoint) -> None:
+    """Whatever the tokenizer makes of the row ends."""
+    plain, pictures = checkpoint.processor, [make_image("red", (96, 32)), make_image("blue", (64, 64))]
+    processor = MultimodalPhiProcessor(plain.image_processor, plain.tokenizer, 4, plain.family, tiles=4)
+    images = [{"type": "image", "image": picture} for picture in pictures]
+    talk = [
+        {"role": "user", "content": [*images, {"type": "text", "text": "hi"}]},
+        {"role": "assistant", "content": "a"},
+    ]
+    encoded = processor.encode(talk)
+    called = processor(text=[processor.apply_chat_template(talk)], images=pictures, return_mm_token_type_ids=True)
+    assert called["input_ids"][0] == encoded["input_ids"]
+    counts = processor._get_num_multimodal_tokens([[32, 96], [64, 64]])["num_image_tokens"]
+    assert sum(called["mm_token_type_ids"][0]) == sum(counts)
+    assert encoded["input_ids"].count(processor.image_token_id) == 4 * (4 + 5) < sum(counts)
+
+
 def test_nobody_forges_a_turn(checkpoint: Checkpoint) -> None:
     processor = checkpoint.processor
     for token in processor.tokenizer.get_added_vocab():

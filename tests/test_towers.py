@@ -2,21 +2,25 @@
 
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import make_image
-from test_image_aspect import ASPECTS, check_pixels
+from test_image_aspect import ASPECTS, check_pixels, noise
 from transformers import CLIPVisionModelWithProjection, PreTrainedConfig, SiglipVisionConfig, SiglipVisionModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from eden import CheckpointError
 from eden.checkpoint import Checkpoint, load, save
 from eden.checkpoint.backbones import LoadOptions, assemble, open_image_processor
+from eden.checkpoint.checkpoint import load_for_training
 from eden.checkpoint.vision_encoder import VisionEncoder, load_vision_encoder
 from eden.export.gguf import write_gguf
 from eden.inference.assistant import Assistant
 from eden.model import MultimodalPhiConfig
 from eden.model.modeling import run_tower
+from eden.model.tiling import pixels_of
 from eden.plan.published import PUBLISHED
 from eden.recipe import ModelSection, load_recipe
 
@@ -69,6 +73,37 @@ def test_a_picture_that_is_not_square(siglip: Path, aspect: str) -> None:
     own = open_image_processor(ModelSection(vision=str(siglip)))
     stretched = open_image_processor(ModelSection(vision=str(siglip), image_aspect="squash"))
     assert own.to_dict() == stretched.to_dict()
+
+
+@pytest.mark.parametrize("aspect", [None, *ASPECTS])
+def test_tiles_are_of_the_towers_side(siglip: Path, aspect: str | None) -> None:
+    image_processor = open_image_processor(ModelSection(vision=str(siglip), image_aspect=aspect))
+    picture = noise((144, 48))
+    tiles = [PIL.Image.fromarray(np.asarray(picture)[:, left : left + 48]) for left in (0, 48, 96)]
+    expected = image_processor([picture, *tiles], return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels_of([picture], image_processor, tiles=3), expected)
+
+
+def test_a_model_with_tiles_is_saved_loaded_cached_and_asked(
+    siglip: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    parts = {"vision": str(siglip), "language": str(backbones[1]), "vision_feature": "patches", "tiles": 3}
+    torch.manual_seed(0)
+    model, processor = assemble(ModelSection(**parts), LoadOptions(dtype="float32"))
+    checkpoint, pictures = Checkpoint(model, processor, "x", None), [noise((144, 48)), noise((40, 40))]
+    answer = Assistant(checkpoint).ask("which colour", pictures, max_new_tokens=8)
+    save(checkpoint, tmp_path / "model")
+    loaded = load(str(tmp_path / "model"))
+    assert Assistant(loaded).ask("which colour", pictures, max_new_tokens=8) == answer
+    live = VisionEncoder.of(loaded)
+    settings = [f"model.{name}={value}" for name, value in parts.items()]
+    for parts_or_whole in (["model.base=null", *settings], [f"model.base={tmp_path / 'model'}"]):
+        recipe = load_recipe("digits", [*parts_or_whole, "model.dtype=float32", "quantization=null"])
+        encoder = load_vision_encoder(recipe)
+        assert torch.equal(encoder.pixels(pictures), live.pixels(pictures))
+        assert encoder.pixels(pictures).shape == (4 + 1, 3, 48, 48)
+        torch.testing.assert_close(encoder.features(live.pixels(pictures)), live.features(live.pixels(pictures)))
+        assert encoder.fingerprint == VisionEncoder.of(load_for_training(recipe)).fingerprint
 
 
 def test_a_model_is_saved_loaded_cached_and_asked(section: ModelSection, tmp_path: Path) -> None:

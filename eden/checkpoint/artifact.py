@@ -53,13 +53,14 @@ class Artifact:
 
         Raises:
             CheckpointError: there is no such model, a file of it is damaged, or it is of another kind.
-            RecipeError: it was trained with another aspect of pictures than the recipe asks for.
+            RecipeError: it was trained with another aspect of pictures or other tiles than the recipe asks for.
         """
         artifact = cls.open(str(section.base), revision=section.base_revision, files=files)
-        aspect = artifact.config.image_aspect
-        if section.image_aspect not in (None, aspect):
-            what = f"model.image_aspect is {section.image_aspect}, and {section.base} was trained with {aspect}"
-            raise RecipeError(what, hint="Leave it out, or start anew from model.vision and model.language.")
+        for key in ("image_aspect", "tiles"):
+            asked, trained = getattr(section, key), getattr(artifact.config, key)
+            if asked not in (None, trained):
+                what = f"model.{key} is {asked}, and {section.base} was trained with {trained}"
+                raise RecipeError(what, hint="Leave it out, or start anew from model.vision and model.language.")
         return artifact
 
     @property
@@ -102,7 +103,8 @@ class Artifact:
             raise CheckpointError(what, where=str(self.folder), hint="Train it again.")
         patches = {"vision_feature_layer": self.content["vision_feature_layer"]} if feature == "patches" else {}
         parts = {part: named[part]["id"] for part in named} | {f"{p}_revision": named[p]["revision"] for p in named}
-        return ModelSection(**parts, vision_feature=feature, image_aspect=self.content.get("image_aspect"), **patches)
+        pictures = {key: self.content.get(key) for key in ("image_aspect", "tiles")}
+        return ModelSection(**parts, vision_feature=feature, **pictures, **patches)
 
     def local_dependency(self) -> str | None:
         """The first folder of this machine that it needs beside its own; None if it stands alone or on the hub."""

@@ -126,6 +126,7 @@ def assemble(
         vision_feature=section.vision_feature,
         vision_feature_layer=section.vision_feature_layer,
         image_aspect=section.image_aspect or backbones.tower.image_aspect,
+        tiles=section.tiles or 0,
         tie_word_embeddings=text_config.tie_word_embeddings,
         image_token_id=processor.image_token_id,
         dtype=dtype,
@@ -134,7 +135,7 @@ def assemble(
             "language": {"id": language, "revision": section.language_revision or commit_of(language)},
         },
     )
-    processor.num_image_tokens = config.num_image_tokens
+    processor.num_image_tokens, processor.tiles = config.num_image_tokens, config.tiles
     model = _join(config, tower, language_model, processor, options.torch_device)
     model.model.language_model.set_attn_implementation(attention)
     return model, processor
@@ -181,7 +182,7 @@ def check_backbones(section: ModelSection) -> Backbones:
 
     Raises:
         CheckpointError: a backbone is missing or of another architecture, or the tokenizer lacks a control token.
-        RecipeError: the tower has no such layer.
+        RecipeError: the tower has no such layer, or a picture's tiles do not fit into the context.
     """
     vision = str(section.vision)
     config = _backbone_config(vision, section.vision_revision)
@@ -198,9 +199,40 @@ def check_backbones(section: ModelSection) -> Backbones:
     language, revision = str(section.language), section.language_revision
     text_config = _backbone_config(language, revision)
     check_language(text_config, language)
+    check_tiles(section, config, text_config)
     with readable(language):
         tokenizer = AutoTokenizer.from_pretrained(language, revision=revision)
     return Backbones(text_config, tokenizer, check_language(text_config, language, tokenizer), kind)
+
+
+def check_tiles(section: ModelSection, vision: PreTrainedConfig, text: PreTrainedConfig) -> None:
+    """Sees that a picture's tiles leave room in the context.
+
+    Args:
+        section: of the recipe.
+        vision: the tower's configuration, or that of a whole checkpoint.
+        text: the language model's.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    config = MultimodalPhiConfig(
+        vision_config=getattr(vision, "vision_config", vision), vision_feature=section.vision_feature
+    )
+    tiles, context = section.tiles or 0, context_of(text)
+    if tiles and (needed := (1 + tiles) * config.num_image_tokens) > context:
+        reads = f"{section.language} reads {context:,}"
+        what = f"model.tiles is {tiles}: a picture takes up to {needed:,} tokens, and {reads}"
+        raise RecipeError(what, hint=f"Write at most {max(0, context // config.num_image_tokens - 2)}.")
+
+
+def context_of(text_config: PreTrainedConfig) -> int:
+    """Tokens a language model reads and writes at most, prompt and answer together.
+
+    Phi-3.5 degrades past its original window, where its rotary scaling switches; Eden stays within it.
+    """
+    longest = int(text_config.max_position_embeddings)
+    return min(longest, int(getattr(text_config, "original_max_position_embeddings", None) or longest))
 
 
 def check_language(config: PreTrainedConfig, where: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Family:

@@ -21,7 +21,7 @@ from ..model.families import families_of
 from ..recipe import LoraSection, ModelSection, Recipe
 from .adapters import is_lora, to_go_on
 from .artifact import Artifact
-from .backbones import LoadOptions, assemble, check_backbones, readable
+from .backbones import LoadOptions, assemble, check_backbones, context_of, readable
 from .calibration import Calibration
 from .four_bits import dequantize, is_dequantized
 
@@ -67,13 +67,8 @@ class Checkpoint:
 
     @property
     def context_length(self) -> int:
-        """Tokens the model reads and writes at most, prompt and answer together.
-
-        Phi-3.5 degrades past its original window, where its rotary scaling switches; Eden stays within it.
-        """
-        config = self.config.text_config
-        longest = int(config.max_position_embeddings)
-        return min(longest, int(getattr(config, "original_max_position_embeddings", None) or longest))
+        """Tokens the model reads and writes at most, prompt and answer together."""
+        return context_of(self.config.text_config)
 
 
 def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision: str | None = None) -> Checkpoint:

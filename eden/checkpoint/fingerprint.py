@@ -21,9 +21,10 @@ def model_fingerprint(checkpoint: Checkpoint, *, without: str | None = None) -> 
     import torch
 
     config, processor = checkpoint.config.to_dict(), checkpoint.processor
-    for name in ("_name_or_path", "transformers_version", "image_aspect"):  # the image processor tells the aspect
+    for name in ("_name_or_path", "transformers_version", "image_aspect", "tiles"):  # the processor tells the last two
         config.pop(name, None)
     parts = [config, processor.chat_template, processor.image_processor.to_dict()]
+    parts += [processor.tiles] if processor.tiles else []
     digest = hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode())
     for name, tensor in sorted(checkpoint.model.state_dict().items()):
         if without is not None and without in name:

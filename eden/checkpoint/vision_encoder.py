@@ -19,6 +19,7 @@ from ..core.private_api import attention_of
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig
 from ..model.modeling import run_tower
+from ..model.tiling import pixels_of
 from ..model.towers import tower_of
 from ..recipe import ModelSection, Recipe
 from .artifact import Artifact
@@ -38,12 +39,14 @@ class VisionEncoder:
         image_processor: the tower's, or LLaVA's, which pads.
         feature: `pooled` or `patches`.
         layer: of the patches.
+        tiles: of a picture, at most.
     """
 
     tower: PreTrainedModel
     image_processor: Any
     feature: str
     layer: int
+    tiles: int = 0
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> VisionEncoder:
@@ -54,11 +57,12 @@ class VisionEncoder:
             checkpoint.processor.image_processor,
             config.vision_feature,
             config.vision_feature_layer,
+            config.tiles,
         )
 
     def pixels(self, images: Sequence[PIL.Image.Image]) -> torch.Tensor:
-        """RGB images -> pixels [I,3,H,W], float32."""
-        return self.image_processor(list(images), return_tensors="pt")["pixel_values"]
+        """RGB pictures -> pixels [I,3,H,W], float32, of them and their tiles."""
+        return pixels_of(images, self.image_processor, self.tiles)
 
     @torch.inference_mode()
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -78,7 +82,7 @@ class VisionEncoder:
         tower = type(self.tower)(self.tower.config)
         tower.load_state_dict(self.tower.state_dict())
         tower = tower.to(self.tower.device, dtype).eval().requires_grad_(False)
-        return VisionEncoder(tower, self.image_processor, self.feature, self.layer)
+        return VisionEncoder(tower, self.image_processor, self.feature, self.layer, self.tiles)
 
     @property
     def fingerprint(self) -> str:
@@ -90,6 +94,7 @@ class VisionEncoder:
         del architecture["dtype"]  # what was once saved; the weights below have their own
         made_by = versions("torch", "transformers", "pillow", "numpy")
         taken = [self.feature, self.layer, attention_of(self.tower.config), made_by]
+        taken += [self.tiles] if self.tiles else []  # what was made before there were any stays good
         for part in (architecture, self.image_processor.to_dict(), taken):
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
         for name, weight in sorted(self.tower.state_dict().items()):
@@ -123,7 +128,7 @@ def _of_artifact(artifact: Artifact, options: LoadOptions) -> VisionEncoder:
         tower.load_state_dict(_tower_weights(folder))
         image_processor = AutoImageProcessor.from_pretrained(folder)
     tower = tower.to(options.torch_device, options.torch_dtype(config.text_config)).eval().requires_grad_(False)
-    return VisionEncoder(tower, image_processor, config.vision_feature, config.vision_feature_layer)
+    return VisionEncoder(tower, image_processor, config.vision_feature, config.vision_feature_layer, config.tiles)
 
 
 def _of_backbone(section: ModelSection, options: LoadOptions) -> VisionEncoder:
@@ -134,7 +139,9 @@ def _of_backbone(section: ModelSection, options: LoadOptions) -> VisionEncoder:
         tower = kind.model_class.from_pretrained(name, revision=revision, dtype=dtype)
         image_processor = open_image_processor(section)
     tower = tower.to(options.torch_device).eval().requires_grad_(False)
-    return VisionEncoder(tower, image_processor, section.vision_feature, section.vision_feature_layer)
+    return VisionEncoder(
+        tower, image_processor, section.vision_feature, section.vision_feature_layer, section.tiles or 0
+    )
 
 
 def _tower_weights(folder: Path) -> dict[str, torch.Tensor]:

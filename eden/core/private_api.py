@@ -8,7 +8,8 @@ What cannot move here, and is tested all the same:
 
     model/modeling.py         transformers: `_from_config`, `_attn_implementation`, what a model class declares
                               (`_supports_*`, `_tied_weights_keys`, ...), and the parts of the towers by name
-    model/processing.py       transformers: `_get_num_multimodal_tokens`, which vLLM asks for
+    model/processing.py       transformers: `_get_num_multimodal_tokens`, which vLLM asks for; `_process_images`, which
+                              is overridden (tests/test_tiles.py)
     model/, inference         transformers: names imported from modules that its documentation leaves out
     training/                 transformers: methods of Trainer that are overridden: `_prepare_inputs`, `_run_epoch`,
                               `_get_train_sampler`, `_get_eval_sampler`, `_save_checkpoint`, `_save_rng_state`; its

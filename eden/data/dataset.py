@@ -20,9 +20,10 @@ from ..media.augment import vary
 from ..media.images import open_image
 from ..model.loss import IGNORE_INDEX
 from ..model.processing import MultimodalPhiProcessor
+from ..model.tiling import pixels_of
 from .features import FeatureStore
 from .formats import Sample
-from .image_index import Source
+from .image_index import Source, source_name
 from .store import Progress, SampleList, Samples
 from .tokens import TokenTable
 
@@ -75,14 +76,15 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         ids, labels = self._tokens[self.samples.source[index]][int(self.samples.row[index])]
         example: dict[str, Any] = {"input_ids": ids, "labels": labels}
         if sources := _images_of(sample):
+            number = int((ids == self.processor.image_token_id).sum()) // self.processor.num_image_tokens  # I
             try:
-                example |= self._images(sources, index)
+                example |= self._images(sources, index, number)
             except ImageError as error:  # it was there when the run began
                 if self._on_error == "fail":
                     raise DataError(error.fault.at(sample.where)) from error
                 self.damage[index] = True
                 example["labels"] = np.full_like(labels, IGNORE_INDEX)
-                example |= self._no_images(len(sources))
+                example |= self._no_images(number)
         return example
 
     def set_epoch(self, epoch: int) -> None:
@@ -127,25 +129,30 @@ class ConversationDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.skipped += listed.values()
         return list(listed.values())
 
-    def _images(self, sources: Sequence[Source], index: int) -> dict[str, torch.Tensor]:
-        """The images of one sample: `image_features` [I,N,Dv] or `pixel_values` [I,3,H,W]."""
+    def _images(self, sources: Sequence[Source], index: int, number: int) -> dict[str, torch.Tensor]:
+        """The `number` images of one sample: `image_features` [I,N,Dv] or `pixel_values` [I,3,H,W]."""
         if self._features is not None:
-            return {"image_features": torch.stack([self._features.features(source) for source in sources])}
+            features = torch.cat([self._features.features(source) for source in sources])
+            found = {"image_features": features.view(-1, *self._features.shape)}
+        else:
+            found = {"pixel_values": self.processor.image_pixels(self._opened(sources, index))}
+        if any(len(images) != number for images in found.values()):
+            names, hint = ", ".join(map(source_name, sources)), "Run the same command again."
+            raise ImageError("an image changed its size in mid-run", where=names, hint=hint, kind="damaged_image")
+        return found
+
+    def _opened(self, sources: Sequence[Source], index: int) -> list[PIL.Image.Image]:
         images = [open_image(source) for source in sources]
         if self._augment is not None:
             seeds = [f"{int(self._epoch)} {index} {number}" for number in range(len(images))]
             images = [vary(image, self._augment, seed) for image, seed in zip(images, seeds, strict=True)]
-        return {"pixel_values": self._pixels(images)}
+        return images
 
     def _no_images(self, number: int) -> dict[str, torch.Tensor]:
-        """What stands for the images of a sample that is left out of the loss."""
+        """What stands for the I images of a sample that is left out of the loss."""
         if self._features is not None:
             return {"image_features": torch.zeros(number, *self._features.shape)}
-        return {"pixel_values": self._pixels([_GREY] * number)}
-
-    def _pixels(self, images: Sequence[PIL.Image.Image]) -> torch.Tensor:
-        pixels: torch.Tensor = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        return pixels
+        return {"pixel_values": pixels_of([_GREY] * number, self.processor.image_processor, tiles=0)}
 
     def check_not_empty(self, purpose: str) -> None:
         """Sees that there is something left.

@@ -12,6 +12,7 @@ leaves nothing but a chunk for the next to do.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import time
 from collections import deque
@@ -59,10 +60,10 @@ class FeatureStore:
 
     def __init__(self, encoder: VisionEncoder, folder: Path | None = None):
         self._encoder: VisionEncoder | None = encoder
-        self._shape = encoder.shape
+        self._shape, self._tiled = encoder.shape, bool(encoder.tiles)
         self.folder = (folder or cache_folder() / "features") / encoder.fingerprint[:32]
         self._table = ImageTable(folder and folder / "images.sqlite")
-        self._index: dict[Key, tuple[str, int]] = {}
+        self._index: dict[Key, tuple[str, slice]] = {}
         self._shards: dict[str, Any] = {}  # by name; None until it is mapped
         self._keys: dict[str, Key] = {}  # of the images that will be asked for
         self.faults: dict[str, str] = {}
@@ -79,7 +80,7 @@ class FeatureStore:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of an image's features: [N,Dv]."""
+        """Of the features of an image, or of one of its tiles: [N,Dv]."""
         return self._shape
 
     def missing(self, sources: Sequence[Source]) -> list[Source]:
@@ -88,16 +89,18 @@ class FeatureStore:
         return [source for source, of in zip(sources, known, strict=True) if not self._settled(of)]
 
     def features(self, source: Source) -> torch.Tensor:
-        """The features [N,Dv] of an image that `fill` was given; a copy of what is mapped from the disk.
+        """The features [N,Dv] of an image that `fill` was given, and of its tiles behind them, [I*N,Dv] in all.
+
+        It is a copy of what is mapped from the disk.
 
         Raises:
             ImageError: the image cannot be used.
         """
         if fault := self.faults.get(source_name(source)):
             raise ImageError(fault)
-        name, row = self._index[self.key(source)]
-        features: torch.Tensor = self._open(name)[row : row + 1][0]
-        return features
+        name, rows = self._index[self.key(source)]
+        features: torch.Tensor = self._open(name)[rows]
+        return features.flatten(0, 1)
 
     def key(self, source: Source) -> Key:
         """The content's SHA-256, of an image that `fill` was given and could use."""
@@ -166,7 +169,10 @@ class FeatureStore:
             if done := {image.known.key: image.features for image in read if image.features is not None}:
                 keys = b"".join(done)
                 shard = f"{name}-{hashlib.sha256(keys).hexdigest()[:16]}{SUFFIX}"  # never another content by one name
-                tensors = {"features": torch.stack(list(done.values()))}
+                images = list(done.values())
+                tensors = {"features": torch.cat(images)}
+                if self._tiled:  # how many images each is
+                    tensors["images"] = torch.tensor([len(features) for features in images])
                 write_file(self.folder / shard, save(tensors, {"keys": keys.hex()}))
             self._table.add([(image.source, image.stat, image.known) for image in read if image.stat is not None])
             self._refresh()
@@ -183,14 +189,18 @@ class FeatureStore:
             raise storage_error(error, self.folder) from error
         for name in found:
             if name not in self._shards:
-                self._index |= {key: (name, row) for row, key in enumerate(self._keys_of(name))}
+                self._index |= {key: (name, rows) for key, rows in self._rows_of(name).items()}
                 self._shards[name] = None
 
-    def _keys_of(self, name: str) -> list[Key]:
+    def _rows_of(self, name: str) -> dict[Key, slice]:
+        """Where the images of a shard are in it."""
         try:
             with safe_open(self.folder / name, framework="pt") as file:
-                keys = bytes.fromhex(file.metadata()["keys"])
-            return [keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES)]
+                joined = bytes.fromhex(file.metadata()["keys"])
+                numbers = file.get_tensor("images").tolist() if self._tiled else [1] * (len(joined) // KEY_BYTES)
+            keys = [joined[start : start + KEY_BYTES] for start in range(0, len(joined), KEY_BYTES)]
+            ends = itertools.accumulate(numbers)
+            return {key: slice(end - n, end) for key, n, end in zip(keys, numbers, ends, strict=True)}
         except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
             raise StorageError(
                 "a file of the feature cache is damaged", where=str(self.folder / name), hint="Delete it."
@@ -218,7 +228,8 @@ class FeatureStore:
         assert self._encoder is not None
         read = [self._read(source) for source in batch]
         if pixels := [image.pixels for image in read if image.pixels is not None]:
-            features = iter(self._encoder.features(torch.cat(pixels)).cpu())
+            passes = [self._encoder.features(part).cpu() for part in torch.cat(pixels).split(BATCH)]
+            features = iter(torch.cat(passes).split([len(image) for image in pixels]))
             read = [replace(i, pixels=None, features=next(features)) if i.pixels is not None else i for i in read]
         return read
 

@@ -15,10 +15,14 @@ import numpy as np
 
 from ..core.environment import versions
 from ..core.processes import cores, processes
-from ..messages import to_chat
+from ..errors import ImageError
+from ..media.images import image_size
+from ..messages import MediaSource, to_chat
 from ..model.loss import IGNORE_INDEX
 from ..model.processing import MultimodalPhiProcessor
+from ..model.tiling import side_of
 from .cache import cached_table, digest, open_table
+from .image_index import source_name
 from .store import Progress, RecordStore, SampleList
 
 if TYPE_CHECKING:
@@ -55,7 +59,8 @@ class TokenTable:
 
         self._source: Path | pa.Buffer
         if isinstance(store, RecordStore):
-            self._source = store.folder / f"tokens-{fingerprint(processor)}{store.variant}.arrow"
+            sizes = digest(_files(store)) if processor.tiles else ""
+            self._source = store.folder / f"tokens-{fingerprint(processor)}{sizes}{store.variant}.arrow"
             table = cached_table(
                 self._source, lambda beside: _write(store, processor, pa.OSFile(str(beside), "wb"), on_progress)
             )
@@ -115,8 +120,30 @@ def fingerprint(processor: MultimodalPhiProcessor) -> str:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     for name in ("padding", "truncation"):  # left over from the last call
         state.pop(name, None)
-    parts = (state, tokenizer.special_tokens_map, processor.chat_template, processor.num_image_tokens)
+    parts = [state, tokenizer.special_tokens_map, processor.chat_template, processor.num_image_tokens]
+    parts += [processor.tiles, side_of(processor.image_processor)] if processor.tiles else []
     return digest(f"{FORMAT} {versions('transformers', 'tokenizers')} {json.dumps(parts, default=str)}")
+
+
+def _files(store: RecordStore) -> str:
+    """Changes with the image files: with tiles, how many tokens one takes depends on its size."""
+    sources = {source_name(source): source for source in store.images(np.arange(len(store)))}
+    return "\n".join(f"{name} {_state(source)}" for name, source in sources.items() if not isinstance(source, bytes))
+
+
+def _state(path: str | Path) -> tuple[int, int] | None:
+    try:
+        state = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return state.st_size, state.st_mtime_ns
+
+
+def _size(source: MediaSource) -> tuple[int, int]:
+    try:
+        return image_size(source)
+    except ImageError:  # it is named when it is opened
+        return 1, 1
 
 
 def _write(
@@ -177,7 +204,7 @@ def _encode(store: RecordStore | SampleList, processor: MultimodalPhiProcessor, 
         fault = None
         if not skip:
             try:
-                example = processor.encode(to_chat(store.sample(row).messages))
+                example = processor.encode(to_chat(store.sample(row).messages, image_size=_size))
             except ValueError as error:  # a control token that only this tokenizer knows
                 fault = str(error)
         ids.append(np.asarray(example["input_ids"], dtype=np.int32))

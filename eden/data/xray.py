@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import DataError
-from ..media.images import open_image
+from ..media.images import image_size, open_image
 from ..messages import to_chat
 from ..model.loss import IGNORE_INDEX
 from ..model.processing import MultimodalPhiProcessor
@@ -67,7 +67,7 @@ def xray(samples: Sequence[Sample], processor: MultimodalPhiProcessor) -> list[X
     for sample in samples:
         images = [open_image(image.source) for message in sample.messages for image in message.images]
         try:
-            example = processor.encode(to_chat(sample.messages))
+            example = processor.encode(to_chat(sample.messages, image_size=image_size))
         except ValueError as error:
             raise DataError(str(error), where=sample.where, hint="Correct the sample.") from error
         rendered.append(XraySample(sample.id, _tokens(example, processor), images))

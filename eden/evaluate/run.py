@@ -14,6 +14,7 @@ from rich.console import Console
 from ..core.console import progress
 from ..errors import ContextError, Interrupted
 from ..inference.assistant import Assistant
+from ..media.images import image_size
 from ..messages import to_chat
 from .blind import looks
 from .metrics import Scores, intervals, value
@@ -211,7 +212,7 @@ def _check_lengths(assistant: Assistant, task: Task, max_new_tokens: int) -> Non
     A recording's words are not known yet; what is too long for them is found when it is asked.
     """
     room = assistant.context_length - max_new_tokens
-    per_image = assistant.processor.num_image_tokens
+    per_image = assistant.processor.most_image_tokens
     long: list[tuple[Question, int]] = []
     for question in (question for questions in task.groups.values() for question in questions):
         if any(message.audio for message in question.messages):
@@ -220,9 +221,8 @@ def _check_lengths(assistant: Assistant, task: Task, max_new_tokens: int) -> Non
             len(message.text.encode()) + per_image * len(message.images) + TURN_TOKENS for message in question.messages
         )
         if at_most > room:
-            tokens = len(
-                assistant.processor.encode(to_chat(question.messages), add_generation_prompt=True)["input_ids"]
-            )
+            chat = to_chat(question.messages, image_size=image_size)
+            tokens = len(assistant.processor.encode(chat, add_generation_prompt=True)["input_ids"])
             if tokens > room:
                 long.append((question, tokens))
     if long:

@@ -57,6 +57,9 @@ def write_gguf(model: str, folder: str | Path, outtype: str = "f16") -> tuple[Pa
     if (family := FAMILIES[checkpoints.load_processor(model).family]).name != "phi3":
         hint = "Export a Phi-3 or Phi-3.5, or use --to hf."
         raise CheckpointError(f"no GGUF file is written of a {family.title}", where=model, hint=hint)
+    if artifact.config.tiles:
+        hint = "Train with model.tiles=0, or use --to hf."
+        raise CheckpointError("llama.cpp cannot see a picture in Eden's tiles", where=model, hint=hint)
     # What is merged is rounded once, to the number format of the file.
     loaded = (
         checkpoints.load(model, LoadOptions(dtype="float32"))

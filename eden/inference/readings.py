@@ -13,7 +13,7 @@ import PIL.Image
 from ..checkpoint import Checkpoint
 from ..core.answers import AnswerSet
 from ..errors import InputError
-from ..media.images import open_image
+from ..media.images import image_size, open_image
 from ..messages import Image, Message, Text, to_chat
 from .decisions import Reading, answer_ids
 
@@ -50,7 +50,8 @@ def read_together(
             with naming(where[number]):
                 messages = prepare(conversations[number])
                 with turn or nullcontext():
-                    examples.append(processor.encode(to_chat(messages), add_generation_prompt=True))
+                    chat = to_chat(messages, image_size=image_size)
+                    examples.append(processor.encode(chat, add_generation_prompt=True))
                     ids.append([tokens(text) for text in answers[number].all_spellings])
                 if len(examples) == 1:
                     examples[0] |= processor.pixels(to_chat(messages, open_image))

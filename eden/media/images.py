@@ -78,6 +78,21 @@ def open_image(
         return _to_rgb(image)
 
 
+def image_size(source: MediaSource, *, where: str | None = None) -> tuple[int, int]:
+    """Width and height of what `open_image` gives, mostly by the header alone.
+
+    Raises:
+        ImageError: as `open_image`; damage further in is not seen.
+    """
+    if isinstance(source, PIL.Image.Image):
+        return open_image(source).size
+    with _opened(source, MAX_BYTES, MAX_PIXELS, where) as image:
+        left, top, right, bottom = _middle_box(*image.size)
+        width, height = right - left, bottom - top
+        turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (height, width) if turned else (width, height)
+
+
 def sniff_image(source: str | Path | bytes, *, max_bytes: int = MAX_BYTES) -> None:
     """Looks at a file's size and first bytes only: fast enough for a hundred thousand files.
 
@@ -251,10 +266,15 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 def _middle(image: PIL.Image.Image) -> PIL.Image.Image:
     """The image, or of a thin one the middle, whose centre is the whole's."""
-    width, height = image.size
+    box = _middle_box(*image.size)
+    return image if box == (0, 0, *image.size) else image.crop(box)
+
+
+def _middle_box(width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the middle."""
     right = max(0, (width - THINNEST * height) // 2)
     down = max(0, (height - THINNEST * width) // 2)
-    return image.crop((right, down, width - right, height - down)) if right or down else image
+    return right, down, width - right, height - down
 
 
 def _not_an_image(where: str) -> ImageError:

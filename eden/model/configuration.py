@@ -25,6 +25,7 @@ class MultimodalPhiConfig(PreTrainedConfig):
         image_aspect: how a picture becomes the tower's square in training: `crop` keeps its middle, as CLIP does; `pad`
             keeps all of it between bars of the mean colour, as LLaVA-1.5 does; `squash` stretches it. What does it is
             the image processor, which is saved beside.
+        tiles: beside the whole of a picture, up to this many tiles of it are seen (`tiling`), each as an image.
         speech_model: the Whisper that turns speech into text before this model reads it: a size, hub id or folder.
         image_token_id: the id that marks where an image embedding goes; a spare row of Phi-3.5's embedding matrix.
         backbones: where the frozen parts came from, `{"vision": {"id", "revision"}, "language": {...}}`, or None
@@ -45,6 +46,7 @@ class MultimodalPhiConfig(PreTrainedConfig):
     vision_feature: Literal["pooled", "patches"] = "pooled"
     vision_feature_layer: int = -2
     image_aspect: Literal["crop", "pad", "squash"] = "crop"
+    tiles: int = 0
     speech_model: str = "small"
     image_token_id: int = 32011
     projector_hidden_act: str = "gelu"
@@ -67,7 +69,7 @@ class MultimodalPhiConfig(PreTrainedConfig):
 
     @property
     def num_image_tokens(self) -> int:
-        """`N`, the number of tokens one image takes."""
+        """`N`, the number of tokens one image takes; a picture with tiles is several."""
         vision = self.vision_config
         return 1 if self.vision_feature == "pooled" else int(vision.image_size // vision.patch_size) ** 2
 

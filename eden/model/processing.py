@@ -3,14 +3,20 @@
 conversation -> chat_template.jinja -> text, each image one <|image|> -> N copies per image -> ids [T], labels [T]
 """
 
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
+import PIL.Image
+import torch
 from transformers import AddedToken, PreTrainedTokenizerBase
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .families import FAMILIES
 from .loss import IGNORE_INDEX
+from .tiling import ROW_END, grid_of, pixels_of, side_of, views_of
 
 IMAGE_TOKEN = "<|image|>"
 
@@ -23,6 +29,7 @@ class MultimodalPhiProcessor(ProcessorMixin):
         tokenizer: the language model's; `<|image|>` is added if it lacks it, taking the next free id.
         num_image_tokens: `N`, the tokens one image takes (`MultimodalPhiConfig.num_image_tokens`).
         family: the language model's, a name of `families.FAMILIES`.
+        tiles: as `MultimodalPhiConfig.tiles`; a picture is then several images, I in all of a conversation.
     """
 
     def __init__(
@@ -32,6 +39,7 @@ class MultimodalPhiProcessor(ProcessorMixin):
         num_image_tokens: int = 1,
         family: str = "phi3",
         chat_template: str | None = None,
+        tiles: int = 0,
         **kwargs: Any,
     ):
         if tokenizer is not None and IMAGE_TOKEN not in tokenizer.get_added_vocab():
@@ -41,6 +49,7 @@ class MultimodalPhiProcessor(ProcessorMixin):
             )
         self.num_image_tokens = num_image_tokens
         self.family = family
+        self.tiles = tiles
         self.image_token = IMAGE_TOKEN
         if tokenizer is not None:  # transformers' own guess leaves out added tokens that the template does not write
             tokenizer.chat_control_tokens = [token for token in tokenizer.get_added_vocab() if not token.isspace()]
@@ -50,23 +59,74 @@ class MultimodalPhiProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
-        """The N copies of `<|image|>` that stand for one image (called by transformers' and vLLM's processors)."""
-        return self.image_token * self.num_image_tokens
+        """The copies of `<|image|>` that stand for one picture (called by transformers' and vLLM's processors)."""
+        rows, columns = image_inputs["image_grids"][image_idx] if self.tiles else (0, 0)
+        view = self.image_token * self.num_image_tokens
+        return ROW_END.join([view, *[view * columns] * rows])
+
+    def _process_images(self, images: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
+        if not self.tiles:
+            return super()._process_images(images, **kwargs)
+        pictures = [to_pil_image(image) for image in make_flat_list_of_images(images)]
+        views = [view for picture in pictures for view in views_of(picture, self.image_processor, self.tiles)]
+        inputs = self.image_processor(views, **kwargs)
+        inputs["image_grids"] = [self._grid(picture.height, picture.width) for picture in pictures]
+        return inputs, [self.replace_image_token(inputs, place) for place in range(len(pictures))]
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        """What `__call__` leaves out of what it returns."""
+        return ["image_grids"]
+
+    def create_mm_token_type_ids(self, input_ids: list[Any]) -> list[list[int]]:
+        """1 for the tokens of pictures, their row ends among them, and 0 for others: to vLLM a picture is one run."""
+        types: list[list[int]] = super().create_mm_token_type_ids(input_ids)
+        if self.tiles:
+            row_end, width = self._row_end, len(self._row_end)
+            for row, kinds in zip(input_ids, types, strict=True):
+                ids = [int(token_id) for token_id in row]
+                for start in range(len(ids) - width + 1):
+                    if ids[start : start + width] == row_end:
+                        kinds[start : start + width] = [1] * width
+        return types
+
+    @property
+    def _row_end(self) -> list[int]:
+        """The ids of a row end between two images, theirs included."""
+        ids: list[int] = self.tokenizer.encode(f"{IMAGE_TOKEN}{ROW_END}{IMAGE_TOKEN}", add_special_tokens=False)
+        return ids
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        return grid_of(height, width, self.tiles, side_of(self.image_processor)) if self.tiles else (0, 0)
+
+    def _image_ids(self, rows: int, columns: int) -> list[int]:
+        """The ids of `replace_image_token`."""
+        view = [self.image_token_id] * self.num_image_tokens
+        return view + (self._row_end[1:-1] + view * columns) * rows
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:
         """How many tokens images of these sizes (height, width in pixels) take; vLLM asks before it encodes."""
         if image_sizes is None:
             return MultiModalData()
+        grids = [self._grid(height, width) for height, width in image_sizes]
         return MultiModalData(
-            num_image_tokens=[self.num_image_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
+            num_image_tokens=[len(self._image_ids(*grid)) for grid in grids],
+            num_image_patches=[1 + rows * columns for rows, columns in grids],
         )
+
+    @property
+    def most_image_tokens(self) -> int:
+        """Tokens that a picture takes at most."""
+        grids = [(rows, self.tiles // rows) for rows in range(1, self.tiles + 1)]
+        return max(len(self._image_ids(*grid)) for grid in [(0, 0), *grids])
 
     def encode(self, conversation: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> dict[str, Any]:
         """One conversation, without padding.
 
         Args:
             conversation: `{"role", "content"}` turns; content is a string or a list of `{"type": "text", "text"}` and
-                `{"type": "image", "image": PIL image}` parts.
+                `{"type": "image", "image": PIL image}` parts; one without its image has, if there are tiles, a `size`:
+                a function that gives width and height in pixels.
             add_generation_prompt: True to ask for an answer, or for the rest of one where the last turn is the
                 assistant's. Control tokens inside the turns' text are then encoded as plain text, so that a user
                 cannot forge a turn or an image.
@@ -90,7 +150,7 @@ class MultimodalPhiProcessor(ProcessorMixin):
         encoded = self.tokenizer.apply_chat_template(
             conversation,
             chat_template=self.chat_template,
-            num_image_tokens=self.num_image_tokens,
+            num_image_tokens=1 if self.tiles else self.num_image_tokens,
             return_dict=True,
             add_generation_prompt=add_generation_prompt and not is_begun,
             continue_final_message=is_begun,
@@ -108,12 +168,34 @@ class MultimodalPhiProcessor(ProcessorMixin):
         for turn, start, end in zip(answers, starts, [*starts[1:], len(ids)], strict=False):  # a prompt has none
             if turn.get("weight") == 0:
                 labels[start:end] = [IGNORE_INDEX] * (end - start)
+        if self.tiles:
+            ids, labels = self._with_tiles(ids, labels, conversation)
         return {"input_ids": ids, "labels": labels, **self.pixels(conversation)}
+
+    def _with_tiles(
+        self, ids: list[int], labels: list[int], conversation: list[dict[str, Any]]
+    ) -> tuple[list[int], list[int]]:
+        """Ids and labels with as many tokens in the place of each `<|image|>` as its picture takes."""
+        parts = [part for part in _parts(conversation) if part["type"] == "image"]
+        sizes = iter([part["size"]() if part.get("image") is None else part["image"].size for part in parts])
+        all_ids, all_labels = [], []
+        for token_id, label in zip(ids, labels, strict=True):
+            new = [token_id]
+            if token_id == self.image_token_id:
+                width, height = next(sizes)
+                new = self._image_ids(*self._grid(height, width))
+            all_ids += new
+            all_labels += [label] * len(new)  # that of an image is -100
+        return all_ids, all_labels
 
     def pixels(self, conversation: list[dict[str, Any]]) -> dict[str, Any]:
         """The `pixel_values` of `encode`, alone; nothing if no image part carries its image."""
         images = [part["image"] for part in _parts(conversation) if part.get("image") is not None]
-        return {"pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"]} if images else {}
+        return {"pixel_values": self.image_pixels(images)} if images else {}
+
+    def image_pixels(self, images: Sequence[PIL.Image.Image]) -> torch.Tensor:
+        """Pixels [I,3,H,W] of RGB pictures and their tiles."""
+        return pixels_of(images, self.image_processor, self.tiles)
 
     def find_control_token(self, conversation: list[dict[str, Any]]) -> str | None:
         """The first control token (`<|end|>`, `<|image|>`, ...) written in the turns' text, or None."""

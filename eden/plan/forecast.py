@@ -132,7 +132,8 @@ def forecast(recipe: Recipe, console: Console, *, budget: int | None = None, ste
     here = recipe.on_this_machine()
     arguments = recipe.training_arguments()
     shapes = shapes_of(recipe)
-    lengths = read_lengths(recipe, processor_of(recipe.model, shapes.config), shapes.config.num_image_tokens, console)
+    image_tokens = shapes.config.num_image_tokens * (1 + shapes.config.tiles)
+    lengths = read_lengths(recipe, processor_of(recipe.model, shapes.config), image_tokens, console)
     workload = workload_of(recipe, lengths, arguments)
     gpu = torch.cuda.is_available() or shapes.parameters >= LARGE  # nobody trains a large model without one
 
@@ -233,7 +234,7 @@ def _disk(recipe: Recipe, shapes: Shapes, workload: Workload, arguments: Trainin
     number = min(number, arguments.save_total_limit or number)
     config = shapes.config
     size = 4 if recipe.model.dtype == "float32" else 2
-    features = workload.images * config.num_image_tokens * config.image_feature_size * size
+    features = workload.images * (1 + config.tiles) * config.num_image_tokens * config.image_feature_size * size
     return {
         "checkpoints": number * checkpoint,
         "artifact": weights + ARTIFACT_FILES,

@@ -224,13 +224,14 @@ def _in_four_bits(module: torch.nn.Linear, quantization: QuantizationSection) ->
 def _example(checkpoint: Checkpoint, length: int) -> dict[str, Any]:
     """One picture and random words, all of them answers but the picture's."""
     config = checkpoint.config
-    number, size = config.num_image_tokens, config.vision_config.image_size
+    images, size = 1 + config.tiles, config.vision_config.image_size
+    number = images * config.num_image_tokens
     if length <= number:
         ids = torch.full((length,), config.text_config.vocab_size // 2)
         return {"input_ids": ids.numpy(), "labels": ids.numpy()}
     ids = torch.cat([torch.full((number,), config.image_token_id), torch.randint(3, 99, (length - number,))])
     labels = torch.where(ids == config.image_token_id, IGNORE_INDEX, ids)
-    pixels = torch.zeros(1, 3, size, size)
+    pixels = torch.zeros(images, 3, size, size)
     return {"input_ids": ids.numpy(), "labels": labels.numpy(), "pixel_values": pixels}
 
 

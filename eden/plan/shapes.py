@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from ..checkpoint import Checkpoint, add_adapters, count_parameters, load_processor
 from ..checkpoint.artifact import Artifact
-from ..checkpoint.backbones import check_language, open_image_processor, readable, rows_with_image
+from ..checkpoint.backbones import check_language, check_tiles, open_image_processor, readable, rows_with_image
 from ..core.location import EDEN_TINY
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
@@ -102,6 +102,7 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
 
     Raises:
         CheckpointError: see `shapes_of`.
+        RecipeError: a picture's tiles do not fit into the context, or are others than the base's, as is its aspect.
     """
     if section.base is not None:
         return Artifact.of_base(section, files=["config.json"]).config
@@ -109,6 +110,7 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
     text = _backbone(str(section.language), section.language_revision)
     vision = getattr(vision, "vision_config", vision)
     check_language(text, str(section.language))
+    check_tiles(section, vision, text)
     if (tokenizer := _tokenizer(section)) is not None:
         tokens = len(tokenizer)
     else:
@@ -120,6 +122,7 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
         vision_feature=section.vision_feature,
         vision_feature_layer=section.vision_feature_layer,
         image_aspect=section.image_aspect or tower_of(vision).image_aspect,
+        tiles=section.tiles or 0,
         tie_word_embeddings=text.tie_word_embeddings,
     )
 
@@ -136,7 +139,7 @@ def processor_of(section: ModelSection, config: MultimodalPhiConfig) -> Multimod
     if (tokenizer := _tokenizer(section)) is None:
         return None
     family = check_language(config.text_config, str(section.language), tokenizer)
-    return MultimodalPhiProcessor(images, tokenizer, config.num_image_tokens, family.name)
+    return MultimodalPhiProcessor(images, tokenizer, config.num_image_tokens, family.name, tiles=config.tiles)
 
 
 def _tokenizer(section: ModelSection) -> PreTrainedTokenizerBase | None:

@@ -28,6 +28,9 @@ class ModelSection(_Section):
     image_aspect: Literal["crop", "pad", "squash"] | None = Field(
         None, description="a picture's middle, or all of it, with bars or stretched; null is the base's own, or crop"
     )
+    tiles: int | None = Field(
+        None, ge=0, description="of a picture, seen beside the whole of it, at most; null is the base's own, or none"
+    )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="number format of the frozen weights")
     projector_learning_rate: float | None = Field(
         None, gt=0, description="the projector's own, beside LoRA; null is training.learning_rate"

@@ -32,7 +32,7 @@ from ..inference.kv_cache import rows_that_fit
 from ..inference.readings import read_together
 from ..inference.request import Deciding, DecisionRequest, Generation, Request, Task
 from ..inference.sampling import Sampling
-from ..media.images import open_image
+from ..media.images import image_size, open_image
 from ..media.speech import Transcript
 from ..messages import AudioSource, Image, Message, Part, check_conversation, to_chat, transcribe_message
 from .metrics import Metrics
@@ -193,7 +193,7 @@ class Service:
         self._checked(messages)
         processor = self.assistant.processor
         with self._encoding:
-            example = processor.encode(to_chat(messages), add_generation_prompt=True)
+            example = processor.encode(to_chat(messages, image_size=image_size), add_generation_prompt=True)
         example |= processor.pixels(to_chat(messages, open_image))
         room = self.assistant.context_length - len(example["input_ids"])
         length = max(1, min(max_new_tokens or DEFAULT_NEW_TOKENS, room))

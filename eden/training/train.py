@@ -361,7 +361,7 @@ class Run:
         counts = checkpoints.count_parameters(self.checkpoint).values()
         facts: dict[str, str | int | float] = {
             "base": recipe.model.base or f"{recipe.model.vision} + {recipe.model.language}",
-            "image features": f"{config.vision_feature}, {config.image_aspect}",
+            "image features": f"{config.vision_feature}, {config.image_aspect}, {config.tiles} tiles",
             "speech": config.speech_model,
             "computed in": str(self.numeric_format).removeprefix("computing in "),
             "4-bit": four_bit,
