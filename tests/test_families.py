@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import make_image
 from families import twin, write_language_model
+from test_checkpoint import QUESTIONS, answers
 from test_train import losses, overrides
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, GPT2Config
 
@@ -17,11 +18,10 @@ from eden.checkpoint import Checkpoint, add_adapters, load, merge, save
 from eden.checkpoint.backbones import LoadOptions, assemble, check_backbones
 from eden.data.collate import collate, collate_flat
 from eden.export.gguf import write_gguf
-from eden.inference.assistant import Assistant
 from eden.inference.engine import Engine
 from eden.inference.request import Request
 from eden.inference.sampling import Sampling
-from eden.messages import Message, to_chat
+from eden.messages import to_chat
 from eden.model import MultimodalPhiConfig, MultimodalPhiProcessor
 from eden.model.attention import PACKED_SDPA
 from eden.model.families import FAMILIES
@@ -105,17 +105,6 @@ def samples(checkpoint: Checkpoint) -> list[dict[str, Any]]:
         return encode([turn, {"role": "assistant", "content": answer}])
 
     return [example("compare", "not alike", "blue", "red"), example("hello", "hi"), example("which", "lime", "lime")]
-
-
-QUESTIONS = [
-    [Message.user("which colour", [make_image("red")])],
-    [Message.user("compare", [make_image("red"), make_image("blue")])],
-    [Message.user("hello")],
-]
-
-
-def answers(checkpoint: Checkpoint) -> list[str]:
-    return Assistant(checkpoint).answer_all(QUESTIONS, max_new_tokens=12)
 
 
 def test_text_is_rendered_as_published(checkpoint: Checkpoint) -> None:

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ..core import private_api
+from ..core.location import read_json
 from ..errors import CheckpointError, first_line
 from ..recipe import LoraSection, QuantizationSection, Recipe
 from .artifact import Artifact
@@ -51,7 +52,7 @@ def to_go_on(artifact: Artifact, lora: LoraSection) -> tuple[LoraSection, dict[s
 
 
 def _config(artifact: Artifact) -> dict[str, Any]:
-    return dict(json.loads((artifact.folder / "adapter_config.json").read_text(encoding="utf-8")))
+    return read_json(artifact.folder / "adapter_config.json")
 
 
 def _check_same(artifact: Artifact, lora: LoraSection) -> None:
