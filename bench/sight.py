@@ -1,0 +1,130 @@
+"""What a whole picture and its tiles show: `python -m bench.sight [FOLDER]`, under an hour on two cores.
+
+eden-tiny, which crops and sees one view, is trained on four times, each pair for as long on the same samples: on
+pictures of its world of 3:1 with objects at the ends, cropped and padded; and on pictures of 448 pixels with one shape
+of 4 in them, whole and in tiles beside. Each is asked about pictures that it was not trained on. What is in the
+folder already is not made again.
+"""
+
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import count, islice
+from pathlib import Path
+
+import PIL.Image
+from rich.console import Console
+
+import eden
+from bench.real import train
+from bench.table import Bar, Row, show
+from eden.checkpoint import load, save
+from eden.checkpoint.backbones import LoadOptions, open_image_processor
+from eden.core.files import write_file
+from eden.core.location import EDEN_TINY_FOLDER
+from eden.evaluate import evaluate, open_task
+from eden.recipe import ModelSection
+from eden.tiny.dataset import evaluation_set
+from eden.tiny.questions import ask
+from eden.tiny.world import CELL, Split, render, sample_scene, strips
+
+SAMPLES, UNSEEN = 4800, 360
+SIDE, SPECK = 448, 4
+"""Of a picture and of the shape in it, in pixels."""
+TILES = 16
+CHANGES = [
+    "quantization=null",
+    "data.row_length=null",
+    "data.eval_fraction=0",
+    "training.eval_strategy=no",
+    "training.per_device_train_batch_size=16",
+    "training.max_steps=600",
+    "training.learning_rate=1e-3",
+]
+"""Of the recipe `digits`: every sample twice."""
+
+Asked = Iterator[tuple[PIL.Image.Image, str, str]]
+"""Pictures, a question about each, and its answer."""
+
+
+def main() -> None:
+    """Makes everything in a folder, or what is not there yet, and prints the table."""
+    console = Console()
+    with tempfile.TemporaryDirectory() as temporary:
+        show({"sight": measure(Path(sys.argv[1] if len(sys.argv) > 1 else temporary), console)}, console)
+
+
+def measure(folder: Path, console: Console) -> list[Row]:
+    """The shares of answers that are right."""
+    wide = {part: write(folder / f"wide-{part}", wide_pictures(part)) for part in ("train", "test")}
+    specks = {part: write(folder / f"specks-{part}", pictures_of_specks(part)) for part in ("train", "test")}
+
+    def right(name: str, aspect: str, tiles: int, data: dict[str, Path]) -> float:
+        base = eden_tiny_seeing(folder / f"{name}-base", aspect, tiles)
+        artifact = train(folder, name, "digits", *CHANGES, f"model.base={base}", f"data.path={data['train']}")
+        return evaluate(eden.load(str(artifact)), open_task(str(data["test"])), console=console).accuracy()
+
+    about = f"colour of a shape of {SPECK} pixels in {SIDE}"
+    return [
+        Row("pictures of 3:1, cropped: right", right("crop", "crop", 0, wide), bar=Bar(0.6, least=False)),
+        Row("pictures of 3:1, padded: right", right("pad", "pad", 0, wide), bar=Bar(0.93)),
+        Row(f"{about}, one view: right", right("one view", "crop", 0, specks), bar=Bar(0.6, least=False)),
+        Row(f"{about}, up to {TILES} tiles: right", right("tiles", "crop", TILES, specks), bar=Bar(0.9)),
+    ]
+
+
+def wide_pictures(split: Split) -> Asked:
+    """The world's questions about strips of it."""
+    n = SAMPLES if split == "train" else UNSEEN
+    for _, image, question in evaluation_set(n, seed=5, split=split, draw=strips):
+        yield image, question.text, question.answer
+
+
+def pictures_of_specks(split: Split) -> Asked:
+    """What colour the one shape of the picture has: a large shape of the world, scaled down, anywhere."""
+    rng = random.Random(f"specks {split}")
+    drawn_scenes = (sample_scene(rng, split, (1,)) for _ in count())
+    of_large_shapes = (scene for scene in drawn_scenes if scene.objects[0].size == "large")
+    for scene in islice(of_large_shapes, SAMPLES if split == "train" else UNSEEN):
+        (thing,) = scene.objects
+        question = ask(scene, "colour", rng)
+        assert question is not None
+        drawn = render(scene, rng)
+        corner = thing.column * CELL, thing.row * CELL
+        cell = drawn.crop((*corner, corner[0] + CELL, corner[1] + CELL))
+        side = round(CELL * SPECK / 26)  # a large shape is about 26 pixels across
+        picture = PIL.Image.new("RGB", (SIDE, SIDE), drawn.getpixel((corner[0], corner[1])))
+        place = rng.randrange(SIDE - side), rng.randrange(SIDE - side)
+        picture.paste(cell.resize((side, side), PIL.Image.Resampling.BOX), place)
+        yield picture, question.text, question.answer
+
+
+def write(folder: Path, asked: Asked) -> Path:
+    """PNGs and a LLaVA-format JSON of them, unless they are there already; the JSON's path."""
+    path = folder / "data.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        records = []
+        for index, (image, question, answer) in enumerate(asked):
+            name = f"{index:06d}.png"
+            image.save(folder / name)
+            turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+            records.append({"id": name, "image": name, "conversations": turns})
+        write_file(path, json.dumps(records, indent=1))
+    return path
+
+
+def eden_tiny_seeing(folder: Path, aspect: str, tiles: int) -> Path:
+    """eden-tiny with another look at its pictures; its weights as they are."""
+    checkpoint = load("eden-tiny", LoadOptions(dtype="float32"))
+    section = ModelSection(vision=str(EDEN_TINY_FOLDER), image_aspect=aspect)
+    checkpoint.processor.image_processor = open_image_processor(section)
+    checkpoint.config.image_aspect = aspect
+    checkpoint.config.tiles = checkpoint.processor.tiles = tiles
+    return save(checkpoint, folder)
+
+
+if __name__ == "__main__":
+    main()
