@@ -147,11 +147,12 @@ from eden.serve.server import Server, build_app, open_socket
 from eden.serve.service import Service
 with open_socket("127.0.0.1", 0) as bound:
     started = threading.Event()
-    server = Server(build_app(Service(assistant), page=False), on_started=started.set)
+    service = Service(assistant)
+    server = Server(build_app(service, page=False), on_started=started.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     started.wait(60)
-    body = {"messages": [{"role": "user", "content": "What is it?"}], "max_tokens": 4}
+    body = {"model": service.name, "messages": [{"role": "user", "content": "What is it?"}], "max_tokens": 4}
     served = httpx.post(f"http://127.0.0.1:{bound.getsockname()[1]}/v1/chat/completions", json=body, timeout=60)
     server.should_exit = True
     thread.join(60)
