@@ -1,8 +1,8 @@
 """What a whole picture and its tiles show: `python -m bench.sight [FOLDER]`, under an hour on two cores.
 
 eden-tiny, which crops and sees one view, is trained on four times, each pair for as long on the same samples: on
-pictures of its world of 3:1 with objects at the ends, cropped and padded; and on pictures of 448 pixels with one shape
-of 4 in them, whole and in tiles beside. Each is asked about pictures that it was not trained on. What is in the
+pictures of its world of 3:1 with objects at the ends, cropped and padded; and on pictures of 448 pixels with one small
+shape in them, whole and in tiles beside. Each is asked about pictures that it was not trained on. What is in the
 folder already is not made again.
 """
 
@@ -33,6 +33,8 @@ from eden.tiny.world import CELL, Split, render, sample_scene, strips
 SAMPLES, UNSEEN = 4800, 360
 SIDE, SPECK = 448, 4
 """Of a picture and of the shape in it, in pixels."""
+TRAINED_SPECKS = (4, 4, 6, 9, 14, 20)
+"""Pixels of the shapes in training: larger ones are learned first, and lead to the small."""
 TILES = 16
 CHANGES = [
     "quantization=null",
@@ -83,7 +85,7 @@ def wide_pictures(split: Split) -> Asked:
 
 
 def pictures_of_specks(split: Split) -> Asked:
-    """What colour the one shape of the picture has: a large shape of the world, scaled down, anywhere."""
+    """What colour the one shape of the picture has: one of the world, scaled down, anywhere; to test on, to 4 pixels."""
     rng = random.Random(f"specks {split}")
     drawn_scenes = (sample_scene(rng, split, (1,)) for _ in count())
     of_large_shapes = (scene for scene in drawn_scenes if scene.objects[0].size == "large")
@@ -94,7 +96,8 @@ def pictures_of_specks(split: Split) -> Asked:
         drawn = render(scene, rng)
         corner = thing.column * CELL, thing.row * CELL
         cell = drawn.crop((*corner, corner[0] + CELL, corner[1] + CELL))
-        side = round(CELL * SPECK / 26)  # a large shape is about 26 pixels across
+        size = rng.choice(TRAINED_SPECKS) if split == "train" else SPECK
+        side = round(CELL * size / 26)  # a large shape is about 26 pixels across
         picture = PIL.Image.new("RGB", (SIDE, SIDE), drawn.getpixel((corner[0], corner[1])))
         place = rng.randrange(SIDE - side), rng.randrange(SIDE - side)
         picture.paste(cell.resize((side, side), PIL.Image.Resampling.BOX), place)
