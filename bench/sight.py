@@ -85,7 +85,7 @@ def wide_pictures(split: Split) -> Asked:
 
 
 def pictures_of_specks(split: Split) -> Asked:
-    """What colour the one shape of the picture has: one of the world, scaled down, anywhere; to test on, to 4 pixels."""
+    """What colour the one shape of a picture has: one of the world, scaled down, anywhere; of 4 pixels to test on."""
     rng = random.Random(f"specks {split}")
     drawn_scenes = (sample_scene(rng, split, (1,)) for _ in count())
     of_large_shapes = (scene for scene in drawn_scenes if scene.objects[0].size == "large")
