@@ -191,8 +191,9 @@ def test_what_is_a_control_token_to_some_is_counted_and_its_sample_named(
     assert bool(refused) != checkpoint.processor.family.startswith("phi")
     dataset = ConversationDataset(samples, checkpoint.processor, max_length=500, on_error="skip")
     assert [sample.id for sample in dataset.samples] == [text for text in answers if text not in refused]
-    assert [error.fault.where for error in dataset.skipped] == [f"{tmp_path}/data.json record {n + 1} (id {text})"
-        for n, text in enumerate(answers) if text in refused]
+    assert [error.fault.where for error in dataset.skipped] == [
+        f"{tmp_path}/data.json record {n + 1} (id {text})" for n, text in enumerate(answers) if text in refused
+    ]
     if refused:
         with pytest.raises(DataError, match=r"record \d \(id .*the text contains the control token <"):
             ConversationDataset(samples, checkpoint.processor, max_length=500)

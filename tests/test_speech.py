@@ -139,9 +139,7 @@ LANGUAGES = {
 
 @pytest.mark.parametrize("block", [120, 4])
 @pytest.mark.parametrize("name", LANGUAGES)
-def test_each_window_has_its_language(
-    spoken: Waveform, monkeypatch: pytest.MonkeyPatch, name: str, block: int
-) -> None:
+def test_each_window_has_its_language(spoken: Waveform, monkeypatch: pytest.MonkeyPatch, name: str, block: int) -> None:
     """Below `SURE` that of the window before, which may be in the block before."""
     windows, expected = LANGUAGES[name]
     monkeypatch.setattr(faster_whisper, "WhisperModel", multilingual(windows))

@@ -93,7 +93,12 @@ def test_a_class_whose_only_picture_is_held_out_is_an_answer_all_the_same(tmp_pa
         for place in range(number):
             make_image(colour, (24 + place, 32)).save(folder / colour / f"{place}.png")
     out = tmp_path / "run"
-    settings = [f"data.path={folder}", "training.max_steps=1", "training.eval_strategy=no", f"training.output_dir={out}"]
+    settings = [
+        f"data.path={folder}",
+        "training.max_steps=1",
+        "training.eval_strategy=no",
+        f"training.output_dir={out}",
+    ]
 
     def sides(seed: int) -> list[list[str]]:
         read = read_data(load_recipe("decide", [*settings, f"data.split_seed={seed}"]), Console(quiet=True))
