@@ -107,6 +107,8 @@ def check_conversation(messages: Sequence[Message], *, answered: bool, ordered: 
         if ordered and message.role != expected:
             start = index == 0 or (index == 1 and messages[0].role == "system")
             why = f"the conversation starts with the {message.role}" if start else f"two {message.role} turns in a row"
+            if message.role == "system":
+                why = "a system turn behind the first turn"
             hint = "User and assistant must alternate, the user first."
             raise MessageError(why, where=where, hint=hint, kind="turn_order")
         # A model may have said nothing in an earlier turn; only as a training target is an empty answer a fault.

@@ -1,6 +1,7 @@
 """Recordings as programs and browsers write them, encoded by ffmpeg's own encoders."""
 
 import io
+from typing import Any
 
 import av
 import numpy as np
@@ -17,7 +18,9 @@ CONTAINERS = {
     "aac": ("adts", "aac"),
     "aiff": ("aiff", "pcm_s16be"),
     "caf": ("caf", "pcm_s16le"),
+    "mp4": ("mp4", "aac"),
 }
+"""Names are their endings, with ffmpeg's format and codec; an MP4 has pictures beside the sound."""
 
 
 def encode(
@@ -37,6 +40,7 @@ def encode(
         )
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[None]), format="flt", layout="mono")
         frame.sample_rate = SAMPLE_RATE
+        pictures = add_pictures(container) if kind == "mp4" else None
         written = 0
 
         def paused(packet: av.Packet) -> av.Packet:
@@ -51,18 +55,29 @@ def encode(
             part.pts, written = written if pauses else None, written + part.samples
             container.mux(map(paused, stream.encode(part)))
         container.mux(map(paused, stream.encode(None)))
+        for packet in encoded_pictures(pictures, len(waveform) / SAMPLE_RATE) if pictures else ():
+            container.mux(paused(packet))
     return buffer.getvalue()
+
+
+def add_pictures(container: Any) -> Any:
+    """A track of ten pictures a second."""
+    stream = container.add_stream("mpeg4", rate=10)
+    stream.width = stream.height = 64
+    return stream
+
+
+def encoded_pictures(stream: Any, seconds: float) -> list[av.Packet]:
+    """Black ones."""
+    shown = [av.VideoFrame(64, 64, "yuv420p") for _ in range(round(10 * seconds))]
+    return [packet for picture in [*shown, None] for packet in stream.encode(picture)]
 
 
 def video_without_sound() -> bytes:
     """Half a second of black pictures in an MP4."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width = stream.height = 64
-        for _ in range(5):
-            container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
-        container.mux(stream.encode(None))
+        container.mux(encoded_pictures(add_pictures(container), 0.5))
     return buffer.getvalue()
 
 

@@ -92,7 +92,7 @@ def test_a_file_that_was_cut_off_is_refused(kind: str, share: float) -> None:
         open_audio(data[: int(len(data) * share)])
 
 
-@pytest.mark.parametrize("kind", ["webm", "ogg", "m4a"])
+@pytest.mark.parametrize("kind", ["webm", "ogg", "m4a", "mp4"])
 @pytest.mark.parametrize("pauses", [{1.0: 4.0}, {0.0: 5.0}, {0.0: 3.0, 0.5: 2.0, 1.5: 6.0}])
 def test_a_recorder_that_was_paused(kind: str, pauses: dict[float, float]) -> None:
     """The sound stands where the recording's own times have it, with silence between."""

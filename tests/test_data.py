@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cli
 import PIL.Image
 import pytest
 from conftest import make_image
@@ -164,6 +165,22 @@ def test_an_image_of_another_folder_is_never_taken(tmp_path: Path, given: int) -
     assert [fault.what for fault in report.faults] == [f"{tmp_path / name}: no such image file" for name in names]
 
 
+def spoken_by(roles: str) -> dict[str, Any]:
+    return {"id": "7", "messages": [{"role": role, "content": "a"} for role in roles.split()]}
+
+
+OUT_OF_ORDER = {
+    "user user assistant": "turn 2: two user turns in a row",
+    "user assistant assistant": "turn 3: two assistant turns in a row",
+    "system system user assistant": "turn 2: a system turn behind the first turn",
+    "user system assistant": "turn 2: a system turn behind the first turn",
+    "user assistant system user assistant": "turn 3: a system turn behind the first turn",
+    "system assistant": "turn 2: the conversation starts with the assistant",
+    "user assistant user": "the last turn is the user's",
+    "system user": "the last turn is the user's",
+    "user": "the last turn is the user's",
+}
+"""Who speaks in which order, and what a data set's check says; a server joins such turns (`docs/serving.md`)."""
 NOT_LEARNT = {"role": "assistant", "content": "a", "weight": 0}
 FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("missing_image", llava("<image>q", "a", image="gone.png")),
@@ -172,6 +189,7 @@ FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("image_too_large", llava("<image>q", "a", image="bomb.png")),
     ("image_count", llava("<image><image>q", "a", image="red.png")),
     ("turn_order", {"id": "7", "conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "q"}]}),
+    *(("turn_order", spoken_by(roles)) for roles in OUT_OF_ORDER),
     ("empty_answer", llava("q", " \n")),
     ("empty_message", llava("", "a")),
     ("control_token", llava("q", "a<|end|>b")),
@@ -227,6 +245,20 @@ def test_every_fault_is_named_counted_and_skippable(folder: Path, kind: str, rec
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
     kept, _ = load_samples(path, on_error="skip")
     assert [sample.id for sample in kept] == ["good"]
+
+
+@pytest.mark.parametrize("roles", OUT_OF_ORDER)
+def test_the_turn_that_is_out_of_order_is_named(tmp_path: Path, roles: str) -> None:
+    (fault,) = check(write(tmp_path, spoken_by(roles)))[0].faults
+    assert fault.what == OUT_OF_ORDER[roles]
+
+
+def test_words_that_are_control_tokens_to_some_models_are_counted_and_no_fault(tmp_path: Path) -> None:
+    path, page = write(tmp_path, llava("q", "<think>a</think>"), llava("<think>", "a", id="8")), tmp_path / "page.html"
+    result = cli.eden("check", path, "--html", page)
+    assert result.returncode == 0, result.stdout
+    assert "a control token to some models, <think>: 2\n" in result.stdout and "</think>: 1\n" in result.stdout
+    assert "with &lt;think&gt;, a control token to some models" in page.read_text()
 
 
 @pytest.mark.parametrize("record", [{}, None, 7, {"id": None}])

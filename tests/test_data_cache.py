@@ -19,7 +19,7 @@ import pytest
 from conftest import make_image, make_processor
 from rich.console import Console
 
-from eden import DataError, RecipeError
+from eden import DataError, InputError, RecipeError
 from eden.core.files import write_file
 from eden.core.processes import cores
 from eden.data import tokens
@@ -372,6 +372,39 @@ def test_the_cache_is_listed_limited_and_cleared(tmp_path: Path, monkeypatch: py
     del held
     gc.collect()
     assert [entry.path for entry in shrink(0)] == [b], "the mark of a process that was killed holds nothing"
+
+
+def test_a_run_keeps_the_cache_below_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is unused for longest goes, and is named; what is small and dear stays."""
+    data = write(tmp_path / "d.json", 20)
+    old, new = (write(tmp_path / f"{name}.json", 20) for name in ("old", "new"))
+    folders = [open_store(path).folder for path in (old, new)]
+    gc.collect()
+    for age, folder in enumerate(folders):
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (10**9 + age, 10**9 + age))
+    transcripts = write_file(tmp_path / "cache" / "transcripts" / "a.jsonl", "{}")
+    size = sum(path.stat().st_size for path in folders[1].iterdir())
+    monkeypatch.setenv("EDEN_CACHE_GB", str((size + transcripts.stat().st_size) / 1e9))
+    result = cli.eden("cache", "digits", f"data.path={data}", "data.features=live")
+    assert result.returncode == 0, result.stderr
+    assert f"removed from the cache, which was above EDEN_CACHE_GB: {folders[0]}\n" in result.stderr
+    assert [folder.exists() for folder in folders] == [False, True] and transcripts.exists()
+    assert result.stderr.count("removed from the cache") == 1
+
+
+@pytest.mark.parametrize("written", ["fifty", "", "-1", "nan", "50 GB"])
+def test_a_limit_of_the_cache_that_is_none_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """And costs nothing: to Python `nan` and -1 are numbers, and whatever is kept is not below them."""
+    kept = open_store(write(tmp_path / "kept.json", 20)).folder
+    gc.collect()
+    monkeypatch.setenv("EDEN_CACHE_GB", written)
+    with pytest.raises(InputError, match=r"EDEN_CACHE_GB is .*\. Write a number from 0 on, as 50\.") as caught:
+        read_data(recipe(tmp_path, f"data.path={tmp_path / 'kept.json'}"), Console(quiet=True))
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    assert kept.exists()
 
 
 @pytest.mark.parametrize("options", [[], ["digits", "--list"], ["--list", "--clear"]])

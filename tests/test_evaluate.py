@@ -36,6 +36,8 @@ from eden.evaluate import (
 )
 from eden.evaluate.benchmarks import BENCHMARKS
 from eden.evaluate.predictions import row
+from eden.media.audio import to_wav
+from eden.media.speech_synthesis import Voice, speak
 from eden.tiny.world import scenes
 from tiny_build.dataset import write_dataset
 
@@ -584,6 +586,21 @@ def test_questions_are_known_by_all_that_is_asked(benchmark_files: Path) -> None
     finally:
         picture.write_bytes(content)
     assert known() == before
+
+
+def test_another_recording_by_the_same_name_is_another_question(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"audio": "q.wav", "question": "<audio>", "answer": "Four."}
+    (tmp_path / "data.json").write_text(json.dumps([record]))
+    first, second = (to_wav(speak(f"How many {what} are there?", Voice())) for what in ("objects", "circles"))
+    kept = []
+    for recording, ends in ((first, 0), (second, 2), (first, 0)):
+        (tmp_path / "q.wav").write_bytes(recording)
+        assert run_here(tmp_path / "data.json", "--out", tmp_path / "out") == ends
+        assert ("answers of another run: other questions" in capsys.readouterr().err) == (ends == 2)
+        kept.append((tmp_path / "out" / "predictions.jsonl").read_bytes())
+    assert kept[0] == kept[1] == kept[2]
 
 
 def test_two_runs_are_compared_over_the_questions_they_share(assistant: eden.Assistant, tmp_path: Path) -> None:

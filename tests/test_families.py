@@ -1,5 +1,7 @@
 """What holds for every family of language models: the same code, told what differs by a table."""
 
+import json
+import re
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +15,13 @@ from test_checkpoint import QUESTIONS, answers
 from test_train import losses, overrides
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, GPT2Config
 
-from eden import CheckpointError
+from eden import CheckpointError, DataError
 from eden.checkpoint import Checkpoint, add_adapters, load, merge, save
 from eden.checkpoint.backbones import LoadOptions, assemble, check_backbones
 from eden.data.collate import collate, collate_flat
+from eden.data.control_tokens import CONTROL_TOKEN, CONTROL_WORD
+from eden.data.dataset import ConversationDataset
+from eden.data.validate import check
 from eden.export.gguf import write_gguf
 from eden.inference.engine import Engine
 from eden.inference.request import Request
@@ -159,6 +164,39 @@ def test_nobody_forges_a_turn(checkpoint: Checkpoint) -> None:
         added = set(processor.tokenizer.get_added_vocab().values())
         asked, other = (processor.encode(talk, add_generation_prompt=True)["input_ids"] for talk in (said, plain))
         assert [each for each in asked if each in added] == [each for each in other if each in added], token
+
+
+def test_every_added_token_is_known_to_the_check_and_refused_in_training(checkpoint: Checkpoint) -> None:
+    processor = checkpoint.processor
+    for token in processor.tokenizer.get_added_vocab():
+        text = f"a{token}b"
+        assert CONTROL_TOKEN.search(text) or CONTROL_WORD.search(text), token
+        for asked, answered in (("hi", text), (text, "hi")):
+            with pytest.raises(ValueError, match=f"control token {re.escape(token)}"):
+                processor.encode([{"role": "user", "content": asked}, {"role": "assistant", "content": answered}])
+
+
+def test_what_is_a_control_token_to_some_is_counted_and_its_sample_named(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """By the check, which knows no model, and by a run with a model to which it is one; to Phi it is a word."""
+    words = {"<filename>": 1, "<think>": 2, "</think>": 2, "<tool_call>": 1}
+    answers = ["open <filename>", "<think>so</think> <think>no</think>", "<think></think><tool_call>", "plain"]
+    records = [{"id": text, "question": "q", "answer": text} for text in answers]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    report, samples = check(tmp_path / "data.json")
+    assert report.ok and report.control_words == words
+    known = checkpoint.processor.tokenizer.get_added_vocab().keys() & words
+    refused = [text for text in answers if any(word in text for word in known)]
+    assert bool(refused) != checkpoint.processor.family.startswith("phi")
+    dataset = ConversationDataset(samples, checkpoint.processor, max_length=500, on_error="skip")
+    assert [sample.id for sample in dataset.samples] == [text for text in answers if text not in refused]
+    assert [error.fault.where for error in dataset.skipped] == [
+        f"{tmp_path}/data.json record {n + 1} (id {text})" for n, text in enumerate(answers) if text in refused
+    ]
+    if refused:
+        with pytest.raises(DataError, match=r"record \d \(id .*the text contains the control token <"):
+            ConversationDataset(samples, checkpoint.processor, max_length=500)
 
 
 def test_the_image_token_has_a_row_that_nothing_else_has(checkpoint: Checkpoint) -> None:

@@ -6,7 +6,7 @@ import pytest
 from conftest import make_image, make_processor, make_tokenizer
 from transformers import AddedToken
 
-from eden.data.formats import CONTROL_TOKEN
+from eden.data.control_tokens import CONTROL_TOKEN
 from eden.model.loss import IGNORE_INDEX
 from eden.model.processing import MultimodalPhiProcessor
 

@@ -2,9 +2,13 @@
 
 import importlib.metadata
 import random
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import faster_whisper
 import numpy as np
 import pytest
 import torch
@@ -84,6 +88,80 @@ def test_blocks_neither_lose_nor_repeat_words(transcriber: Transcriber, monkeypa
     transcript = transcriber.transcribe(encode(waveform, "flac", rate=16_000), on_progress=done.append)
     assert transcript.text == " ".join(said)
     assert done == sorted(done) and done[-1] == pytest.approx(len(waveform) / SAMPLE_RATE, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["webm", "ogg", "m4a", "mp4"])
+@pytest.mark.parametrize(("first", "pause"), [(0.0, 4.0), (5.0, 3.0)])
+def test_segments_have_the_times_of_a_recorder_that_was_paused(
+    transcriber: Transcriber, spoken: Waveform, kind: str, first: float, pause: float
+) -> None:
+    """It began to run, or was told to go on, seconds before somebody spoke."""
+    seconds = len(spoken) / SAMPLE_RATE
+    waveform = np.concatenate([spoken, tone(1.0, 0.0), spoken])
+    transcript = transcriber.transcribe(encode(waveform, kind, pauses={0.0: first, seconds + 0.5: pause}))
+    assert [segment.text for segment in transcript.segments] == [QUESTION] * 2
+    found = [(segment.start, segment.end) for segment in transcript.segments]
+    begun = first, first + seconds + 1.0 + pause
+    for times, start in zip(found, begun, strict=True):
+        assert times == pytest.approx((start, start + seconds), abs=0.3)
+    assert transcript.duration == pytest.approx(begun[1] + seconds, abs=0.1)
+
+
+def multilingual(windows: list[tuple[str, float]]) -> type:
+    """In the place of faster-whisper's model: of each window the language and how sure it is, until it is told one."""
+    told = iter(windows)
+
+    class Multilingual:
+        supported_languages = ("de", "en", "fr")
+        model = SimpleNamespace(is_multilingual=True)
+        feature_extractor = SimpleNamespace(n_samples=6 * SAMPLE_RATE)
+
+        def __init__(self, folder: str, **options: Any):
+            pass
+
+        def transcribe(
+            self, waveform: Waveform, *, language: str | None, clip_timestamps: list[float], **options: Any
+        ) -> tuple[Iterator[Any], Any]:
+            code, probability = next(told) if language is None else (language, 1.0)
+            times = zip(clip_timestamps[::2], clip_timestamps[1::2], strict=True)
+            segments = (SimpleNamespace(start=start, end=end, text=f" {code}") for start, end in times)
+            return segments, SimpleNamespace(language=code, language_probability=probability)
+
+    return Multilingual
+
+
+LANGUAGES = {
+    "English, then German": ([("en", 0.99), ("en", 0.9), ("de", 0.97), ("de", 0.9)], "en en de de"),
+    "unsure, as of a few words": ([("en", 0.99), ("fr", 0.49), ("de", 0.5), ("fr", 0.2)], "en en de de"),
+    "unsure from the beginning": ([("fr", 0.3), ("en", 0.4), ("en", 0.6), ("de", 0.1)], "fr fr en en"),
+}
+
+
+@pytest.mark.parametrize("block", [120, 4])
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_each_window_has_its_language(spoken: Waveform, monkeypatch: pytest.MonkeyPatch, name: str, block: int) -> None:
+    """Below `SURE` that of the window before, which may be in the block before."""
+    windows, expected = LANGUAGES[name]
+    monkeypatch.setattr(faster_whisper, "WhisperModel", multilingual(windows))
+    monkeypatch.setattr(eden.media.speech, "BLOCK_SECONDS", block)
+    pause = tone(1.5, 0.0)
+    said = np.concatenate([spoken, pause] * 4)
+    transcript = Transcriber().transcribe(said)
+    assert [segment.language for segment in transcript.segments] == expected.split()
+    assert transcript.text == expected, "and is written in it"
+    starts = [(len(spoken) + len(pause)) * number / SAMPLE_RATE for number in range(4)]
+    assert [segment.start for segment in transcript.segments] == pytest.approx(starts, abs=0.3)
+
+
+def test_the_language_of_a_recording_is_that_of_most_of_its_speech(
+    spoken: Waveform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = np.concatenate([spoken, tone(1.5, 0.0)] * 3)
+    monkeypatch.setattr(faster_whisper, "WhisperModel", multilingual([("en", 0.9), ("de", 0.9), ("de", 0.9)]))
+    assert Transcriber().transcribe(said).language == "de"
+    monkeypatch.setattr(faster_whisper, "WhisperModel", multilingual([]))
+    given = Transcriber(language="German").transcribe(said)
+    assert (given.language, given.text) == ("de", "de de de"), "who is told does not look"
 
 
 def test_threads_share_one_whisper(transcriber: Transcriber, spoken: Waveform) -> None:

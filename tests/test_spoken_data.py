@@ -181,6 +181,11 @@ def test_one_spoken_record_leaves_the_others_where_they_are(
         assert copied[6]["input_ids"].tolist() == expected
         assert copied.samples[6] == samples[6]
     (kept,) = (tmp_path / "cache").rglob("tokens-*.arrow")
+    written = kept.stat().st_mtime_ns
+    again, _, _ = read_data(settings, Console(quiet=True))
+    assert len(pickle.dumps(again)) < 4000, "the records are mapped, not sent"
+    assert list(ConversationDataset(again, make_processor(4), max_length=100).lengths) == list(dataset.lengths)
+    assert list(kept.parent.glob("tokens-*.arrow")) == [kept] and kept.stat().st_mtime_ns == written, "encoded once"
     other = Samples.of(HeardStore(samples.stores[0], {str(folder / "q.wav"): "Otherwise."}, [6]), samples.row)
     assert len(ConversationDataset(other, make_processor(4), max_length=100)[6]["input_ids"]) != len(expected)
     assert len(list(kept.parent.glob("tokens-*.arrow"))) == 2

@@ -1,5 +1,6 @@
 """Training runs, started as users start them: in another process, by the command line."""
 
+import gc
 import io
 import json
 import os
@@ -14,16 +15,18 @@ from typing import Any
 import cli
 import pytest
 import torch
-from conftest import make_image
+from conftest import COLOURS, make_image
 from rich.console import Console
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import Phi3Model
 
 import eden
 from eden import CheckpointError, DataError, RecipeError, RunError, StorageError
 from eden.core.location import EDEN_TINY_FOLDER
 from eden.recipe import Recipe, load_recipe
 from eden.training.resume import Start
-from eden.training.train import Run, train
+from eden.training.train import Run, report, train
 
 
 def overrides(data: Path, backbones: tuple[Path, Path], out: Path, **training: Any) -> list[str]:
@@ -304,6 +307,59 @@ def test_a_report_that_fails_loses_nothing_and_is_made_again(
     assert page.count("<svg") == 2 and "which colour" in page and "data:image/png" in page and "optimizer steps" in page
     nowhere = cli.eden("report", tmp_path)
     assert nowhere.returncode == 2 and "no finished run" in nowhere.stderr
+
+
+class RunsOut(Console):
+    """A console on whose word that the artifact is saved there is no memory left to answer anything."""
+
+    def __init__(self) -> None:
+        super().__init__(file=io.StringIO(), width=300)
+        self.full, self.optimizers = False, 0
+        self.before = optimizers()
+
+    def status(self, status: Any, **options: Any) -> Any:
+        if status == "saving the artifact":
+            self.full, self.optimizers = True, sum(found not in self.before for found in optimizers())
+        return super().status(status, **options)
+
+    def run_out(self, module: torch.nn.Module, _: Any) -> None:
+        if self.full and isinstance(module, Phi3Model):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def optimizers() -> list[torch.optim.Optimizer]:
+    return [found for found in gc.get_objects() if isinstance(found, torch.optim.Optimizer)]
+
+
+def test_memory_that_runs_out_behind_the_last_step_loses_nothing(
+    data: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Not while decisions are calibrated, nor while the report's questions are answered; the optimizer is gone then."""
+    records = [
+        {"image": f"{index:02d}.png", "question": "which colour", "answer": colour, "choices": COLOURS}
+        for index, colour in enumerate(COLOURS * 4)
+        if index % 4 != 3
+    ]
+    path, out, console = data.with_name("choices.json"), tmp_path / "run", RunsOut()
+    path.write_text(json.dumps(records))
+    settings = overrides(path, backbones, out, max_steps=2)
+    hook = register_module_forward_pre_hook(console.run_out)
+    try:
+        result = train(load_recipe("phi3.5-mini", settings), console=console)
+    finally:
+        hook.remove()
+    said = console.file.getvalue()
+    assert "warning: decisions are not calibrated (" in said
+    assert "warning: the report was not written (" in said and f"`eden report {out}` makes it again" in said
+    assert console.optimizers == 0
+    assert result.artifact == out and result.log[-1]["step"] == 2 and not result.report.exists()
+    assert (out / "README.md").exists() and eden.load(str(out)).ask("which colour", max_new_tokens=2) is not None
+    before = contents(out)
+    resumed = cli.eden("train", "phi3.5-mini", *settings, "--resume", "--json")
+    assert resumed.returncode == 0 and json.loads(resumed.stdout)["report"] is None
+    assert f"the run in {out} is finished" in resumed.stderr and f"`eden report {out}` makes it" in resumed.stderr
+    assert contents(out) == before
+    assert report(out, Console(quiet=True)).exists()
 
 
 def test_a_run_without_checkpoints_is_finished_or_cannot_go_on(

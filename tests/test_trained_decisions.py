@@ -86,6 +86,37 @@ def test_too_few_held_out_samples_are_said(photos: Path, tmp_path: Path) -> None
     assert "Reliability" not in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_a_class_whose_only_picture_is_held_out_is_an_answer_all_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for colour, number in (("lime", 11), ("red", 1)):
+        (folder / colour).mkdir(parents=True)
+        for place in range(number):
+            make_image(colour, (24 + place, 32)).save(folder / colour / f"{place}.png")
+    out = tmp_path / "run"
+    settings = [
+        f"data.path={folder}",
+        "training.max_steps=1",
+        "training.eval_strategy=no",
+        f"training.output_dir={out}",
+    ]
+
+    def sides(seed: int) -> list[list[str]]:
+        read = read_data(load_recipe("decide", [*settings, f"data.split_seed={seed}"]), Console(quiet=True))
+        return [[sample.messages[-1].text for sample in side] for side in read[:2]]
+
+    seed = next(seed for seed in range(100) if "red" in sides(seed)[1])
+    assert sides(seed) == [["lime"] * 11, ["red"]]
+    trained = cli.eden("train", "decide", *settings, f"data.split_seed={seed}")
+    assert trained.returncode == 0, trained.stderr
+    assert "not calibrated for 2 choices: 1 held-out samples, 30 are needed" in trained.stderr
+    found = Calibration.read(out)
+    assert found is not None and found.questions == {CLASS_QUESTION: AnswerSet.of(["lime", "red"])}
+    judged = cli.eden("evaluate", out, folder, "--json")
+    assert judged.returncode == 0, judged.stderr
+    decisions = json.loads(judged.stdout)["decisions"]
+    assert decisions["n"] == 12 and sorted(map(sum, decisions["confusion"]["counts"])) == [1, 11]
+
+
 def test_an_evaluation_measures_before_and_after(model: Path, yes_or_no: Path, tmp_path: Path) -> None:
     """Fits, keeps, and says the same of the next evaluation; a threshold makes the model refuse."""
     first = json.loads(cli.eden("evaluate", model, yes_or_no, "--json").stdout)["decisions"]

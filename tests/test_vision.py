@@ -1,6 +1,8 @@
 """Images are decoded safely, or refused in one line."""
 
 import io
+import json
+import math
 import os
 import struct
 import sys
@@ -11,15 +13,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cli
 import numpy as np
 import PIL.Image
 import pytest
 from conftest import make_image
+from rich.console import Console
+from servers import SCENE, Running, asking, image_part
 
 from eden import ImageError
 from eden.checkpoint.checkpoint import load_processor
+from eden.data.dataset import ConversationDataset
+from eden.data.validate import load_samples
 from eden.media.augment import vary
 from eden.media.images import MAX_PIXELS, open_image, sniff_image
+from eden.recipe import load_recipe
+from eden.training.train import train
 
 
 def encode(image: PIL.Image.Image, kind: str, **options: object) -> bytes:
@@ -147,6 +156,58 @@ def test_of_a_thin_picture_the_middle_is_kept(size: tuple[int, int], turned: int
 def test_a_thin_picture_costs_no_more_than_it_has_pixels(size: tuple[int, int]) -> None:
     image = open_image(encode(PIL.Image.new("L", size), "PNG"))
     assert max(image.size) == 4 * min(image.size) and min(image.size) == min(size)
+
+
+PEAK = """
+import atexit
+from eden.core.processes import peak_memory_mib
+before = peak_memory_mib()
+atexit.register(lambda: print("peak", peak_memory_mib() - before))
+from eden.cli.main import main
+main()
+"""
+"""`eden`, which says last by how many MiB its memory grew."""
+
+
+@pytest.mark.parametrize("size", [(36_000_000, 1), (100_000, 12)])
+def test_a_thin_picture_is_the_same_to_check_training_asking_and_serving(
+    server: Running, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """Its middle, as a picture of its own, and nothing that is held is much larger than its pixels."""
+    width, height = size
+    scene = PIL.Image.open(io.BytesIO(SCENE)).convert("L").resize((4 * height, height))
+    whole = PIL.Image.new("L", size, 255)
+    whole.paste(scene, ((width - 4 * height) // 2, 0))
+    pictures = {"thin.png": encode(whole, "PNG"), "middle.png": encode(scene, "PNG")}
+    turns = [{"from": "human", "value": "<image>\nDescribe the picture."}, {"from": "gpt", "value": "Grey."}]
+    for name, data in pictures.items():
+        (tmp_path / name).write_bytes(data)
+    records = [{"id": name, "image": name, "conversations": turns} for name in pictures]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    thin, middle = (open_image(data) for data in pictures.values())
+    assert thin.size == middle.size == (4 * height, height) and thin.tobytes() == middle.tobytes()
+
+    checked = json.loads(cli.eden("check", tmp_path / "data.json", "--decode", "--json").stdout)
+    assert (checked["samples"], checked["faulty"]) == (2, 0)
+    samples, _ = load_samples(tmp_path / "data.json")
+    examples = ConversationDataset(samples, load_processor("eden-tiny"), max_length=500)
+    assert examples[0]["pixel_values"].equal(examples[1]["pixel_values"])
+    settings = [
+        f"data.path={tmp_path / 'data.json'}",
+        "data.eval_fraction=0",
+        f"training.output_dir={tmp_path / 'run'}",
+    ]
+    settings += ["data.features=live", "training.eval_strategy=no", "training.eval_steps=null", "training.max_steps=1"]
+    result = train(load_recipe("digits", settings), console=Console(quiet=True))
+    assert result.skipped == [] and math.isfinite(result.log[-1]["train_loss"])
+
+    said = [server.post(asking(image_part(data), "Describe the picture.", max_tokens=20)) for data in pictures.values()]
+    answers = [response.json()["choices"][0]["message"]["content"] for response in said]
+    asked = ["ask", "--image", tmp_path / "thin.png", "--max-new-tokens", "20", "Describe the picture."]
+    output = cli.Python("-c", PEAK, *asked).finished().stdout
+    answer, peak = output.split("peak ")
+    assert answers == [answer.strip()] * 2
+    assert float(peak) < 400
 
 
 def bomb() -> bytes:

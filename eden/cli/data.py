@@ -84,9 +84,11 @@ def _print_report(report: Report) -> None:
         print(f"... and {report.unnamed:,} more faults (--faults {len(report.faults) + report.unnamed} names them all)")
     print(f"{report.samples:,} samples, {report.faulty:,} faulty" + ("" if report.faulty else ": all good"))
     groups = {"": report.counts, "format, ": report.formats, "kind, ": report.kinds, "fault, ": report.faults_by_kind}
+    groups["a control token to some models, "] = report.control_words
     for group, counts in groups.items():
         for name, count in counts.items():
-            print(f"  {group}{name if group == 'format, ' else name.replace('_', ' ')}: {count:,}")
+            as_words = group in ("", "fault, ")
+            print(f"  {group}{name.replace('_', ' ') if as_words else name}: {count:,}")
 
     _print_decisions(report)
     if report.twins is not None:

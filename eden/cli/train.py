@@ -63,12 +63,13 @@ def train(
     leave()
     if not is_main():
         return
+    page = str(result.report) if result.report.exists() else None  # else it was told why, and how to make it
     if as_json:
         final = {name: row[name] for row in result.log for name in ("train_loss", "eval_loss") if name in row}
         knows = {"knows": result.knows.to_dict()} if result.knows is not None else {}
-        done = {"artifact": str(result.artifact), "report": str(result.report), "skipped": result.skipped}
+        done = {"artifact": str(result.artifact), "report": page, "skipped": result.skipped}
         print_json(done | final | knows)
     else:
-        print(f"artifact  {result.artifact}\nreport    {result.report}", flush=True)
+        print(f"artifact  {result.artifact}" + (f"\nreport    {page}" if page else ""), flush=True)
     if result.knows is not None and result.knows.has_forgotten:
         err.print(f"warning: {result.knows.said}", **AS_IT_IS)

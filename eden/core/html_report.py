@@ -112,6 +112,7 @@ def data_page(report: Mapping[str, Any], twins: Sequence[Sequence[PIL.Image.Imag
     """
     facts = {"records": report["samples"], "faulty": report["faulty"], **report["counts"]}
     facts |= {f"as {names}": number for names, number in report["formats"].items()}
+    facts |= {f"with {word}, a control token to some models": n for word, n in report["control_words"].items()}
     blocks = [facts_table(facts)]
     if readable := sum(report["kinds"].values()):
         shares = [(f"{kind}: {number:,}", number / readable) for kind, number in report["kinds"].items()]

@@ -196,13 +196,16 @@ def size_limit() -> float:
     """Bytes that the cache may have when a run begins: `$EDEN_CACHE_GB` times a billion.
 
     Raises:
-        InputError: it is no number.
+        InputError: it is no number from 0 on.
     """
     written = os.environ.get("EDEN_CACHE_GB", str(LIMIT_GB))
     try:
-        return float(written) * 1e9
+        limit = float(written)
     except ValueError:
-        raise InputError(f"EDEN_CACHE_GB is {written!r}", hint="Write a number, as 50.") from None
+        limit = -1
+    if not limit >= 0:  # nor is `nan`, which is a number to Python
+        raise InputError(f"EDEN_CACHE_GB is {written!r}", hint="Write a number from 0 on, as 50.")
+    return limit * 1e9
 
 
 LIMIT_GB = 50

@@ -25,6 +25,7 @@ from ..core.answers import AnswerSet
 from ..errors import DataError, InputError
 from ..messages import Audio, Image, Message, Part, Role, Text
 from .class_folders import open_class_folders
+from .control_tokens import CONTROL_TOKEN
 from .folders import Folder
 from .records import PAIRS, TURNS, DataFile, Record, RecordError, caption_request, open_data
 from .sources import Media, check_characters, image_of, part_of, recording_of
@@ -39,8 +40,6 @@ ROLES: dict[str, Role] = {
     **dict.fromkeys(("system", "developer"), "system"),
 }
 """Who speaks, in lower case."""
-CONTROL_TOKEN = re.compile(r"<\|[^\s<>|]{1,40}\|>|</?s>|<unk>")
-"""Tokens of their own that tokenizers of the Phi family have: the check has no model whose tokenizer it could ask."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import Fault, MessageError
 from ..messages import Audio, Image, Message, Text, check_conversation
 from .cache import InUse, cached_table, data_folder, forget_earlier, open_table
+from .control_tokens import CONTROL_WORD
 from .formats import Media, Sample, answers_of, empty_error, id_of, open_with_media, parse
 from .image_index import Source, source_name
 from .parquet import HUB
@@ -28,7 +29,7 @@ from .records import DataFile, Record, RecordError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = "5"
+FORMAT = "6"
 """Part of every identity: change it when records are read or counted differently."""
 BATCH, BATCH_BYTES = 4096, 16 * 2**20
 """Rows written at once, and what they may hold: a row may have images in it."""
@@ -301,13 +302,14 @@ def _schema() -> pa.Schema:
             "digest": pa.int64(),  # of images and text
             "format": pa.string(),
             "inline": pa.list_(pa.string()),  # SHA-256 of images and recordings in the record itself
+            "control_words": names,
         }
     )
 
 
 _RECORD, _EMBEDDED = 2, 3
 """Where a row holds the text of its record, and the images in it."""
-_NO_FAULT, _NO_COUNTS = (None, None, None), (0, 0, 0, (), (), 0, 0, -1, 0, None, ())
+_NO_FAULT, _NO_COUNTS = (None, None, None), (0, 0, 0, (), (), 0, 0, -1, 0, None, (), ())
 _NAMES_ONLY = Media()
 
 
@@ -349,6 +351,7 @@ def _counts(sample_id: str, messages: Sequence[Message], form: str) -> tuple[Any
         int.from_bytes(content.digest(), signed=True),
         form,
         [hashlib.sha256(source).hexdigest() for source in (*images, *audio) if isinstance(source, bytes)],
+        sorted({word for text in texts for word in CONTROL_WORD.findall(text)}),
     )
 
 

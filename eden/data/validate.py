@@ -35,7 +35,7 @@ class Report:
         faulty: records with at least one fault.
         faults: the first of them, in file order.
         faults_by_kind: all of them, counted.
-        counts, formats, kinds, histograms, repeated: of `describe`.
+        counts, formats, kinds, histograms, repeated, control_words: of `describe`.
         decisions: questions with a closed set of answers, and how often each was given.
         twins: of `eden.data.twins.Twins.to_dict`; None if nobody asked.
     """
@@ -50,6 +50,7 @@ class Report:
     kinds: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, list[dict[str, int]]] = field(default_factory=dict)
     repeated: list[dict[str, str]] = field(default_factory=list)
+    control_words: dict[str, int] = field(default_factory=dict)
     decisions: list[dict[str, Any]] = field(default_factory=list)
     twins: dict[str, Any] | None = None
 
@@ -158,9 +159,11 @@ def describe(store: RecordStore) -> dict[str, Any]:
 
     Returns:
         `counts`, `formats` (samples by the names their parts were known by), `kinds` (samples by kind), `histograms`
-        of `turns` and of `characters` a sample, and `repeated`: samples with the images and the text of an earlier one,
-        each with the place of both.
+        of `turns` and of `characters` a sample, `repeated`: samples with the images and the text of an earlier one,
+        each with the place of both, and `control_words`: samples by words that are control tokens to some models.
     """
+    import pyarrow.compute as compute
+
     good = np.flatnonzero(~store.faulty())
     column = {
         name: store.numbers(name)[good]
@@ -190,6 +193,10 @@ def describe(store: RecordStore) -> dict[str, Any]:
             {"where": store.where(int(good[index])), "same_as": store.where(int(good[first[inverse[index]]]))}
             for index in repeats[:SHOWN_REPEATS]
         ],
+        "control_words": {
+            pair["values"]: pair["counts"]
+            for pair in compute.list_flatten(store.table["control_words"]).value_counts().to_pylist()
+        },
     }
 
 

@@ -11,7 +11,7 @@ from ..checkpoint import Checkpoint
 from ..core.console import AS_IT_IS
 from ..data.decisions import Decisions
 from ..data.store import Samples
-from ..errors import EdenError
+from ..errors import first_line
 from ..inference.assistant import Assistant
 from ..inference.calibration import calibrate
 
@@ -33,8 +33,8 @@ def calibrate_run(
         with console.status("calibrating decisions"):
             calibration, drawn = calibrate(Assistant(checkpoint), decided, decisions.sets)
         calibration.write(folder)
-    except EdenError as error:
-        drawn, lines = {}, [f"warning: decisions are not calibrated ({error}); the artifact is whole"]
+    except Exception as error:  # as memory that runs out: nothing here may end a run whose artifact is whole
+        drawn, lines = {}, [f"warning: decisions are not calibrated ({first_line(error)}); the artifact is whole"]
     else:
         lines = calibration.lines(answers for _, answers in decided)
     for line in lines:

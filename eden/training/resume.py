@@ -145,6 +145,8 @@ def _find_start(recipe: Recipe, arguments: TrainingArguments, resume: bool, cons
         shutil.rmtree(path)
     if start.finished:
         console.print(f"the run in {folder} is finished: nothing is left to train", **AS_IT_IS)
+        if not (folder / REPORT).exists():
+            console.print(f"it has no report: `eden report {folder}` makes it", **AS_IT_IS)
     elif start.checkpoint is not None:
         console.print(f"resuming from {start.checkpoint}", **AS_IT_IS)
     return start
