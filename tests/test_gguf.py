@@ -366,7 +366,7 @@ def other_control_token(model: MultimodalPhiForConditionalGeneration, processor:
             "cannot see as it does: the tower's norms have an epsilon of 1e-06, the projector's 1e-05. Use",
         ),
         (other_activation, "the projector's activation is relu. Use --to hf."),
-        (other_tokenizer, "its tokenizer is not of Phi-3's kind. Export a Phi-3 or Phi-3.5, or use --to hf."),
+        (other_tokenizer, "its tokenizer is not of Phi-3's kind. Export a Phi-3, Phi-3.5 or SmolLM2, or use --to hf."),
         (other_control_token, "its tokenizer is not of Phi-3's kind."),
     ],
 )
