@@ -4,7 +4,7 @@
 
 The request names `model` and, for pictures, `mmproj`, the files, and `n_ctx`, and asks for what it needs of:
 `texts`, each with whether control tokens are parsed -> `ids`; `rows` of ids -> `logits` of each position;
-`images`, paths -> `embeddings` [N,D]; `questions`, each an image and words -> `answers`, as Eden's own process has them.
+`images`, paths -> `embeddings` [N,D]; `questions`, each an image and words -> `answers`, as `eden export --check` has.
 """
 
 import ctypes

@@ -135,7 +135,7 @@ def compare(model: str, files: tuple[Path, Path], pictures: Sequence[Path], ques
         ours = [_ask(assistant, copy, question) for copy in copies]
     tokenizer = assistant.processor.tokenizer
     answers = [
-        _told_apart(tokenizer, str(picture), our["ids"], their["ids"])
+        tell_apart(tokenizer, str(picture), our["ids"], their["ids"])
         for picture, our, their in zip(pictures, ours[1:], theirs[1:], strict=True)
     ]
     rates = {
@@ -152,7 +152,8 @@ def _note(assistant: Assistant, pictures: Sequence[Path]) -> str | None:
     oblong = sum(width != height for width, height in map(image_size, pictures))
     if aspect == "pad" or not oblong:
         return None
-    return f"{oblong} of {len(pictures)} not square: llama.cpp pads these, and the model was trained to {aspect or 'crop'}"
+    trained = f"the model was trained to {aspect or 'crop'}"
+    return f"{oblong} of {len(pictures)} pictures not square: llama.cpp pads these, and {trained}"
 
 
 def _ask(assistant: Assistant, picture: Path, question: str) -> dict[str, Any]:
@@ -184,8 +185,8 @@ def _ask_llama_cpp(files: tuple[Path, Path], pictures: Sequence[Path], question:
         return answers
 
 
-def _told_apart(tokenizer: Any, picture: str, ours: Sequence[int], theirs: Sequence[int]) -> Answers:
-    """Two answers by their ids."""
+def tell_apart(tokenizer: Any, picture: str, ours: Sequence[int], theirs: Sequence[int]) -> Answers:
+    """Compares two answers by their ids, which `tokenizer` makes text of."""
     said = tokenizer.decode(ours), tokenizer.decode(theirs)
     for place, (our, their) in enumerate(zip_longest(ours, theirs), 1):
         if our != their:
