@@ -58,14 +58,14 @@ class Parity:
     Attributes:
         question: asked about each picture.
         answers: one for each.
-        bytes: of each file, by its name.
+        sizes: of the files, in bytes, by name.
         tokens_a_second: of each side, by its name: of answers, with the time that reading the picture took.
         note: on pictures that the two see differently; None if there are none.
     """
 
     question: str
     answers: Sequence[Answers]
-    bytes: dict[str, int]
+    sizes: dict[str, int]
     tokens_a_second: dict[str, float]
     note: str | None
 
@@ -88,7 +88,7 @@ class Parity:
                 said.append(f"  {answers.picture}: {token}")
         if self.note is not None:
             said.append(f"  {self.note}")
-        sizes = [f"{name} {written_size(size)}" for name, size in self.bytes.items()]
+        sizes = [f"{name} {written_size(size)}" for name, size in self.sizes.items()]
         rates = [f"{side} {rate:.1f}" for side, rate in self.tokens_a_second.items()]
         return [*said, f"size          {', '.join(sizes)}", f"tokens/s      {', '.join(rates)}"]
 
@@ -125,13 +125,13 @@ def compare(model: str, files: tuple[Path, Path], pictures: Sequence[Path], ques
     Raises:
         RunError: llama.cpp failed.
     """
-    assistant = Assistant(checkpoints.load(model))
     with tempfile.TemporaryDirectory() as temporary:
         # The first one is not counted: it warms up. llama.cpp knows fewer formats, and nothing of EXIF.
         copies = [Path(temporary) / f"{place}.png" for place in range(len(pictures) + 1)]
         for copy, picture in zip(copies, [PIL.Image.new("RGB", (64, 64)), *pictures], strict=True):
             open_image(picture).save(copy)
         theirs = _ask_llama_cpp(files, copies, question)
+        assistant = Assistant(checkpoints.load(model))
         ours = [_ask(assistant, copy, question) for copy in copies]
     tokenizer = assistant.processor.tokenizer
     answers = [
