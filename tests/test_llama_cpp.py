@@ -168,3 +168,26 @@ def test_llama_cpp_sees_and_says_the_same(llama: Callable[..., dict[str, Any]], 
     told = [answer["text"] for answer in reply["answers"]]
     same = sum(map(str.__eq__, told, answers))
     assert same >= 0.95 * len(asked), list(zip(told, answers, strict=True))
+
+
+@pytest.mark.fresh
+@pytest.mark.timeout(1800)
+def test_the_check_of_an_export(python: Path, tmp_path: Path) -> None:
+    images = [image for _, image, _ in evaluation_set(12, seed=5, split="test")]
+    folder, wide = tmp_path / "pictures", tmp_path / "wide.webp"
+    folder.mkdir()
+    pngs(images, folder)
+    make_image("red", (96, 32)).save(wide)
+    command = ["export", "eden-tiny", tmp_path / "out", "--to", "gguf", "--check", folder, "--check", wide, "--json"]
+    done = subprocess.run([python, "-m", "eden", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    found = told["check"]
+    assert found["sizes"] == {name: (tmp_path / "out" / name).stat().st_size for name in told["files"]}
+    assert found["question"] == "Describe the picture." and len(found["answers"]) == 13
+    assert found["answers"][-1]["picture"] == str(wide)
+    assert found["note"] == "1 of 13 pictures not square: llama.cpp pads these, and the model was trained to crop"
+    for answers in found["answers"]:
+        assert (answers["differs_at"] is None) == (answers["eden"] == answers["llama_cpp"])
+    assert found["same"] == sum(answers["differs_at"] is None for answers in found["answers"]) >= 11
+    assert all(rate > 0 for rate in found["tokens_a_second"].values())
