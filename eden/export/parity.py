@@ -24,7 +24,7 @@ from ..errors import InputError, RunError
 from ..inference.assistant import Assistant
 from ..inference.sampling import Sampling
 from ..media.images import image_size, open_image
-from ..messages import Message
+from ..messages import MediaSource, Message
 
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 """What it was tested with."""
@@ -127,9 +127,10 @@ def compare(model: str, files: tuple[Path, Path], pictures: Sequence[Path], ques
     """
     with tempfile.TemporaryDirectory() as temporary:
         # The first one is not counted: it warms up. llama.cpp knows fewer formats, and nothing of EXIF.
-        copies = [Path(temporary) / f"{place}.png" for place in range(len(pictures) + 1)]
-        for copy, picture in zip(copies, [PIL.Image.new("RGB", (64, 64)), *pictures], strict=True):
-            open_image(picture).save(copy)
+        sources: list[MediaSource] = [PIL.Image.new("RGB", (64, 64)), *pictures]
+        copies = [Path(temporary) / f"{place}.png" for place in range(len(sources))]
+        for copy, source in zip(copies, sources, strict=True):
+            open_image(source).save(copy)
         theirs = _ask_llama_cpp(files, copies, question)
         assistant = Assistant(checkpoints.load(model))
         ours = [_ask(assistant, copy, question) for copy in copies]
