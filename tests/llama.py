@@ -25,6 +25,7 @@ F32 = 0
 def main(request: Path, reply: Path) -> None:
     asked = json.loads(request.read_text())
     options = {"n_ctx": asked["n_ctx"], "logits_all": "rows" in asked, "type_k": F32, "type_v": F32}
+    options |= {"n_threads": 1, "n_threads_batch": 1}
     llama = open_model(asked["model"], asked.get("mmproj"), **options)
     texts = [(text.encode(), parse) for text, parse in asked.get("texts", [])]
     said = {

@@ -18,7 +18,8 @@ from typing import Any
 def main(request: Path, reply: Path) -> None:
     """Reads the one file and writes the other."""
     asked = json.loads(request.read_text(encoding="utf-8"))
-    llama = open_model(asked["model"], asked["mmproj"], n_threads=asked["n_threads"])
+    threads = {name: asked["n_threads"] for name in ("n_threads", "n_threads_batch")}
+    llama = open_model(asked["model"], asked["mmproj"], **threads)
     said = [answer(llama, Path(image), words, asked["max_new_tokens"]) for image, words in asked["questions"]]
     reply.write_text(json.dumps(said), encoding="utf-8")
 
