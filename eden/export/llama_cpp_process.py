@@ -18,7 +18,7 @@ from typing import Any
 def main(request: Path, reply: Path) -> None:
     """Reads the one file and writes the other."""
     asked = json.loads(request.read_text(encoding="utf-8"))
-    threads = {name: asked["n_threads"] for name in ("n_threads", "n_threads_batch")}
+    threads = dict.fromkeys(("n_threads", "n_threads_batch"), asked["n_threads"])
     llama = open_model(asked["model"], asked["mmproj"], **threads)
     said = [answer(llama, Path(image), words, asked["max_new_tokens"]) for image, words in asked["questions"]]
     reply.write_text(json.dumps(said), encoding="utf-8")
