@@ -18,6 +18,7 @@ from pathlib import Path
 import PIL.Image
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel
 
 import eden
 from bench.table import Bar, Row, show
@@ -179,27 +180,11 @@ def beside_plain(folder: Path, digits: Path) -> list[Row]:
 
 def plain(folder: Path) -> float:
     """Tokens a second of a loop as one writes it: the same parts, 4 bits, LoRA and samples."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import (
-        AutoImageProcessor,
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        BitsAndBytesConfig,
-        CLIPVisionModelWithProjection,
-    )
+    from transformers import AutoImageProcessor, AutoTokenizer
 
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    place = folder / "smollm2"
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    model = AutoModelForCausalLM.from_pretrained(place, quantization_config=config, dtype=torch.bfloat16)
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = get_peft_model(model, LoraConfig(r=64, lora_alpha=64, lora_dropout=0.1, target_modules=targets))
-    clip = CLIPVisionModelWithProjection.from_pretrained(folder / "tower", dtype=torch.bfloat16).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "smollm2")
     pictures = AutoImageProcessor.from_pretrained(folder / "tower")
-    width, wide = clip.config.hidden_size, model.config.hidden_size
-    projector = torch.nn.Sequential(
-        torch.nn.LayerNorm(width), torch.nn.Linear(width, wide), torch.nn.GELU(), torch.nn.Linear(wide, wide)
-    ).to(torch.bfloat16)
+    model, clip, projector = plain_parts(folder)
     trained = [weight for part in (model, projector) for weight in part.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-4)
     records = json.loads((folder / "digits" / "train.json").read_text(encoding="utf-8"))
@@ -209,31 +194,43 @@ def plain(folder: Path) -> float:
             tokens, started = 0, time.perf_counter()
         batch = [records[(step * PLAIN_BATCH + row) % len(records)] for row in range(PLAIN_BATCH)]
         images = [PIL.Image.open(folder / "digits" / record["image"]).convert("RGB") for record in batch]
+        answers = [record["conversations"][1]["value"] for record in batch]
+        turns = [
+            [{"role": "user", "content": "What digit is this?"}, {"role": "assistant", "content": answer}]
+            for answer in answers
+        ]
+        encoded = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), return_tensors="pt", padding=True)
         with torch.no_grad():
             pixels = pictures(images, return_tensors="pt")["pixel_values"].to(torch.bfloat16)
-            states = clip.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-        seen = projector(states)  # [B,N,D]
-        texts = [
-            tokenizer.apply_chat_template(
-                [
-                    {"role": "user", "content": "What digit is this?"},
-                    {"role": "assistant", "content": r["conversations"][1]["value"]},
-                ],
-                tokenize=False,
-            )
-            for r in batch
-        ]
-        encoded = tokenizer(texts, return_tensors="pt", padding=True)
-        words = model.get_input_embeddings()(encoded["input_ids"])
-        embeddings = torch.cat([seen, words], dim=1)
-        mask = torch.cat([torch.ones(seen.shape[:2], dtype=torch.long), encoded["attention_mask"]], dim=1)
-        answers = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, -100)
-        labels = torch.cat([torch.full(seen.shape[:2], -100), answers], dim=1)
-        model(inputs_embeds=embeddings, attention_mask=mask, labels=labels).loss.backward()
+            states = clip.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]  # [B,N,Dv]
+        seen, words = projector(states), model.get_input_embeddings()(encoded["input_ids"])  # [B,N,D], [B,T,D]
+        of_pictures, of_words = torch.ones(seen.shape[:2], dtype=torch.long), encoded["attention_mask"]
+        labels = encoded["input_ids"].masked_fill(of_words == 0, -100)
+        mask = torch.cat([of_pictures, of_words], dim=1)
+        model(
+            inputs_embeds=torch.cat([seen, words], dim=1),
+            attention_mask=mask,
+            labels=torch.cat([-100 * of_pictures, labels], dim=1),
+        ).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         tokens += int(mask.sum())
     return tokens / (time.perf_counter() - started)
+
+
+def plain_parts(folder: Path) -> tuple[torch.nn.Module, PreTrainedModel, torch.nn.Module]:
+    """The language model in 4 bits with its adapters, the tower, and a projector of Eden's form."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, CLIPVisionModelWithProjection
+
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(folder / "smollm2", quantization_config=config, dtype=torch.bfloat16)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(model, LoraConfig(r=64, lora_alpha=64, lora_dropout=0.1, target_modules=targets))
+    clip = CLIPVisionModelWithProjection.from_pretrained(folder / "tower", dtype=torch.bfloat16).eval()
+    width, wide = clip.config.hidden_size, model.config.hidden_size
+    layers = (torch.nn.LayerNorm(width), torch.nn.Linear(width, wide), torch.nn.GELU(), torch.nn.Linear(wide, wide))
+    return model, clip, torch.nn.Sequential(*layers).to(torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ class Person:
             color_scheme="dark" if dark else "light",
             http_credentials={"username": "me", "password": password} if password else None,
             permissions=["clipboard-read", "clipboard-write", "camera", "microphone"],
+            ignore_https_errors=True,  # no authority vouches for a test's own certificate
         )
         self.page: Page = context.new_page()
         self.requests: list[str] = []

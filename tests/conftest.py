@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,15 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     end(descendants())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What is skipped for one reason is one line of the summary: without a browser that is every test with a page."""
+    report = yield
+    if isinstance(report.longrepr, tuple):
+        report.longrepr = (str(Path(__file__).parent), None, report.longrepr[2])  # pytest joins those of one place
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -109,8 +109,21 @@ def serving(settings: Settings | None = None, *, page: bool = False, model: str 
             assert not thread.is_alive()
 
 
+def self_signed(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate for a name, and its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-keyout", key, "-out", certificate, "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return certificate, key
+
+
 @contextmanager
-def nginx(folder: Path, *servers: Running, path: str = "/", passed_on: bool = False) -> Iterator[str]:
+def nginx(
+    folder: Path, *servers: Running, path: str = "/", passed_on: bool = False, tls: bool = False
+) -> Iterator[str]:
     """nginx with the file of docs/serving.md before servers; its address. Without nginx the test is skipped.
 
     Args:
@@ -118,6 +131,7 @@ def nginx(folder: Path, *servers: Running, path: str = "/", passed_on: bool = Fa
         servers: what it is a proxy of.
         path: that it knows them by.
         passed_on: it leaves that path on, rather than take it off.
+        tls: it speaks HTTPS.
     """
     program = shutil.which("nginx") or pytest.skip("no nginx: apt-get install nginx")
     documented = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
@@ -126,7 +140,11 @@ def nginx(folder: Path, *servers: Running, path: str = "/", passed_on: bool = Fa
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     upstream = " ".join(f"server {urlsplit(server.url).netloc};" for server in servers)
-    text = re.sub(r"server 10\.[^}]*;", upstream, http[1]).replace("listen 80;", f"listen 127.0.0.1:{port};")
+    listen = f"listen 127.0.0.1:{port};"
+    if tls:
+        certificate, key = self_signed(folder, "127.0.0.1")
+        listen = f"listen 127.0.0.1:{port} ssl; ssl_certificate {certificate}; ssl_certificate_key {key};"
+    text = re.sub(r"server 10\.[^}]*;", upstream, http[1]).replace("listen 80;", listen)
     text = text.replace("location / {", f"location {path} {{")
     text = text.replace("http://eden;", "http://eden;" if passed_on else "http://eden/;")
     temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in TEMPORARY)
@@ -137,7 +155,7 @@ def nginx(folder: Path, *servers: Running, path: str = "/", passed_on: bool = Fa
     with subprocess.Popen([program, "-p", folder, "-c", config, "-e", "stderr"]) as process:
         try:
             until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
-            yield f"http://127.0.0.1:{port}{path.rstrip('/')}"
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{port}{path.rstrip('/')}"
         finally:
             process.terminate()
 

@@ -911,6 +911,16 @@ def test_eden_serve_prints_what_one_needs_first() -> None:
         assert word in greeting
 
 
+@pytest.mark.parametrize("path", ["/eden", "eden/"])
+def test_eden_serve_below_a_path(path: str) -> None:
+    with cli.Python("-m", "eden", "serve", "--port", "0", "--no-page", "--json", "--root-path", path) as process:
+        assert process.stdout is not None
+        address = json.loads(process.stdout.readline())["address"]
+        client = OpenAI(base_url=f"{address}/eden/v1", api_key="none", max_retries=0)
+        assert complete(client, image_part(), "How many objects are there?").choices[0].message.content == "Four."
+        assert httpx.get(f"{address}/openapi.json").json()["servers"] == [{"url": "/eden"}]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -386,8 +386,8 @@ def test_who_hangs_up_frees_the_place() -> None:
         until(lambda: any(each.unwanted(0) for each in server.service.engine._decisions.waiting))
         gate.open()
         answer.result()
-        assert server.service.engine.stats().finished == {"stop": 1, "cancelled": 1}
-        assert 'eden_answer_seconds_count{outcome="cancelled"} 1.0' in httpx.get(f"{server.url}/metrics").text
+        until(lambda: server.service.engine.stats().finished == {"stop": 1, "cancelled": 1})
+        until(lambda: 'eden_answer_seconds_count{outcome="cancelled"} 1.0' in httpx.get(f"{server.url}/metrics").text)
 
 
 def test_where_memory_runs_out_one_decision_is_refused() -> None:

@@ -3,10 +3,12 @@
 import io
 import re
 import subprocess
+from itertools import islice
 from pathlib import Path
 from typing import get_args
 
 import cli
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -15,9 +17,11 @@ from bench.__main__ import BENCHES, PAGE
 from bench.features import photographs
 from bench.gpu import COLUMNS, PARTS, TINY, alone, eden_checkpoint, recipe_of
 from bench.machine import CpuKind
+from bench.sight import SIDE, SPECK, pictures_of_specks
 from bench.table import BEGIN, END, HEADINGS, Bar, Row, between_marks, number, show, to_markdown
 from eden.checkpoint import count_parameters
 from eden.plan.shapes import shapes_of
+from eden.tiny.world import COLOURS
 
 KINDS: tuple[CpuKind, ...] = get_args(CpuKind)
 FIGURE = r"([\d.,]+)(?: (.+))?"
@@ -130,6 +134,15 @@ def test_the_command_runs_a_bench_and_leaves_the_page_alone() -> None:
     printed = cli.Python("-m", "bench", "packing", cwd=cli.ROOT).finished().stdout
     assert printed.startswith("machine: ") and "reached" in printed and "missed" not in printed
     assert PAGE.read_bytes() == before
+
+
+def test_the_bench_of_sight_draws_one_shape_of_four_pixels() -> None:
+    for image, question, answer in islice(pictures_of_specks("test"), 20):
+        pixels = np.asarray(image).astype(int)
+        differs = np.abs(pixels - pixels[0, 0]).max(axis=-1) > 40
+        extents = [int(np.ptp(places)) + 1 for places in np.nonzero(differs)]
+        assert image.size == (SIDE, SIDE) and all(abs(extent - SPECK) <= 1 for extent in extents)
+        assert answer.rstrip(".").lower() in COLOURS and "colo" in question.lower()
 
 
 @pytest.mark.soak

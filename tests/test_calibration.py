@@ -75,6 +75,21 @@ def test_measures_are_those_of_scikit_learn_and_of_the_definitions() -> None:
         assert low < high and (name == "ece" or low <= value <= high)
 
 
+def test_probabilities_that_are_right_have_the_ece_of_chance() -> None:
+    rng = np.random.default_rng(1)
+    names = ["yes", "no"]
+    logs = rng.normal(size=(300, 2)) * 2
+    decisions = [Decision.of(AnswerSet.of(names), row.tolist()) for row in logs]
+    drawn = [
+        Calibrated(decisions, [rng.choice(names, p=list(of.probabilities.values())) for of in decisions])
+        for _ in range(60)
+    ]
+    mean = np.mean([of.measures()["ece"][0] for of in drawn])
+    assert drawn[0].ece_by_chance() == pytest.approx(mean, rel=0.1)
+    few = Calibrated(decisions[:30], drawn[0].truth[:30])
+    assert few.ece_by_chance() > 2 * drawn[0].ece_by_chance(), "few questions have a large one by chance"
+
+
 def test_the_threshold_answers_as_many_as_may_be() -> None:
     probabilities = np.array([0.99, 0.9, 0.8, 0.8, 0.7, 0.6])
     right = np.array([True, True, True, False, True, False])

@@ -139,14 +139,30 @@ report, _ = check("data.json")
 changes = ["data.path=data.json", "data.images=null", "data.split_by=sample", "data.eval_fraction=0.25"]
 changes += ["training.output_dir=run", "training.max_steps=1", "training.eval_strategy=no", "training.save_strategy=no"]
 train(load_recipe("digits", changes))
-answer = eden.load("run").ask("What is it?", images=["red.png"], max_new_tokens=4)
-print(json.dumps([len(names), report.ok, len(answer) > 0]))
+assistant = eden.load("run")
+answer = assistant.ask("What is it?", images=["red.png"], max_new_tokens=4)
+import threading
+import httpx
+from eden.serve.server import Server, build_app, open_socket
+from eden.serve.service import Service
+with open_socket("127.0.0.1", 0) as bound:
+    started = threading.Event()
+    service = Service(assistant)
+    server = Server(build_app(service, page=False), on_started=started.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    started.wait(60)
+    body = {"model": service.name, "messages": [{"role": "user", "content": "What is it?"}], "max_tokens": 4}
+    served = httpx.post(f"http://127.0.0.1:{bound.getsockname()[1]}/v1/chat/completions", json=body, timeout=60)
+    server.should_exit = True
+    thread.join(60)
+print(json.dumps([len(names), report.ok, len(answer) > 0, served.status_code]))
 """
-"""What Windows and macOS have not is hidden from Eden, which imports all its modules, checks, trains and asks."""
+"""What Windows and macOS have not is hidden from Eden, which imports all its modules, checks, trains, asks, serves."""
 
 
 def test_it_runs_without_what_other_systems_have_not(tmp_path: Path) -> None:
     result = cli.Python("-c", PORTABLE, cwd=tmp_path).finished()
     assert result.returncode == 0, result.stderr
-    modules, checked, answered = json.loads(result.stdout)
-    assert modules > 100 and checked and answered
+    modules, checked, answered, status = json.loads(result.stdout)
+    assert modules > 100 and checked and answered and status == 200

@@ -16,7 +16,7 @@ import cli
 import httpx
 import pytest
 from hostile import CASES, EXPECTED, Body, animation
-from servers import QUESTION, SCENE, Running, asking, image_part, serving, until
+from servers import QUESTION, SCENE, Running, asking, image_part, self_signed, serving, until
 
 from eden.messages import Message, Text
 from eden.serve import fetch as fetching
@@ -350,12 +350,7 @@ def tls_host(
         answer: called with each connection once its request was read.
         name: that the certificate is for.
     """
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-keyout", key, "-out", certificate, "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    certificate, key = self_signed(folder, name)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     listener = socket.create_server(("127.0.0.1", 0))

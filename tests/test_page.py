@@ -84,8 +84,9 @@ def ask_anew(person: Person) -> None:
     person.sees("Four.")
 
 
-def test_what_is_cleared_at_an_answers_end_stays_cleared(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the answer's last word on the screen and Gradio's own, which says all of it once more."""
+@pytest.fixture
+def last_word(person: Person, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """An answer's last word is on the screen; Gradio's own, which says all of it once more, comes when this is set."""
     released, ask = threading.Event(), Conversation.ask
 
     def held(self: Conversation, *arguments: Any) -> Iterator[Turn]:
@@ -95,13 +96,26 @@ def test_what_is_cleared_at_an_answers_end_stays_cleared(person: Person, monkeyp
     monkeypatch.setattr(Conversation, "ask", held)
     person.ask("How many objects are there?", EXAMPLES / "scene.png")
     person.sees("Four.")
+    return released
+
+
+def test_what_is_cleared_at_an_answers_end_stays_cleared(person: Person, last_word: threading.Event) -> None:
     with person.page.expect_response(re.compile("/run/predict")):
         person.page.get_by_label("Clear").first.click()
-    released.set()
+    last_word.set()
     person.waits()
     person.attach(EXAMPLES / "scene.png")
     expect(person.answers).to_have_count(0)
     expect(person.attached).to_have_count(1)
+
+
+def test_what_is_attached_at_an_answers_end_stays_attached(person: Person, last_word: threading.Event) -> None:
+    person.attach(EXAMPLES / "scene.png")
+    last_word.set()
+    person.waits()
+    expect(person.attached).to_have_count(1)
+    person.ask("What shape is the red object?")
+    person.sees("Square.")
 
 
 def test_who_closes_the_page_frees_the_slot(browser: Browser, server: Running) -> None:
@@ -129,10 +143,11 @@ def test_retry_and_clear(person: Person) -> None:
     expect(person.answers).to_have_count(0)
 
 
-def test_the_page_below_a_path(browser: Browser, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tls", [False, True])
+def test_the_page_below_a_path(browser: Browser, tmp_path: Path, tls: bool) -> None:
     with (
         serving(Settings(root_path="/eden"), page=True) as server,
-        nginx(tmp_path, server, path="/eden/") as url,
+        nginx(tmp_path, server, path="/eden/", tls=tls) as url,
     ):
         person = Person(browser, f"{url}/")
         person.ask("How many objects are there?", EXAMPLES / "scene.png")

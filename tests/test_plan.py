@@ -229,9 +229,10 @@ def test_a_budget_nothing_fits_is_one_line_with_what_would_help() -> None:
         parse_size("much")
 
 
-def test_the_command_on_real_shapes_says_what_suffices_and_how_long_it_takes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["phi3.5-mini", "phi4-mini-patches"])
+def test_the_command_on_real_shapes_says_what_suffices_and_how_long_it_takes(recipe: str, tmp_path: Path) -> None:
     """One layer is measured; what autograd keeps of it is what the formula says."""
-    result = cli.eden("plan", "phi3.5-mini", "--steps", "1", "--json", cwd=tmp_path)
+    result = cli.eden("plan", recipe, "--steps", "1", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     planned = json.loads(result.stdout)
     assert [verdict["budget"] // GIB for verdict in planned["budgets"]] == [6, 8, 12, 24]

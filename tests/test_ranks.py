@@ -116,6 +116,15 @@ def accelerate(folder: Path, *options: str, starts: int) -> Iterator[list[dict[s
         assert launcher.finished("").returncode == 0
 
 
+def places(main: dict[str, str] | None = None) -> list[dict[str, str]]:
+    """The environments of two processes, as torchrun would set them; `main` is the first's alone."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    place = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    first, second = ({"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1"))
+    return [place | first | (main or {}), place | second]
+
+
 def start_two(
     *arguments: str, main: dict[str, str] | None = None, told: list[dict[str, str]] | None = None
 ) -> list[cli.Python]:
@@ -126,11 +135,7 @@ def start_two(
         main: is the first's alone.
         told: the environments of both, if a launcher has told them.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    place = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    first, second = told or [place | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-    return [cli.Python(*arguments, env=environment) for environment in (first | (main or {}), second)]
+    return [cli.Python(*arguments, env=environment) for environment in told or places(main)]
 
 
 @contextmanager
@@ -267,6 +272,18 @@ def test_a_bad_sample_ends_all_processes_with_its_line(exact: list[str], data: P
     (line,), (other,) = (errors_of(result.stderr) for result in results)
     assert "record 4 (id bad)" in line and "gone.png" in line and line.removeprefix("error ") in other
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_compute_in_two_formats_are_refused(exact: list[str], tmp_path: Path) -> None:
+    """As machines of two kinds would: here the main one is told to emulate what the other has no units for."""
+    arguments = ["-m", "eden", *exact, f"training.output_dir={tmp_path / 'run'}"]
+    forced = ["model.dtype=bfloat16", "model.force_format=true", "training.bf16=true"]
+    first, second = places()
+    with cli.Python(*arguments, *forced, env=first) as main, cli.Python(*arguments, env=second) as other:
+        results = [process.finished() for process in (main, other)]
+    assert all(result.returncode != 0 for result in results)
+    assert "this machine computes in float32, and that of the main process in bfloat16" in results[1].stderr
+    assert all(len(errors_of(result.stderr)) == 1 for result in results) and not (tmp_path / "run").exists()
 
 
 def test_a_bad_recipe_ends_all_processes_with_one_line(exact: list[str], tmp_path: Path) -> None:

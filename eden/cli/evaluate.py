@@ -244,6 +244,8 @@ def _print_decisions(decisions: Mapping[str, Any]) -> None:
             f"  {name:<22} "
             + "   ".join(f"{c['value']:.4f} [{c['interval'][0]:.4f}, {c['interval'][1]:.4f}]" for c in cells)
         )
+    chance = decisions[sides[-1]]["ece"]["by_chance"]
+    print(f"  of so many questions ece is about {chance:.4f} by chance, where every probability is right")
     for row in decisions["risk_coverage"]:
         print(f"  answers {row['coverage']:.1%} with {row['error']:.1%} wrong (at most {row['max_error']:.1%})")
     if decisions["n"] < FEW_SAMPLES:

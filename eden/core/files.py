@@ -1,4 +1,4 @@
-"""Writing that never leaves half a file: write beside, then rename."""
+"""Atomic writing, which never leaves half a file or folder: write beside, then rename."""
 
 from __future__ import annotations
 

@@ -86,7 +86,8 @@ def numeric_format(
         return NumericFormat("float16", f"{of} has no bf16 units; training scales the loss")
     small = parameters is not None and parameters < (SMALL_TO_TRAIN if training else SMALL_TO_ANSWER)
     if machine.device == "cpu" and machine.bf16_units and small:
-        return NumericFormat("float32", "a small model on a CPU is fast and exact in it")
+        gain = "is better calibrated" if training else "is fast and exact"
+        return NumericFormat("float32", f"a small model on a CPU {gain} in it")
     if machine.device == "cpu" and machine.bf16_units:
         return NumericFormat("bfloat16", "this CPU has bf16 units")
     if machine.device == "cpu":

@@ -25,6 +25,8 @@ from .task import Question, Task
 
 MEASURES = {name: Measure((name,)) for name in ("accuracy", "nll", "brier")}
 ECE = "ece"
+DRAWS = 1000
+"""Of answers, to see how large an ECE chance alone makes."""
 LEAST = 1e-12
 """A probability that is rounded to 0 counts as this."""
 LARGEST_TABLE = 20
@@ -84,6 +86,13 @@ class Calibrated:
         answered = self.probabilities >= threshold
         return float(answered.mean()), float((~self.right[answered]).mean()) if answered.any() else 0.0
 
+    def ece_by_chance(self) -> float:
+        """The mean ECE of as many answers whose probabilities are exactly right, each drawn by its own; seeded."""
+        top = self.probabilities
+        gaps = top - (np.random.default_rng(0).random((DRAWS, len(top))) < top)
+        in_bin = np.eye(BINS)[np.minimum(BINS - 1, (top * BINS).astype(int))]
+        return float(np.abs(gaps @ in_bin).sum(-1).mean() / len(top))
+
     def reliability(self) -> list[dict[str, float]]:
         """`inference.calibration.reliability` of them."""
         return reliability(self.probabilities, self.right)
@@ -135,6 +144,7 @@ class DecisionResult:
                     measure: {"value": round(value, 4), "interval": [round(end, 4) for end in ends]}
                     for measure, (value, ends) in of.measures().items()
                 }
+                found[name][ECE]["by_chance"] = round(of.ece_by_chance(), 4)
         final = self.after if self.is_calibrated else self.before
         found["fitted"] = {
             key: asdict(self.calibration.fitted[key]) for key in by_key(self.answers) if key in self.calibration.fitted
