@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from conftest import make_tokenizer, text_config
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -31,12 +31,20 @@ SMOLLM3 = ("<|begin_of_text|>", "<|end_of_text|>", "<think>", "</think>", "<|im_
 QWEN3 = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<think>", "</think>")
 
 
-def byte_tokenizer(control: tuple[str, ...], eos: str, pad: str, swallowing: bool = False) -> PreTrainedTokenizerFast:
-    """Bytes as tokens, as GPT-2 spells them; control tokens behind them."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+WORDS = ("What colour is the circle that is left of the red star? It is white, and there are 12 other ones.\n\nYes.",)
+
+
+def byte_tokenizer(
+    control: tuple[str, ...], eos: str, pad: str, swallowing: bool = False, words: tuple[str, ...] = ()
+) -> PreTrainedTokenizerFast:
+    """Bytes as tokens, as GPT-2 spells them, and parts of words, but no two digits; control tokens behind them."""
+    backend = Tokenizer(models.BPE())
+    digits, letters = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, letters])
     backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(words, trainer)
     backend.add_tokens(
         [
             AddedToken(token, special="think" not in token, normalized=False, rstrip=swallowing and token != eos)
@@ -54,7 +62,9 @@ def twin(family: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerFast]:
         tokenizer = byte_tokenizer(PHI4, "<|endoftext|>", "<|endoftext|>", swallowing=True)
         return Phi3Config(**SIZES | IDS, vocab_size=320, rope_parameters=PARTIAL), tokenizer
     if family == "smollm2":
-        return LlamaConfig(**SIZES | IDS, vocab_size=261), byte_tokenizer(SMOLLM2, "<|im_end|>", "<|im_end|>")
+        tokenizer = byte_tokenizer(SMOLLM2, "<|im_end|>", "<|im_end|>", words=WORDS)
+        ids = IDS | dict.fromkeys(("eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
+        return LlamaConfig(**SIZES | ids, vocab_size=len(tokenizer), rope_parameters=WIDE), tokenizer
     if family == "smollm3":
         tokenizer = byte_tokenizer(SMOLLM3, "<|im_end|>", "<|im_end|>")
         return SmolLM3Config(**SIZES | IDS, vocab_size=262, no_rope_layer_interval=2), tokenizer
@@ -63,6 +73,7 @@ def twin(family: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerFast]:
 
 
 IDS = {"bos_token_id": None, "eos_token_id": 256, "pad_token_id": 256}
+WIDE = {"rope_type": "default", "rope_theta": 100000.0}
 PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
 
 

@@ -29,7 +29,7 @@ ROOMS = """
 7  evaluate    <- core media checkpoint tiny data inference
 8  plan        <- model core recipe checkpoint data training
 8  serve       <- core media data inference
-8  export      <- model core checkpoint
+8  export      <- model core media checkpoint data inference
 9  cli         <- core recipe media checkpoint tiny data inference training evaluate plan serve export
 9  tiny_build  <- model core media checkpoint tiny data inference evaluate
 """

@@ -202,6 +202,7 @@ def test_a_schema_that_cannot_be_read(tmp_path: Path) -> None:
     assert cli.eden("ask", "hello", "--json-schema", schema).stdout in ("true\n", "false\n")
 
 
+GGUF = ["export", "eden-tiny", "x", "--to", "gguf"]
 BAD = {
     "no such image": (["ask", "--image", "gone.png", "hi"], "gone.png: no such image file"),
     "no such recording": (["ask", "--audio", "gone.wav"], "gone.wav: no such recording"),
@@ -225,6 +226,14 @@ BAD = {
     "nothing to compare with": (["evaluate", "eden-tiny", "world", "--limit", "1", "--against", "x"], "no result here"),
     "no such export": (["export", "eden-tiny", "x", "--to", "tape"], "cannot export to 'tape'"),
     "outtype without gguf": (["export", "eden-tiny", "x", "--outtype", "q8_0"], "--outtype is for --to gguf only"),
+    "check without gguf": (["export", "eden-tiny", "x", "--check", "."], "--check is for --to gguf only"),
+    "a question without check": (["export", "eden-tiny", "x", "--question", "hi"], "--question without --check"),
+    "nothing to check": ([*GGUF, "--check", "."], ".: no picture in the folder. Give one"),
+    "no such picture": ([*GGUF, "--check", "gone.png"], "gone.png: no such image file"),
+    "check without llama.cpp": (
+        [*GGUF, "--check", EXAMPLES / "shapes"],
+        "--check needs llama.cpp. pip install llama-cpp-python==",
+    ),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -16,6 +16,7 @@ from .options import Json, err, print_json
 
 if TYPE_CHECKING:
     from ..export.hub import Push
+    from ..export.parity import Parity
 
 
 def export(
@@ -32,22 +33,59 @@ def export(
     outtype: Annotated[
         str | None, typer.Option("--outtype", help="Of gguf's numbers: f16 (the default), bf16 or q8_0.")
     ] = None,
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--check",
+            help="Of gguf: ask Eden and llama.cpp about a picture, or those in a folder, and compare their answers; "
+            "may be given several times. Needs llama-cpp-python.",
+        ),
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="What --check asks; a description unless given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace all that is in the folder.")] = False,
     as_json: Json = False,
 ) -> None:
     """Turn an artifact into what other tools load, or into a page on the web."""
     if outtype is not None and to != "gguf":
         raise InputError("--outtype is for --to gguf only", hint="Leave it out.")
+    if check and to != "gguf":
+        raise InputError("--check is for --to gguf only", hint="Leave it out.")
+    if question is not None and not check:
+        raise InputError("--question without --check", hint="Add --check PICTURES.")
     exists = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if exists and not (force and out.is_dir()):
         hint = "Choose another, or add --force, which replaces all that is in it."
         raise InputError("the folder is not empty" if out.is_dir() else "not a folder", where=str(out), hint=hint)
+    pictures = _pictures(check) if check else []
     with replaced_folder(out) if exists else nullcontext(out) as folder:
         written = [out / path.name if path != folder else out for path in _write(model, folder, to, outtype)]
+    result: dict[str, Any] = {"folder": str(out)}
+    if to == "gguf":
+        result["files"] = [path.name for path in written]
+    lines = [str(path) for path in written]
+    if pictures:
+        parity = _compare(model, written, pictures, question)
+        result["check"] = parity.to_dict()
+        lines += parity.lines()
     if as_json:
-        print_json({"folder": str(out)} | ({"files": [path.name for path in written]} if to == "gguf" else {}))
+        print_json(result)
     else:
-        print(*written, sep="\n")
+        print(*lines, sep="\n")
+
+
+def _pictures(check: list[Path]) -> list[Path]:
+    """Before the work of an export."""
+    from ..export.parity import pictures_to_check
+
+    return pictures_to_check(check)
+
+
+def _compare(model: str, written: list[Path], pictures: list[Path], question: str | None) -> Parity:
+    from ..export.parity import QUESTION, compare
+
+    language_model, vision = written
+    with err.status(f"asking Eden and llama.cpp about {len(pictures):,} pictures"):
+        return compare(model, (language_model, vision), pictures, question or QUESTION)
 
 
 def _write(model: str, out: Path, to: str, outtype: str | None) -> list[Path]:

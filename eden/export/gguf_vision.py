@@ -18,31 +18,42 @@ import torch
 
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
+from ..model import MultimodalPhiConfig, ProjectionBlock
+from ..model.towers import tower_of
 from .gguf_tensors import number_format, write_tensors
 
 PROJECTOR = {"norm": "v.post_ln", "linear_1": "mm.0", "linear_2": "mm.2"}
 
 
-def check_vision(checkpoint: Checkpoint) -> None:
-    """Looks whether llama.cpp's LLaVA computes what this model's vision does.
+def check_vision(config: MultimodalPhiConfig, name: str) -> None:
+    """Looks whether llama.cpp's LLaVA computes what a model's vision does.
+
+    Args:
+        config: the model's.
+        name: of the model, for the error.
 
     Raises:
         CheckpointError: it does not.
     """
-    config, projector = checkpoint.config, checkpoint.core.model.projector
-    vision, fault = config.vision_config, None
-    if vision.layer_norm_eps != projector.norm.eps:
-        fault = (
-            f"the tower's norms have an epsilon of {vision.layer_norm_eps:g}, the projector's {projector.norm.eps:g}"
-        )
+    vision, epsilon, fault = config.vision_config, ProjectionBlock(1, 1).norm.eps, None
+    if config.vision_feature == "pooled":
+        what = "llama.cpp cannot see with one pooled embedding an image"
+        raise CheckpointError(what, where=name, hint="Train with model.vision_feature=patches, or use --to hf.")
+    if (tower := tower_of(vision)).title != "CLIP":
+        raise CheckpointError(f"no GGUF file is written of a {tower.title} tower", where=name, hint="Use --to hf.")
+    if config.tiles:
+        hint = "Train with model.tiles=0, or use --to hf."
+        raise CheckpointError("llama.cpp cannot see a picture in Eden's tiles", where=name, hint=hint)
+    if vision.layer_norm_eps != epsilon:
+        fault = f"the tower's norms have an epsilon of {vision.layer_norm_eps:g}, the projector's {epsilon:g}"
     elif vision.hidden_act not in ("quick_gelu", "gelu"):
         fault = f"the tower's activation is {vision.hidden_act}"
     elif config.projector_hidden_act not in ("gelu", "gelu_pytorch_tanh"):
         fault = f"the projector's activation is {config.projector_hidden_act}"
-    elif _layers_used(checkpoint) == 0:
+    elif _layers_used(config) == 0:
         fault = "the features are those before the first layer"
     if fault is not None:
-        raise CheckpointError(f"llama.cpp cannot see as it does: {fault}", where=checkpoint.name, hint="Use --to hf.")
+        raise CheckpointError(f"llama.cpp cannot see as it does: {fault}", where=name, hint="Use --to hf.")
 
 
 def write_vision(checkpoint: Checkpoint, name: str, path: Path) -> None:
@@ -56,7 +67,7 @@ def write_vision(checkpoint: Checkpoint, name: str, path: Path) -> None:
     import gguf
 
     vision, image_processor = checkpoint.config.vision_config, checkpoint.processor.image_processor
-    layers = _layers_used(checkpoint)
+    layers = _layers_used(checkpoint.config)
     writer = gguf.GGUFWriter(None, "clip")
     writer.add_type(gguf.GGUFType.MMPROJ)
     writer.add_name(name)
@@ -79,9 +90,8 @@ def write_vision(checkpoint: Checkpoint, name: str, path: Path) -> None:
     write_tensors(writer, path, dict(_tensors(checkpoint, layers)))
 
 
-def _layers_used(checkpoint: Checkpoint) -> int:
+def _layers_used(config: MultimodalPhiConfig) -> int:
     """Layers of the tower up to the one whose states are the features."""
-    config = checkpoint.config
     return range(config.vision_config.num_hidden_layers + 1)[config.vision_feature_layer]
 
 
