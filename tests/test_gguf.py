@@ -449,7 +449,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, A
 def test_llama_cpp_sees_what_a_padded_model_sees(llama: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     padded = load("eden-tiny")
     section = ModelSection(vision=str(EDEN_TINY_FOLDER), image_aspect="pad")
-    padded.processor.image_processor = open_image_processor(section)
+    padded.processor.image_processor, padded.config.image_aspect = open_image_processor(section), "pad"
     language_model, vision = write_gguf(saved(padded.core, padded.processor, tmp_path / "padded"), tmp_path / "gguf")
     images = [image for _, image in islice(strips(5, "test"), 24)]
     files = [png(image) for image in images]

@@ -216,4 +216,24 @@ def test_they_travel_with_a_model(backbones: tuple[Path, Path], tmp_path: Path) 
             look(many)
 
 
+def test_a_configuration_and_a_processor_that_disagree_are_refused(
+    backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Of a whole model, and of an adapter and its base."""
+    recipe = recipe_of(backbones, "pad").override(
+        ["model.tiles=4", "model.vision_feature=patches", "quantization=null"]
+    )
+    base, adapter = str(save(merge(load_for_training(recipe)), tmp_path / "base")), str(tmp_path / "adapter")
+    save(load_for_training(recipe.override([f"model.base={base}", *NO_BACKBONES])), adapter)
+    for folder in (adapter, base):
+        path = Path(folder, "config.json")
+        for key, said, done in (("tiles", 2, "4"), ("image_aspect", "squash", "pad")):
+            saved = path.read_text()
+            path.write_text(json.dumps(json.loads(saved) | {key: said}))
+            with pytest.raises(CheckpointError, match=f"{key} is {said} in config.json, and {done} in the files of"):
+                load(folder)
+            path.write_text(saved)
+        assert load(folder).config.tiles == 4
+
+
 NO_BACKBONES = [f"model.{key}=null" for key in ("vision", "language", "vision_feature", "image_aspect", "tiles")]
