@@ -106,7 +106,7 @@ def embeddings_of(checkpoint: Checkpoint, images: list[PIL.Image.Image]) -> torc
 def test_llama_cpp_sees_what_a_padded_model_sees(llama: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     padded = load("eden-tiny")
     section = ModelSection(vision=str(EDEN_TINY_FOLDER), image_aspect="pad")
-    padded.processor.image_processor = open_image_processor(section)
+    padded.processor.image_processor, padded.config.image_aspect = open_image_processor(section), "pad"
     language_model, vision = write_gguf(saved(padded.core, padded.processor, tmp_path / "padded"), tmp_path / "gguf")
     images = [image for _, image in islice(strips(5, "test"), 24)]
     reply = llama(model=language_model, mmproj=vision, n_ctx=1024, images=pngs(images, tmp_path))

@@ -26,7 +26,7 @@ from eden.media.images import image_size, open_image
 from eden.messages import Message
 from eden.model.loss import IGNORE_INDEX
 from eden.model.processing import MultimodalPhiProcessor
-from eden.model.tiling import grid_of
+from eden.model.tiling import ROW_END, grid_of
 from eden.plan.shapes import config_of
 from eden.recipe import ModelSection
 
@@ -98,30 +98,33 @@ def test_ids_are_the_same_with_pictures_with_sizes_and_from_transformers() -> No
     by_size = processor.encode(asked(*[None] * len(SIZES), sizes=list(SIZES)))
     assert by_size == {"input_ids": ids, "labels": encoded["labels"]}
     text = processor.apply_chat_template(asked(*pictures), tokenize=False)
-    called = processor(text=[text], images=pictures, return_mm_token_type_ids=True, return_tensors="pt")
+    called = processor(text=[text], images=pictures, return_tensors="pt")
     assert called["input_ids"][0].tolist() == ids
     assert torch.equal(called["pixel_values"], encoded["pixel_values"])
-    assert set(called) == {"input_ids", "attention_mask", "pixel_values", "mm_token_type_ids"}
-    counts = processor._get_num_multimodal_tokens([[height, width] for width, height in SIZES])
-    assert int(called["mm_token_type_ids"].sum()) == sum(counts["num_image_tokens"])
+    assert set(called) == {"input_ids", "attention_mask", "pixel_values"}
     learnt = [token_id for token_id, label in zip(ids, encoded["labels"], strict=True) if label != IGNORE_INDEX]
     assert processor.tokenizer.decode(learnt).strip() == "a cat<|end|>"
 
 
 def test_vllm_finds_each_picture() -> None:
-    """As its transformers backend does: the ones of the types, split by the counts, are a run for each picture."""
+    """As its transformers backend does: it puts what stands for each picture in the place of its token.
+
+    Also where a user's own text between two pictures is that of a row end.
+    """
     processor, pictures = tiled(), [noise(size) for size in SIZES]
-    text = processor.apply_chat_template(asked(*pictures), tokenize=False)
-    called = processor(text=[text], images=pictures, return_mm_token_type_ids=True)
+    talk = asked(*pictures)
+    talk[0]["content"].insert(2, {"type": "text", "text": ROW_END})
+    text = processor.apply_chat_template(talk, tokenize=False)
+    called = processor(text=[text], images=pictures, return_text_replacement_offsets=True)
     counts = processor._get_num_multimodal_tokens([[height, width] for width, height in SIZES])
-    places = torch.where(torch.tensor(called["mm_token_type_ids"][0]) == 1)[0]
-    ids = torch.tensor(called["input_ids"][0])
     assert counts["num_image_patches"] == [1 + rows * columns for rows, columns in SIZES.values()]
     assert processor._get_num_multimodal_tokens([[128, 32]])["num_image_tokens"] == [processor.most_image_tokens]
-    runs = torch.split(places, counts["num_image_tokens"])
-    for run, patches in zip(runs, counts["num_image_patches"], strict=True):
-        assert run.tolist() == list(range(int(run[0]), int(run[-1]) + 1))
-        assert int((ids[run] == processor.image_token_id).sum()) == 4 * patches
+    encode, token = processor.tokenizer.encode, processor.image_token_id
+    written = [encode(each["replacement"], add_special_tokens=False) for each in called["text_replacement_offsets"][0]]
+    assert [len(ids) for ids in written] == counts["num_image_tokens"]
+    assert [ids.count(token) for ids in written] == [4 * patches for patches in counts["num_image_patches"]]
+    pieces, ids = iter(written), encode(text, add_special_tokens=False)
+    assert [new for old in ids for new in (next(pieces) if old == token else [old])] == called["input_ids"][0]
 
 
 def test_cached_equals_live_and_packed_equals_alone(data: Path, tmp_path: Path) -> None:
@@ -214,6 +217,26 @@ def test_they_travel_with_a_model(backbones: tuple[Path, Path], tmp_path: Path) 
             RecipeError, match=r"model.tiles is 1100: a picture takes up to 4,404 tokens, and .* reads 4,096"
         ):
             look(many)
+
+
+def test_a_configuration_and_a_processor_that_disagree_are_refused(
+    backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Of a whole model, and of an adapter and its base."""
+    recipe = recipe_of(backbones, "pad").override(
+        ["model.tiles=4", "model.vision_feature=patches", "quantization=null"]
+    )
+    base, adapter = str(save(merge(load_for_training(recipe)), tmp_path / "base")), str(tmp_path / "adapter")
+    save(load_for_training(recipe.override([f"model.base={base}", *NO_BACKBONES])), adapter)
+    for folder in (adapter, base):
+        path = Path(folder, "config.json")
+        for key, said, done in (("tiles", 2, "4"), ("image_aspect", "squash", "pad")):
+            saved = path.read_text()
+            path.write_text(json.dumps(json.loads(saved) | {key: said}))
+            with pytest.raises(CheckpointError, match=f"{key} is {said} in config.json, and {done} in the files of"):
+                load(folder)
+            path.write_text(saved)
+        assert load(folder).config.tiles == 4
 
 
 NO_BACKBONES = [f"model.{key}=null" for key in ("vision", "language", "vision_feature", "image_aspect", "tiles")]

@@ -63,6 +63,8 @@ def test_every_beam_sees_all_images_of_its_prompt(pair: Pair, more: dict[str, in
     features = model.model.encode_images(pixels)
     assert model.generate(**inputs, pixel_values=pixels, **settings)[:, width:].equal(expected)
     assert model.generate(**inputs, image_features=features, **settings)[:, width:].equal(expected)
+    seen = {"image": model.get_image_features(pixels)}
+    assert model.generate(**inputs, mm_encoder_outputs=seen, **settings)[:, width:].equal(expected)
     embeddings = {"inputs_embeds": model.get_input_embeddings()(inputs.pop("input_ids")), **inputs}
     assert model.generate(**embeddings, pixel_values=pixels, **settings).equal(expected)
 
@@ -77,6 +79,17 @@ def test_sampled_sequences_see_all_images_of_their_prompt(pair: Pair) -> None:
     model.generate(**inputs, max_new_tokens=1, do_sample=True, num_return_sequences=2, pad_token_id=0)
     hook.remove()
     assert seen[0].shape[0] == 2 and seen[0][0].equal(seen[0][1])
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_prompt_with_images_is_read_in_chunks(pair: Pair, size: int) -> None:
+    """Also in ones that end within an image, and for several beams."""
+    model, _ = pair
+    inputs = batch_of(pair, ("compare", "red", "blue"), ("hi",), ("which", "white"))
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    for more in ({}, {"num_beams": 3}):
+        expected = model.generate(**inputs, **settings, **more)
+        assert model.generate(**inputs, **settings, **more, prefill_chunk_size=size).equal(expected)
 
 
 def test_a_count_that_does_not_match_is_refused_before_beams_are_made(pair: Pair) -> None:

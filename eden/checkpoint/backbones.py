@@ -125,7 +125,7 @@ def assemble(
         text_config=language_model.config,
         vision_feature=section.vision_feature,
         vision_feature_layer=section.vision_feature_layer,
-        image_aspect=section.image_aspect or backbones.tower.image_aspect,
+        image_aspect=aspect_of(image_processor),
         tiles=section.tiles or 0,
         tie_word_embeddings=text_config.tie_word_embeddings,
         image_token_id=processor.image_token_id,
@@ -149,10 +149,9 @@ def open_image_processor(section: ModelSection, **options: Any) -> Any:
         options: of `AutoImageProcessor.from_pretrained`.
     """
     own = AutoImageProcessor.from_pretrained(section.vision, revision=section.vision_revision, **options)
-    crops = bool(getattr(own, "do_center_crop", False))
-    if section.image_aspect in (None, "crop" if crops else "squash"):
+    if section.image_aspect in (None, aspect_of(own)):
         return own
-    square = dict(own.crop_size if crops else own.size)
+    square = dict(own.crop_size if getattr(own, "do_center_crop", False) else own.size)
     whole = own.to_dict() | {"size": square, "do_center_crop": False}
     if section.image_aspect == "squash":
         return type(own).from_dict(whole)
@@ -165,6 +164,13 @@ def open_image_processor(section: ModelSection, **options: Any) -> Any:
         from transformers import LlavaImageProcessor
     # The tower's own behind LLaVA-1.5's bars. They are int(255 * mean), as llama.cpp's are.
     return LlavaImageProcessor.from_dict(whole | {"do_pad": True})
+
+
+def aspect_of(image_processor: Any) -> str:
+    """What an image processor does with a picture that is not square, as `MultimodalPhiConfig.image_aspect` says it."""
+    if getattr(image_processor, "do_pad", False):
+        return "pad"
+    return "crop" if getattr(image_processor, "do_center_crop", False) else "squash"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..model.families import families_of
 from ..recipe import LoraSection, ModelSection, Recipe
 from .adapters import is_lora, to_go_on
 from .artifact import Artifact
-from .backbones import LoadOptions, assemble, check_backbones, context_of, readable
+from .backbones import LoadOptions, aspect_of, assemble, check_backbones, context_of, readable
 from .calibration import Calibration
 from .four_bits import dequantize, is_dequantized
 
@@ -87,6 +87,7 @@ def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision:
     if not artifact.is_adapter:
         return _load_whole(artifact, name, options)
     base = _load_base(artifact, options)
+    _check_pictures(artifact, base.processor)
     from peft import PeftModel
 
     with readable(artifact.folder):
@@ -305,6 +306,8 @@ def count_parameters(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
 
 def _load_whole(artifact: Artifact, name: str, options: LoadOptions) -> Checkpoint:
     folder, config = artifact.folder, artifact.config
+    processor = load_processor(str(folder))
+    _check_pictures(artifact, processor)
     with readable(folder):
         model = MultimodalPhiForConditionalGeneration.from_pretrained(
             folder,
@@ -316,13 +319,21 @@ def _load_whole(artifact: Artifact, name: str, options: LoadOptions) -> Checkpoi
         dequantize(model)
     # `attn_implementation` is the language model's; the tower's features are the same beside every one.
     model.model.vision_tower.set_attn_implementation("sdpa")
-    processor = load_processor(str(folder))
     if options.quantization is None:
         model = model.to(options.torch_device)
     is_here = name == EDEN_TINY or Path(name).is_dir()  # else a snapshot of the hub, whose folder is its commit
     base = str(Path(name).resolve()) if Path(name).is_dir() else name
     calibration = Calibration.read(folder)
     return Checkpoint(model.eval(), processor, name, base, None if is_here else folder.name, calibration)
+
+
+def _check_pictures(artifact: Artifact, processor: MultimodalPhiProcessor) -> None:
+    """Sees that a model's configuration says of pictures what its processor, or that of its base, does with them."""
+    config = artifact.config
+    for key, done in (("image_aspect", aspect_of(processor.image_processor)), ("tiles", processor.tiles)):
+        if (said := getattr(config, key)) != done:
+            what = f"{key} is {said} in config.json, and {done} in the files of the processor"
+            raise CheckpointError(what, where=str(artifact.folder), hint="Restore the files that it was saved with.")
 
 
 def _load_base(artifact: Artifact, options: LoadOptions) -> Checkpoint:

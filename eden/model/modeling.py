@@ -134,26 +134,35 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        image_features: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
-        """Exactly one of pixels [I,3,H,W] or image features [I,N,Dv]; `.pooler_output` is the embeddings [I,N,D].
-
-        Of pixels, the rest is the tower's (`run_tower`); features come back as `last_hidden_state`.
-        """
-        if (pixel_values is None) == (image_features is None):
-            raise ValueError("pass pixel_values or image_features, exactly one of the two")
-        if pixel_values is None:
-            outputs = BaseModelOutputWithPooling(last_hidden_state=image_features, pooler_output=image_features)
-        else:
-            config = self.config
-            outputs = run_tower(
-                self.vision_tower, pixel_values, config.vision_feature, config.vision_feature_layer, **kwargs
-            )
+        """Pixels [I,3,H,W]; `.pooler_output` is the image embeddings [I,N,D], the rest is the tower's (`run_tower`)."""
+        config = self.config
+        outputs = run_tower(
+            self.vision_tower, pixel_values, config.vision_feature, config.vision_feature_layer, **kwargs
+        )
         outputs.pooler_output = self.projector(outputs.pooler_output)
         return outputs
+
+    def image_embeddings(
+        self,
+        pixel_values: torch.Tensor | None,
+        image_features: torch.Tensor | None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
+    ) -> torch.Tensor | None:
+        """Image embeddings [I,N,D] of pixels, of features or of what `get_image_features` gave; None of none.
+
+        Raises:
+            ValueError: more than one is given.
+        """
+        made = (mm_encoder_outputs or {}).get("image")
+        if sum(given is not None for given in (pixel_values, image_features, made)) > 1:
+            raise ValueError("pass one of pixel_values, image_features and mm_encoder_outputs, not several")
+        if pixel_values is not None:
+            made = self.get_image_features(pixel_values, return_dict=True)
+        if image_features is not None:
+            return self.projector(image_features)
+        return None if made is None else made.pooler_output
 
     def image_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: Any, num_images: int, width: int
@@ -208,6 +217,7 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,  # [B,T,D]
         pixel_values: torch.FloatTensor | None = None,  # [I,3,H,W]
         image_features: torch.FloatTensor | None = None,  # [I,N,Dv]
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,  # "image": of `get_image_features`
         sample_lengths: Sequence[int] | None = None,  # of samples packed into one row, B = 1; they see only themselves
         **kwargs: Unpack[TransformersKwargs],
     ) -> MultimodalPhiModelOutput:
@@ -215,10 +225,9 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
             raise ValueError("pass input_ids or inputs_embeds, exactly one of the two")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # [B,T,D]
-        image_embeds = None
-        if pixel_values is not None or image_features is not None:
-            images = self.get_image_features(pixel_values, image_features, return_dict=True)
-            image_embeds = images.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)  # [I,N,D]
+        image_embeds: Any = self.image_embeddings(pixel_values, image_features, mm_encoder_outputs)
+        if image_embeds is not None:
+            image_embeds = image_embeds.to(inputs_embeds.device, inputs_embeds.dtype)  # [I,N,D]
             mask = self.image_mask(input_ids, inputs_embeds, *image_embeds.shape[:2])  # [B,T]
             inputs_embeds = inputs_embeds.masked_scatter(mask.unsqueeze(-1), image_embeds)  # in reading order
         if sample_lengths is not None:
@@ -280,6 +289,7 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
         inputs_embeds: torch.Tensor | None = None,  # [B,T,D]
         pixel_values: torch.FloatTensor | None = None,  # [I,3,H,W]
         image_features: torch.FloatTensor | None = None,  # [I,N,Dv]
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,  # by this, generate() sees images once
         labels: torch.LongTensor | None = None,  # [B,T], -100 where no loss is taken
         shift_labels: torch.LongTensor | None = None,  # [B,T], the labels of the positions behind, in place of `labels`
         logits_to_keep: int | torch.Tensor = 0,  # the last n positions; 0 keeps all
@@ -289,13 +299,11 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
         targets: torch.Tensor | None = shift_labels
         if targets is None and labels is not None:
             targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        # What the loss alone takes; everything else is the language model's.
-        supervised = kwargs.pop("num_items_in_batch", None)
+        supervised = kwargs.pop("num_items_in_batch", None)  # the loss's alone; what is left is the language model's
         if targets is not None:
             kwargs.setdefault("use_cache", False)  # a loss needs none, and with one, packed samples see each other
             supervised = (targets != IGNORE_INDEX).sum() if supervised is None else torch.as_tensor(supervised)
-            # A batch may have none, if its images turned out damaged: that is a loss of 0, not 0/0.
-            supervised = supervised.clamp(min=1)
+            supervised = supervised.clamp(min=1)  # a batch may have none, its images damaged: a loss of 0, not 0/0
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -304,6 +312,7 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             image_features=image_features,
+            mm_encoder_outputs=mm_encoder_outputs,
             return_dict=True,
             **kwargs,
         )
@@ -356,6 +365,9 @@ class MultimodalPhiForConditionalGeneration(MultimodalPhiPreTrainedModel, Genera
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
         """A prompt that is repeated takes its images along as a group, [a b] -> [a b a b], not each for itself."""
         images, width = {}, self.config.num_image_tokens
+        seen = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        if expand_size > 1 and seen is not None:  # transformers repeats them so, but does not say that some lack
+            self.model.image_mask(input_ids, kwargs.get("inputs_embeds"), len(seen.pooler_output), width)
         for name in ("pixel_values", "image_features"):
             if expand_size > 1 and kwargs.get(name) is not None:
                 values = kwargs.pop(name)

@@ -78,23 +78,11 @@ class MultimodalPhiProcessor(ProcessorMixin):
         """What `__call__` leaves out of what it returns."""
         return ["image_grids"]
 
-    def create_mm_token_type_ids(self, input_ids: list[Any]) -> list[list[int]]:
-        """1 for the tokens of pictures, their row ends among them, and 0 for others: to vLLM a picture is one run."""
-        types: list[list[int]] = super().create_mm_token_type_ids(input_ids)
-        if self.tiles:
-            row_end, width = self._row_end, len(self._row_end)
-            for row, kinds in zip(input_ids, types, strict=True):
-                ids = [int(token_id) for token_id in row]
-                for start in range(len(ids) - width + 1):
-                    if ids[start : start + width] == row_end:
-                        kinds[start : start + width] = [1] * width
-        return types
-
     @property
     def _row_end(self) -> list[int]:
-        """The ids of a row end between two images, theirs included."""
+        """The ids of a row end, as they are between two images."""
         ids: list[int] = self.tokenizer.encode(f"{IMAGE_TOKEN}{ROW_END}{IMAGE_TOKEN}", add_special_tokens=False)
-        return ids
+        return ids[1:-1]
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         return grid_of(height, width, self.tiles, side_of(self.image_processor)) if self.tiles else (0, 0)
@@ -102,7 +90,7 @@ class MultimodalPhiProcessor(ProcessorMixin):
     def _image_ids(self, rows: int, columns: int) -> list[int]:
         """The ids of `replace_image_token`."""
         view = [self.image_token_id] * self.num_image_tokens
-        return view + (self._row_end[1:-1] + view * columns) * rows
+        return view + (self._row_end + view * columns) * rows
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:
         """How many tokens images of these sizes (height, width in pixels) take; vLLM asks before it encodes."""

@@ -18,7 +18,6 @@ class Tower:
         first_norm: the module between embeddings and layers, if there is one.
         pooled: the output that is one embedding an image.
         pooled_size: the configuration's name of its width.
-        image_aspect: what its own image processor does with a picture that is not square.
     """
 
     title: str
@@ -28,17 +27,14 @@ class Tower:
     first_norm: str | None
     pooled: str
     pooled_size: str
-    image_aspect: str
 
 
 TOWERS = {
     "clip_vision_model": Tower(
-        "CLIP", "clip", CLIPVisionModelWithProjection, 1, "pre_layrnorm", "image_embeds", "projection_dim", "crop"
+        "CLIP", "clip", CLIPVisionModelWithProjection, 1, "pre_layrnorm", "image_embeds", "projection_dim"
     ),
     # Also SigLIP2 of a fixed resolution, which is published under the same name.
-    "siglip_vision_model": Tower(
-        "SigLIP", "siglip", SiglipVisionModel, 0, None, "pooler_output", "hidden_size", "squash"
-    ),
+    "siglip_vision_model": Tower("SigLIP", "siglip", SiglipVisionModel, 0, None, "pooler_output", "hidden_size"),
 }
 """By `model_type`."""
 

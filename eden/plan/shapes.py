@@ -16,7 +16,6 @@ from ..checkpoint.backbones import check_language, check_tiles, open_image_proce
 from ..core.location import EDEN_TINY
 from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
-from ..model.towers import tower_of
 from ..recipe import ModelSection, QuantizationSection, Recipe, load_recipe, shipped_recipes
 from .published import PUBLISHED, TOKENS
 
@@ -121,7 +120,6 @@ def config_of(section: ModelSection) -> MultimodalPhiConfig:
         text_config=text,
         vision_feature=section.vision_feature,
         vision_feature_layer=section.vision_feature_layer,
-        image_aspect=section.image_aspect or tower_of(vision).image_aspect,
         tiles=section.tiles or 0,
         tie_word_embeddings=text.tie_word_embeddings,
     )
