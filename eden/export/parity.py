@@ -153,7 +153,7 @@ def _note(assistant: Assistant, pictures: Sequence[Path]) -> str | None:
     oblong = sum(width != height for width, height in map(image_size, pictures))
     if aspect == "pad" or not oblong:
         return None
-    trained = f"the model was trained to {aspect or 'crop'}"
+    trained = f"the model was trained to {aspect}"
     return f"{oblong} of {len(pictures)} pictures not square: llama.cpp pads these, and {trained}"
 
 
