@@ -919,6 +919,8 @@ def test_eden_serve_below_a_path(path: str) -> None:
         client = OpenAI(base_url=f"{address}/eden/v1", api_key="none", max_retries=0)
         assert complete(client, image_part(), "How many objects are there?").choices[0].message.content == "Four."
         assert httpx.get(f"{address}/openapi.json").json()["servers"] == [{"url": "/eden"}]
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 0
 
 
 @pytest.mark.parametrize(

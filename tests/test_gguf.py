@@ -339,8 +339,8 @@ def test_a_llama_is_the_artifacts(llama: tuple[File, Checkpoint]) -> None:
     assert set(file.tensors) == set(expected)  # the head is tied, and left out
     for name, theirs in expected.items():
         weight = state[f"model.language_model.{theirs}"]
-        if name.endswith(("attn_q.weight", "attn_k.weight")):  # a head has 16 rows, which RoPE turns by twos
-            rows = [head + row for head in range(0, len(weight), 16) for pair in range(8) for row in (pair, pair + 8)]
+        if name.endswith(("attn_q.weight", "attn_k.weight")):  # a head has 32 rows, which RoPE turns by twos
+            rows = [head + row for head in range(0, len(weight), 32) for pair in range(16) for row in (pair, pair + 16)]
             weight = weight[rows]
         is_norm = "norm" in name
         assert file.formats[name] == ("F32" if is_norm else "F16")
@@ -352,11 +352,11 @@ def test_a_llama_is_the_artifacts(llama: tuple[File, Checkpoint]) -> None:
         "llama.embedding_length": 64,
         "llama.feed_forward_length": 128,
         "llama.block_count": 2,
-        "llama.attention.head_count": 4,
-        "llama.attention.head_count_kv": 2,
-        "llama.attention.key_length": 16,
-        "llama.attention.value_length": 16,
-        "llama.rope.dimension_count": 16,
+        "llama.attention.head_count": 2,
+        "llama.attention.head_count_kv": 1,
+        "llama.attention.key_length": 32,
+        "llama.attention.value_length": 32,
+        "llama.rope.dimension_count": 32,
         "llama.rope.freq_base": 100_000.0,
     }
     assert {name: file.metadata[name] for name in metadata} == metadata
