@@ -93,6 +93,10 @@ class TiledTest(VLMModelTest):  # type: ignore[misc]
     def test_mismatching_num_image_tokens(self) -> None:
         pass
 
+    @unittest.skip("It gives each row one image.")
+    def test_generate_compile_model_forward_fullgraph(self) -> None:
+        pass
+
 
 for name, kind in KINDS.items():
     of_kind = {"kind": kind, "vision_config_class": kind.vision, "text_config_class": kind.language}
