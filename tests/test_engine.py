@@ -341,13 +341,16 @@ def test_where_memory_runs_out_the_longest_gives_way_and_the_rest_go_on(checkpoi
     examples, sampling = mixed(checkpoint), Sampling(max_new_tokens=12)
     longest = max(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]))
     steps: list[bool] = []
+    all_submitted = threading.Event()
 
     def at_the_fifth(is_step: bool) -> bool:
+        assert all_submitted.wait(60)
         steps.append(is_step)
         return sum(steps) == 5 and is_step
 
     with Engine(checkpoint, prefill_tokens=10_000) as engine, memory_that_runs_out(checkpoint, at_the_fifth):
         generations = [engine.submit(Request.of(asked, sampling)) for asked in examples]
+        all_submitted.set()
         with pytest.raises(OverloadError, match="no memory for this answer"):
             generations[longest].wait()
         for index, generation in enumerate(generations):
