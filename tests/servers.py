@@ -163,7 +163,7 @@ def nginx(
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
-def until(true: Callable[[], Any], seconds: float = 30.0) -> None:
+def until(true: Callable[[], Any], seconds: float = 120.0) -> None:
     """Waits until something is so; that it takes too long is a failure."""
     deadline = time.monotonic() + seconds
     while not true():
