@@ -874,7 +874,9 @@ def test_eden_serve_greets_answers_and_finishes_what_runs() -> None:
         process.send_signal(signal.SIGTERM)
         for stream in streams:
             deltas = [choice for chunk in stream for choice in chunk.choices]
-            answers = ["".join(each.delta.content or "" for each in deltas if each.index == index) for index in range(8)]
+            answers = [
+                "".join(each.delta.content or "" for each in deltas if each.index == index) for index in range(8)
+            ]
             assert answers == 8 * [DESCRIPTION]
         stderr = process.communicate()[1]
     assert process.returncode == 0, stderr

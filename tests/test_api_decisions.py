@@ -361,17 +361,21 @@ def test_decisions_that_wait_are_made_together(server: Running) -> None:
 
 
 def test_a_full_queue_takes_no_decision() -> None:
-    with serving(Settings(max_running=1, max_waiting=1)) as server, beside(server) as (gate, answer, threads):
-        made = threads.submit(post, server)
-        until(lambda: waiting(server) == 1)
-        refused = post(server)
-        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-        assert refused.json()["error"]["code"] == "overloaded"
-        own = {**STAR, "instructions": [image(), {"type": "input_text", "text": "Is there a star?"}]}
-        gate.open()
-        assert answer.result().status_code == made.result().status_code == 200
-        # A picture of each question's own takes a place in the queue each; the first two are given back.
-        assert post(server, questions=3 * [own]).status_code == 503
+    with serving(Settings(max_running=1, max_waiting=1)) as server:
+        with beside(server) as (gate, answer, threads):
+            made = threads.submit(post, server)
+            until(lambda: waiting(server) == 1)
+            refused = post(server)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert refused.json()["error"]["code"] == "overloaded"
+            gate.open()
+            assert answer.result().status_code == made.result().status_code == 200
+        with beside(server) as (gate, answer, _):
+            # A picture of each question's own takes a place in the queue each; the first is given back.
+            own = {**STAR, "instructions": [image(), {"type": "input_text", "text": "Is there a star?"}]}
+            assert post(server, questions=3 * [own]).status_code == 503
+            gate.open()
+            assert answer.result().status_code == 200
         until(lambda: server.running == waiting(server) == 0)
         assert post(server).status_code == 200
 
