@@ -266,6 +266,7 @@ def test_what_is_wrong_is_said(sorter: Sorter, few: Path) -> None:
         asks(sorter, question, labels)
         sorter.page.get_by_role("button", name="Start").click()
         expect(sorter.card.locator(".note")).to_contain_text(what, timeout=30 * SECONDS)
+        sorter.lets_it_draw()
     asks(sorter, "Which?", "a, b")
     sorter.starts()
     (few / "labels.jsonl").write_text("{no\n")
@@ -296,6 +297,7 @@ def test_uploads(browser: Browser, without_folder: Running, tmp_path: Path, devi
     question.fill("")
     person.page.get_by_role("button", name="Start").click()
     expect(person.card).to_contain_text("No question. Write what is asked of each picture.")
+    person.lets_it_draw()  # until then Gradio hears no second click
     question.fill("What colour is the star?")
     person.page.get_by_role("textbox", name="Labels").fill("Red., Blue., Green.")
     with without_folder.held(1) as gate:
