@@ -72,8 +72,9 @@ def test_parts_add_up_and_four_bits_are_what_they_are(phi: Plan) -> None:
         ["quantization=null"],
         ["quantization.bnb_4bit_use_double_quant=true", "lora.r=8"],
         ["lora=null", "model.dtype=float32"],
+        ["model.vision_trainable_layers=2", "data.features=live"],
     ],
-    ids=["4 bits", "bf16", "double quant", "projector, fp32"],
+    ids=["4 bits", "bf16", "double quant", "projector, fp32", "vision layers"],
 )
 def test_the_loaded_model_holds_what_was_estimated(overrides: list[str]) -> None:
     planned = plan("digits", *DIGITS, *overrides, steps=0)

@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import set_seed
+from transformers import CLIPVisionModelWithProjection, set_seed
 
 from eden import CheckpointError, Message, RecipeError
 from eden.checkpoint import add_adapters, check_adapters, load, load_for_training, merge
@@ -88,6 +88,7 @@ def test_rank_stabilized_updates_are_scaled_by_the_root_of_the_rank() -> None:
         (["lora.init_lora_weights=gausian"], "adapters do not begin with lora.init_lora_weights=gausian"),
         (["lora.use_dora=1"], r"lora\.use_dora is 1"),
         (["lora=null", "model.projector_learning_rate=1e-3"], "without lora it is training.learning_rate"),
+        (["model.vision_trainable_layers=1"], "changes the features, and data.features=auto keeps them"),
         (["data.eval_generate=4", "training.eval_strategy=no"], "training.eval_strategy has none"),
         (["data.eval_generate=4", "training.fsdp=true"], "training.fsdp shares it out"),
         (["training.metric_for_best_model=exact_match"], "nothing is answered"),
@@ -125,6 +126,45 @@ def test_the_projector_has_a_rate_of_its_own(
     assert begin.keys() == end.keys()
     moved = {name: float((end[name] - begin[name]).abs().max()) for name in begin if "lora_A" not in name}
     assert all((distance < 1e-9) == (still in name) for name, distance in moved.items()), moved
+
+
+LAYERS = ["data.features=live", "model.vision_trainable_layers=1"]
+
+
+@pytest.mark.parametrize("feature", ["pooled", "patches"])
+def test_the_last_layer_of_the_tower_learns(
+    feature: str, data: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """That alone, of those that make the features; it is saved, merged and gone on with as all that trains."""
+    features = [f"model.vision_feature={feature}"]
+    result = train(recipe(data, backbones, tmp_path / "run", *LAYERS, *features), console=QUIET)
+    assert losses(result)[-1] < losses(result)[0] - 0.2
+    loaded, image = load(str(tmp_path / "run"), FP32), make_image("red")
+    expected = logits(loaded, image)
+    merged = merge(loaded)
+    assert torch.allclose(logits(merged, image), expected, atol=1e-4)
+    before = CLIPVisionModelWithProjection.from_pretrained(backbones[0]).state_dict()
+    after = merged.core.model.vision_tower.state_dict()
+    assert before.keys() == after.keys()
+    moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    last = {"pooled": 2, "patches": 1}[feature]
+    assert moved == {name for name in after if f"encoder.layers.{last}." in name}
+    none = [f"model.{name}=null" for name in ("vision", "language", "vision_feature")]
+    further = [*LAYERS, *none, f"model.base={tmp_path / 'run'}", "training.max_steps=2", "training.learning_rate=1e-12"]
+    train(recipe(data, backbones, tmp_path / "again", *further), console=QUIET)
+    begun, ended = adapter(tmp_path / "run"), adapter(tmp_path / "again")
+    assert begun.keys() == ended.keys() and any("vision_tower" in name for name in begun)
+    assert all(torch.allclose(begun[name], ended[name], atol=1e-9) for name in begun)
+    with pytest.raises(CheckpointError, match=r"1 layers of its tower, .* is 0.*Set model.vision_trainable_layers=1"):
+        train(recipe(data, backbones, tmp_path / "other", *further, "model.vision_trainable_layers=0"), console=QUIET)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_tower_has_only_so_many_layers(data: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    changes = [*LAYERS, "model.vision_feature=patches", "model.vision_trainable_layers=3"]
+    with pytest.raises(RecipeError, match=r"3, and 2 layers of .*clip make the features.*Write 2 or fewer"):
+        train(recipe(data, backbones, tmp_path / "run", *changes), console=QUIET)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")

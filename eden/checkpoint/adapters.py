@@ -23,11 +23,13 @@ def check_adapters(recipe: Recipe) -> None:
     """Sees that the recipe's adapters can be made, on its base, with the libraries that are here.
 
     Raises:
-        CheckpointError: the base is a LoRA adapter of another shape; or these libraries have no DoRA for such layers.
+        CheckpointError: the base is an adapter of another shape; or these libraries have no DoRA for such layers.
     """
-    if recipe.lora is not None and recipe.model.base is not None:
+    if recipe.model.base is not None:
         artifact = Artifact.open(recipe.model.base, revision=recipe.model.base_revision, files=["*.json"])
-        if is_lora(artifact):
+        if artifact.is_adapter:
+            _check_same_vision_layers(artifact, recipe.model.vision_trainable_layers)
+        if recipe.lora is not None and is_lora(artifact):
             _check_same(artifact, recipe.lora)
     if recipe.lora is not None and recipe.lora.use_dora:
         _try_dora(recipe.quantization)
@@ -70,6 +72,19 @@ def _check_same(artifact: Artifact, lora: LoraSection) -> None:
                 hint=f"Set lora.{name}={_plain(before)} to go on with it, or merge it first: "
                 f"eden export {artifact.folder} --to hf DIR, then model.base=DIR.",
             )
+
+
+def _check_same_vision_layers(artifact: Artifact, wanted: int) -> None:
+    """An adapter's layers of the tower are kept with it alone: the next one has to keep them too."""
+    there = sum("vision_tower" in name for name in _config(artifact)["modules_to_save"] or [])
+    if there not in (0, wanted):
+        key = "model.vision_trainable_layers"
+        raise CheckpointError(
+            f"the base is an adapter with {there} layers of its tower, and {key} is {wanted}",
+            where=str(artifact.folder),
+            hint=f"Set {key}={there} to go on with them, or merge it first: "
+            f"eden export {artifact.folder} --to hf DIR, then model.base=DIR.",
+        )
 
 
 def _plain(value: Any) -> str:

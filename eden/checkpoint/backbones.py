@@ -29,7 +29,7 @@ from ..core.private_api import attention_of, commit_of, inherit_quantization, is
 from ..errors import CheckpointError, RecipeError, first_line
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor, ProjectionBlock
 from ..model.families import FAMILIES, Family, families_of, family_of
-from ..model.towers import Tower, tower_of
+from ..model.towers import Tower, layers_of_features, tower_of
 from ..recipe import ModelSection, QuantizationSection
 from .four_bits import dequantize
 
@@ -202,6 +202,7 @@ def check_backbones(section: ModelSection) -> Backbones:
     if section.vision_feature == "patches" and not -layers - 1 <= layer <= layers:
         what = f"model.vision_feature_layer is {layer}, and {vision} has {layers} layers"
         raise RecipeError(what, hint=f"Write a number from {-layers - 1} to {layers}; -2 is usual.")
+    check_vision_layers(section, layers_of_features(layers, section.vision_feature, layer), vision)
     language, revision = str(section.language), section.language_revision
     text_config = _backbone_config(language, revision)
     check_language(text_config, language)
@@ -209,6 +210,22 @@ def check_backbones(section: ModelSection) -> Backbones:
     with readable(language):
         tokenizer = AutoTokenizer.from_pretrained(language, revision=revision)
     return Backbones(text_config, tokenizer, check_language(text_config, language, tokenizer), kind)
+
+
+def check_vision_layers(section: ModelSection, there: int, name: str) -> None:
+    """Sees that a tower has as many layers as are to train.
+
+    Args:
+        section: of the recipe.
+        there: layers of the tower that make the features.
+        name: of the model they are of.
+
+    Raises:
+        RecipeError: it has fewer.
+    """
+    if section.vision_trainable_layers > there:
+        what = f"model.vision_trainable_layers is {section.vision_trainable_layers}"
+        raise RecipeError(f"{what}, and {there} layers of {name} make the features", hint=f"Write {there} or fewer.")
 
 
 def check_tiles(section: ModelSection, vision: PreTrainedConfig, text: PreTrainedConfig) -> None:

@@ -21,7 +21,7 @@ from ..model.families import families_of
 from ..recipe import LoraSection, ModelSection, Recipe
 from .adapters import is_lora, to_go_on
 from .artifact import Artifact
-from .backbones import LoadOptions, aspect_of, assemble, check_backbones, context_of, readable
+from .backbones import LoadOptions, aspect_of, assemble, check_backbones, check_vision_layers, context_of, readable
 from .calibration import Calibration
 from .four_bits import dequantize, is_dequantized
 
@@ -162,6 +162,7 @@ def check_model(section: ModelSection) -> None:
         check_backbones(section)
         return
     artifact = Artifact.of_base(section, files=["*.json"])  # refuses another kind
+    check_vision_layers(section, artifact.config.num_feature_layers, section.base)
     if is_local(section.base):
         refuse_without_weights(artifact.folder)
     if artifact.base is not None:
@@ -193,7 +194,7 @@ def load_for_training(recipe: Recipe, weights: Mapping[str, torch.Tensor] | None
     if section.attn_implementation is None and private_api.attention_of(checkpoint.config.text_config) == "sdpa":
         checkpoint.core.model.language_model.set_attn_implementation(PACKED_SDPA)
     private_api.keep_unpacked(checkpoint.core)
-    adapted = add_adapters(checkpoint.core, lora)
+    adapted = add_adapters(checkpoint.core, lora, section.vision_trainable_layers)
     adapted.peft_config["default"].base_model_name_or_path = checkpoint.base
     adapted.peft_config["default"].revision = checkpoint.base_revision
     if weights is not None:
@@ -203,10 +204,18 @@ def load_for_training(recipe: Recipe, weights: Mapping[str, torch.Tensor] | None
     return Checkpoint(adapted, checkpoint.processor, checkpoint.name, checkpoint.base, checkpoint.base_revision)
 
 
-def add_adapters(model: MultimodalPhiForConditionalGeneration, lora: LoraSection | None) -> PeftModel:
+def add_adapters(
+    model: MultimodalPhiForConditionalGeneration, lora: LoraSection | None, vision_layers: int = 0
+) -> PeftModel:
     """Freezes everything, then adds what trains: LoRA on the language model if given, and always the projector.
 
-    What trains is kept in fp32 (an optimizer step in bf16 would round most updates away).
+    What trains is kept in fp32 (an optimizer step in bf16 would round most updates away), and the whole tower with its
+    last layers.
+
+    Args:
+        model: whose layers get them.
+        lora: the adapters' shape.
+        vision_layers: the tower's last that make the features, which train as well.
 
     Raises:
         CheckpointError: the language model has none of the target modules.
@@ -223,12 +232,22 @@ def add_adapters(model: MultimodalPhiForConditionalGeneration, lora: LoraSection
                 where="lora.target_modules",
                 hint=f"Write null, for {', '.join(usual_targets(model))}.",
             )
-    config = LoraConfig(modules_to_save=["projector"], task_type="CAUSAL_LM", **options)
+    trained = ["projector", *_last_vision_layers(model, vision_layers)]
+    config = LoraConfig(modules_to_save=trained, task_type="CAUSAL_LM", **options)
+    if vision_layers:
+        model.model.vision_tower.float()
     peft_model = get_peft_model(model, config)
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return peft_model
+
+
+def _last_vision_layers(model: MultimodalPhiForConditionalGeneration, number: int) -> list[str]:
+    """Names of the tower's last layers that make the features."""
+    inside = "vision_model." if hasattr(model.model.vision_tower, "vision_model") else ""
+    last = model.config.num_feature_layers
+    return [f"vision_tower.{inside}encoder.layers.{index}" for index in range(last - number, last)]
 
 
 def usual_targets(model: MultimodalPhiForConditionalGeneration) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def check_vision(config: MultimodalPhiConfig, name: str) -> None:
         fault = f"the tower's activation is {vision.hidden_act}"
     elif config.projector_hidden_act not in ("gelu", "gelu_pytorch_tanh"):
         fault = f"the projector's activation is {config.projector_hidden_act}"
-    elif _layers_used(config) == 0:
+    elif config.num_feature_layers == 0:
         fault = "the features are those before the first layer"
     if fault is not None:
         raise CheckpointError(f"llama.cpp cannot see as it does: {fault}", where=name, hint="Use --to hf.")
@@ -67,7 +67,7 @@ def write_vision(checkpoint: Checkpoint, name: str, path: Path) -> None:
     import gguf
 
     vision, image_processor = checkpoint.config.vision_config, checkpoint.processor.image_processor
-    layers = _layers_used(checkpoint.config)
+    layers = checkpoint.config.num_feature_layers
     writer = gguf.GGUFWriter(None, "clip")
     writer.add_type(gguf.GGUFType.MMPROJ)
     writer.add_name(name)
@@ -88,11 +88,6 @@ def write_vision(checkpoint: Checkpoint, name: str, path: Path) -> None:
     # Without it llama.cpp leaves out one more: https://github.com/ggml-org/llama.cpp/issues/25817
     writer.add_array("clip.vision.feature_layer", [layers])
     write_tensors(writer, path, dict(_tensors(checkpoint, layers)))
-
-
-def _layers_used(config: MultimodalPhiConfig) -> int:
-    """Layers of the tower up to the one whose states are the features."""
-    return range(config.vision_config.num_hidden_layers + 1)[config.vision_feature_layer]
 
 
 def _tensors(checkpoint: Checkpoint, layers: int) -> Iterator[tuple[str, tuple[torch.Tensor, str]]]:

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, CLIPVisionConfig, Phi3Config, PreTrainedConfig
 
 from .families import families_of
-from .towers import tower_of
+from .towers import layers_of_features, tower_of
 
 
 @strict
@@ -66,6 +66,11 @@ class MultimodalPhiConfig(PreTrainedConfig):
         """`Dv`, the width of one image feature."""
         vision = self.vision_config
         return int(getattr(vision, tower_of(vision).pooled_size if self.vision_feature == "pooled" else "hidden_size"))
+
+    @property
+    def num_feature_layers(self) -> int:
+        """Layers of the tower that make the features."""
+        return layers_of_features(self.vision_config.num_hidden_layers, self.vision_feature, self.vision_feature_layer)
 
     @property
     def num_image_tokens(self) -> int:

@@ -25,7 +25,7 @@ from .attention import PACKED_SDPA
 from .configuration import MultimodalPhiConfig
 from .loss import IGNORE_INDEX, answer_loss
 from .projection import ProjectionBlock
-from .towers import tower_of
+from .towers import layers_of_features, tower_of
 
 try:
     from transformers.modeling_utils import slice_logits_to_keep
@@ -75,7 +75,7 @@ def run_tower(
         states = vision.embeddings(pixel_values)
         if kind.first_norm is not None:
             states = getattr(vision, kind.first_norm)(states)
-        for encoder_layer in vision.encoder.layers[: range(len(vision.encoder.layers) + 1)[layer]]:
+        for encoder_layer in vision.encoder.layers[: layers_of_features(len(vision.encoder.layers), feature, layer)]:
             states = encoder_layer(states, None)
         features = states[:, kind.class_tokens :]
     return BaseModelOutputWithPooling(
@@ -114,9 +114,14 @@ class MultimodalPhiModel(MultimodalPhiPreTrainedModel):
         self.vision_tower.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "MultimodalPhiModel":
-        """As torch's. The tower stays frozen: `from_pretrained` makes its parameters anew, and ends with `eval()`."""
+        """As torch's. The tower stays frozen: `from_pretrained` makes its parameters anew, and ends with `eval()`.
+
+        But for what PEFT trains of it, as `modules_to_save`.
+        """
         super().train(mode)
-        self.vision_tower.requires_grad_(False)
+        for name, parameter in self.vision_tower.named_parameters():
+            if ".modules_to_save." not in name:
+                parameter.requires_grad_(False)
         return self
 
     def get_input_embeddings(self) -> nn.Module:

@@ -39,6 +39,17 @@ TOWERS = {
 """By `model_type`."""
 
 
+def layers_of_features(layers: int, feature: str, layer: int) -> int:
+    """How many of a tower's layers make the features; those behind them are not computed.
+
+    Args:
+        layers: that the tower has.
+        feature: `pooled` or `patches`.
+        layer: of the patches: an index into the hidden states, of which the first is the layers' input.
+    """
+    return layers if feature == "pooled" else range(layers + 1)[layer]
+
+
 def tower_of(config: PreTrainedConfig) -> Tower:
     """The kind of a tower, by its configuration or that of a whole checkpoint.
 

@@ -61,7 +61,7 @@ class Memory:
         return sum(size for part, size in self.parts.items() if part in WEIGHTS)
 
 
-WEIGHTS = ("vision tower", "language model", "head", "projector as it was", "LoRA", "projector")
+WEIGHTS = ("vision tower", "language model", "head", "projector as it was", "LoRA", "projector", "vision layers")
 
 
 def estimate(recipe: Recipe, shapes: Shapes, workload: Workload, arguments: TrainingArguments, *, gpu: bool) -> Memory:
@@ -91,10 +91,12 @@ def estimate(recipe: Recipe, shapes: Shapes, workload: Workload, arguments: Trai
     trained = {part: counts["trained"] for part, counts in shapes.counts.items()}
     parts = dict(shapes.frozen_bytes)
     parts["LoRA"], parts["projector"] = 4 * trained.get("lora", 0), 4 * trained["projector"]
+    parts["vision layers"] = 4 * trained["vision_tower"]
     parts["gradients"] = 4 * shapes.trained
     parts["optimizer"] = state_bytes(str(arguments.optim.value)) * shapes.trained
     parts["autocast copies"] = _copies(recipe, shapes, layers)
     parts["activations"] = kept + 4 * width * n  # and the last norm's
+    parts["activations"] += vision_activations(recipe, shapes, len(workload.longest) * (1 + shapes.config.tiles))
     parts["working space"] = max(again + passing + unpacked, logits)
     if gpu:
         parts["CUDA, assumed"] = CUDA_RESERVE
@@ -137,6 +139,21 @@ def layer_activations(recipe: Recipe, shapes: Shapes, lengths: Sequence[int], *,
         number = 2 if is_mixed(recipe) else 4
         adapters = sum((number + mask) * width_in + number * recipe.lora.r for width_in, _ in shapes.lora_widths)
     return int(n * (norms + attention + 3 * half * text.intermediate_size + adapters) + squares)
+
+
+def vision_activations(recipe: Recipe, shapes: Shapes, images: int) -> int:
+    """Bytes that autograd keeps of the tower's layers that train, as without activation checkpointing.
+
+    Args:
+        recipe: of the run.
+        shapes: of its model.
+        images: of the batch, their tiles counted.
+    """
+    vision: Any = shapes.config.vision_config
+    tokens = images * (1 + (vision.image_size // vision.patch_size) ** 2)
+    norms, weights = 8 * vision.hidden_size + 8, 6 * vision.hidden_size + 2 * vision.intermediate_size
+    of_token = norms + _half(recipe) * weights + 4 * vision.num_attention_heads
+    return recipe.model.vision_trainable_layers * tokens * of_token
 
 
 def checkpoints(recipe: Recipe) -> bool:

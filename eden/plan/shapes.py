@@ -80,7 +80,7 @@ def shapes_of(recipe: Recipe) -> Shapes:
     config = config_of(recipe.model)
     with torch.device("meta"):
         model = MultimodalPhiForConditionalGeneration(config).to(getattr(torch, recipe.model.dtype))
-        adapted = add_adapters(model, recipe.lora)
+        adapted = add_adapters(model, recipe.lora, recipe.model.vision_trainable_layers)
     checkpoint = Checkpoint(adapted, None, "", None)  # type: ignore[arg-type]  # it is counted, not fed
     layer = model.model.language_model.layers[0]
     linear = [module for _, module in layer.named_modules() if type(module) is torch.nn.Linear]

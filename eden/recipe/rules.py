@@ -154,6 +154,9 @@ def _nothing_in_vain(recipe: Sections) -> Faults:
     if recipe.data.augment is not None and recipe.data.features != "live":
         hint = "Write data.features: live, or data.augment: null."
         yield "data.augment", f"data.augment varies images, and data.features={recipe.data.features} keeps them", hint
+    if recipe.model.vision_trainable_layers and recipe.data.features != "live":
+        key, hint = "model.vision_trainable_layers", "Write data.features: live, or model.vision_trainable_layers: 0."
+        yield key, f"{key} changes the features, and data.features={recipe.data.features} keeps them", hint
     if recipe.data.row_length is not None and recipe.training.get("train_sampling_strategy") == "group_by_length":
         hint = "Remove either; a batch then holds per_device_train_batch_size rows."
         yield "data.row_length", "packed rows are of one length, and train_sampling_strategy would group them", hint

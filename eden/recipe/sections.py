@@ -35,6 +35,9 @@ class ModelSection(_Section):
     projector_learning_rate: float | None = Field(
         None, gt=0, description="the projector's own, beside LoRA; null is training.learning_rate"
     )
+    vision_trainable_layers: int = Field(
+        0, ge=0, description="of the tower, the last that make the features, trained as well; they need live features"
+    )
     force_format: bool = Field(False, description="compute in bfloat16 even where fp32 or fp16 would be chosen")
     attn_implementation: str | None = Field(None, description="transformers' name of one; null lets it choose")
 
