@@ -87,7 +87,7 @@ def test_rank_stabilized_updates_are_scaled_by_the_root_of_the_rank() -> None:
         (["lora.init_lora_weights=pissa_niter_4"], "pissa_niter_4 changes the base's weights"),
         (["lora.init_lora_weights=gausian"], "adapters do not begin with lora.init_lora_weights=gausian"),
         (["lora.use_dora=1"], r"lora\.use_dora is 1"),
-        (["lora=null", "model.projector_learning_rate=1e-3"], "without lora it is training.learning_rate"),
+        (["lora=null", "model.projector_learning_rate=1e-3"], "nothing else trains"),
         (["model.vision_trainable_layers=1"], "changes the features, and data.features=auto keeps them"),
         (["data.eval_generate=4", "training.eval_strategy=no"], "training.eval_strategy has none"),
         (["data.eval_generate=4", "training.fsdp=true"], "training.fsdp shares it out"),

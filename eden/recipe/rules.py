@@ -61,8 +61,8 @@ CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 def ineffective(recipe: Sections) -> dict[tuple[str, str], str]:
     """Keys without a meaning beside the others, and why: refused when set, left out when written."""
     reasons: dict[tuple[str, str], str] = {}
-    if recipe.lora is None:
-        reasons["model", "projector_learning_rate"] = "without lora it is training.learning_rate"
+    if recipe.lora is None and not recipe.model.vision_trainable_layers:
+        reasons["model", "projector_learning_rate"] = "nothing else trains, and training.learning_rate is its rate"
     if recipe.model.base is not None:
         for name in ("vision", "vision_revision", "language", "language_revision"):
             reasons["model", name] = "model.base is a complete model"

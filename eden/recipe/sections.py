@@ -33,7 +33,7 @@ class ModelSection(_Section):
     )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="number format of the frozen weights")
     projector_learning_rate: float | None = Field(
-        None, gt=0, description="the projector's own, beside LoRA; null is training.learning_rate"
+        None, gt=0, description="the projector's own, beside what else trains; null is training.learning_rate"
     )
     vision_trainable_layers: int = Field(
         0, ge=0, description="of the tower, the last that make the features, trained as well; they need live features"
