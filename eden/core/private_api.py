@@ -7,7 +7,8 @@ tests, and mends here what they name.
 What cannot move here, and is tested all the same:
 
     model/modeling.py         transformers: `_from_config`, `_attn_implementation`, what a model class declares
-                              (`_supports_*`, `_tied_weights_keys`, ...), and the parts of the towers by name
+                              (`_supports_*`, `_tied_weights_keys`, ...), and the parts of the towers by name; PEFT:
+                              the names of weights that it trains whole (tests/test_tuning.py)
     model/processing.py       transformers: `_get_num_multimodal_tokens`, which vLLM asks for; `_process_images`, which
                               is overridden (tests/test_tiles.py)
     model/, inference         transformers: names imported from modules that its documentation leaves out
