@@ -106,6 +106,25 @@ def test_a_model_with_tiles_is_saved_loaded_cached_and_asked(
         assert encoder.fingerprint == VisionEncoder.of(load_for_training(recipe)).fingerprint
 
 
+def test_its_last_layers_that_make_the_features_train(section: ModelSection, tmp_path: Path) -> None:
+    """They alone, of the tower, and they are saved with what trains."""
+    parts = {"vision": section.vision, "language": section.language, "vision_feature": section.vision_feature}
+    settings = [f"model.{name}={value}" for name, value in parts.items()]
+    settings += ["model.base=null", "model.dtype=float32", "model.vision_trainable_layers=2", "data.features=live"]
+    settings += ["lora=null", "model.projector_learning_rate=1e-3", f"data.path={tmp_path / 'none'}"]
+    checkpoint = load_for_training(load_recipe("digits", settings))
+    tower = checkpoint.model.train().get_base_model().model.vision_tower
+    trained = {name: weight for name, weight in tower.named_parameters() if weight.requires_grad}
+    wanted = {"pooled": {1, 2}, "patches": {0, 1}}[section.vision_feature]
+    assert {int(name.split("encoder.layers.")[1].partition(".")[0]) for name in trained} == wanted
+    for weight in trained.values():
+        torch.nn.init.normal_(weight, std=0.2)
+    save(Checkpoint(checkpoint.model.eval(), checkpoint.processor, "x", None), tmp_path / "adapter")
+    pixels = torch.randn(2, 3, 48, 48)
+    loaded = load(str(tmp_path / "adapter"), LoadOptions(dtype="float32"))
+    torch.testing.assert_close(loaded.core.model.encode_images(pixels), checkpoint.core.model.encode_images(pixels))
+
+
 def test_a_model_is_saved_loaded_cached_and_asked(section: ModelSection, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, processor = assemble(section, LoadOptions())
