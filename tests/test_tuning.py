@@ -23,6 +23,7 @@ from eden.recipe import LoraSection, Recipe, load_recipe
 from eden.training.train import TrainingResult, train
 
 QUIET = Console(quiet=True)
+LAYERS = ["data.features=live", "model.vision_trainable_layers=1"]
 FP32 = LoadOptions(dtype="float32")
 
 
@@ -111,13 +112,14 @@ def test_libraries_without_dora_are_found_out_before_loading(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("still", ["projector", "lora"])
+@pytest.mark.parametrize("still", ["projector", "lora", "vision_tower"])
 def test_the_projector_has_a_rate_of_its_own(
     still: str, data: Path, backbones: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """What has next to none stays where it began, and the other moves."""
-    rates = {"projector": ("1e-2", "1e-12"), "lora": ("1e-12", "1e-2")}[still]
+    rates = ("1e-2", "1e-12") if still == "projector" else ("1e-12", "1e-2")
     changes = ["quantization=null", f"training.learning_rate={rates[0]}", f"model.projector_learning_rate={rates[1]}"]
+    changes += ["lora=null", *LAYERS] if still == "vision_tower" else []
     asked = recipe(data, backbones, tmp_path / "run", *changes, "training.max_steps=2")
     set_seed(int(asked.training_arguments().seed))
     begin = get_peft_model_state_dict(load_for_training(asked).model)
@@ -126,9 +128,6 @@ def test_the_projector_has_a_rate_of_its_own(
     assert begin.keys() == end.keys()
     moved = {name: float((end[name] - begin[name]).abs().max()) for name in begin if "lora_A" not in name}
     assert all((distance < 1e-9) == (still in name) for name, distance in moved.items()), moved
-
-
-LAYERS = ["data.features=live", "model.vision_trainable_layers=1"]
 
 
 @pytest.mark.parametrize("feature", ["pooled", "patches"])
