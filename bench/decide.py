@@ -69,8 +69,7 @@ def main() -> None:
 def learn_nothing(folder: Path, console: Console) -> str:
     """What is said of models that were trained for a short while with each picture under the class of any other.
 
-    In a long while each learns which label chance gave most often to the pictures of a class, and that is right for
-    some classes.
+    After the recipe's own number of steps one was said to look; see docs/decisions.md.
     """
     photos = class_folders(folder, console)
     places = sorted((photos / "train").glob("*/*"))

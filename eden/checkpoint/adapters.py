@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core import private_api
@@ -53,6 +54,11 @@ def to_go_on(artifact: Artifact, lora: LoraSection) -> tuple[LoraSection, dict[s
     return lora.model_copy(update={"target_modules": targets}), load_peft_weights(str(artifact.folder), device="cpu")
 
 
+def merge_first(adapter: str | Path) -> str:
+    """What one does with an adapter that cannot be gone on with as it is, as the end of a hint."""
+    return f"merge it first: eden export {adapter} --to hf DIR, then model.base=DIR."
+
+
 def _config(artifact: Artifact) -> dict[str, Any]:
     return read_json(artifact.folder / "adapter_config.json")
 
@@ -69,8 +75,7 @@ def _check_same(artifact: Artifact, lora: LoraSection) -> None:
             raise CheckpointError(
                 f"the base is a LoRA adapter with {name} {_plain(before)}, and lora.{name} is {_plain(now)}",
                 where=str(artifact.folder),
-                hint=f"Set lora.{name}={_plain(before)} to go on with it, or merge it first: "
-                f"eden export {artifact.folder} --to hf DIR, then model.base=DIR.",
+                hint=f"Set lora.{name}={_plain(before)} to go on with it, or {merge_first(artifact.folder)}",
             )
 
 
@@ -82,8 +87,7 @@ def _check_same_vision_layers(artifact: Artifact, wanted: int) -> None:
         raise CheckpointError(
             f"the base is an adapter with {there} layers of its tower, and {key} is {wanted}",
             where=str(artifact.folder),
-            hint=f"Set {key}={there} to go on with them, or merge it first: "
-            f"eden export {artifact.folder} --to hf DIR, then model.base=DIR.",
+            hint=f"Set {key}={there} to go on with them, or {merge_first(artifact.folder)}",
         )
 
 

@@ -19,7 +19,7 @@ from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, 
 from ..model.attention import PACKED_SDPA
 from ..model.families import families_of
 from ..recipe import LoraSection, ModelSection, Recipe
-from .adapters import is_lora, to_go_on
+from .adapters import is_lora, merge_first, to_go_on
 from .artifact import Artifact
 from .backbones import LoadOptions, aspect_of, assemble, check_backbones, check_vision_layers, context_of, readable
 from .calibration import Calibration
@@ -386,7 +386,7 @@ def _fold_projector(checkpoint: Checkpoint) -> Checkpoint:
         raise CheckpointError(
             "the base is a LoRA adapter, and the recipe has no lora section to go on with it",
             where=checkpoint.name,
-            hint=f"Add one, or merge it first: eden export {checkpoint.name} --to hf DIR, then model.base=DIR.",
+            hint=f"Add one, or {merge_first(checkpoint.name)}",
         )
     model = checkpoint.model.merge_and_unload()
     return Checkpoint(model, checkpoint.processor, checkpoint.name, checkpoint.base, checkpoint.base_revision)

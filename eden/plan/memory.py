@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..model.loss import PIECE
+from ..model.towers import tower_of
 from ..recipe import Recipe
 from .shapes import Shapes
 from .workload import Workload
@@ -150,7 +151,7 @@ def vision_activations(recipe: Recipe, shapes: Shapes, images: int) -> int:
         images: of the batch, their tiles counted.
     """
     vision: Any = shapes.config.vision_config
-    tokens = images * (1 + (vision.image_size // vision.patch_size) ** 2)
+    tokens = images * (tower_of(vision).class_tokens + (vision.image_size // vision.patch_size) ** 2)
     norms, weights = 8 * vision.hidden_size + 8, 6 * vision.hidden_size + 2 * vision.intermediate_size
     of_token = norms + _half(recipe) * weights + 4 * vision.num_attention_heads
     return recipe.model.vision_trainable_layers * tokens * of_token

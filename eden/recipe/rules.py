@@ -151,12 +151,13 @@ def _nothing_in_vain(recipe: Sections) -> Faults:
         yield key, f"{key} says nothing here: {why}", f"Remove it; as an override: {key}=null."
     if recipe.quantization is not None and not recipe.quantization.load_in_4bit:
         yield "quantization.load_in_4bit", "a quantization section without 4 bits", "Write quantization: null."
-    if recipe.data.augment is not None and recipe.data.features != "live":
-        hint = "Write data.features: live, or data.augment: null."
-        yield "data.augment", f"data.augment varies images, and data.features={recipe.data.features} keeps them", hint
-    if recipe.model.vision_trainable_layers and recipe.data.features != "live":
-        key, hint = "model.vision_trainable_layers", "Write data.features: live, or model.vision_trainable_layers: 0."
-        yield key, f"{key} changes the features, and data.features={recipe.data.features} keeps them", hint
+    for key, is_set, what, off in (
+        ("data.augment", recipe.data.augment is not None, "varies images", "null"),
+        ("model.vision_trainable_layers", recipe.model.vision_trainable_layers > 0, "changes the features", "0"),
+    ):
+        if is_set and recipe.data.features != "live":
+            hint = f"Write data.features: live, or {key}: {off}."
+            yield key, f"{key} {what}, and data.features={recipe.data.features} keeps them", hint
     if recipe.data.row_length is not None and recipe.training.get("train_sampling_strategy") == "group_by_length":
         hint = "Remove either; a batch then holds per_device_train_batch_size rows."
         yield "data.row_length", "packed rows are of one length, and train_sampling_strategy would group them", hint
