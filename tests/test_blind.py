@@ -76,11 +76,30 @@ def test_a_blank_picture_is_nothing_to_the_tower(assistant: eden.Assistant) -> N
 )
 def test_the_gap_is_paired_and_said_in_a_sentence(right: Any, other: Any, gap: float, said: str) -> None:
     scores = [[{"right": float(score)} for score in of] for of in (right, other)]
-    found = looks(Measure(("right",)), scores[0], {"another": scores[1], "blank": scores[0]})
+    found = looks(Measure(("right",)), scores[0], {"another": scores[1], "blank": scores[0]}, ["yes", "no"] * 20)
     assert found["gaps"]["another"]["gap"] == gap and found["said"].startswith(said)
     low, high = found["gaps"]["another"]["interval"]
     assert low <= gap <= high and (low <= 0 <= high) == (gap == 0)
     assert found["gaps"]["blank"] == {"score": np.mean(right), "gap": 0, "interval": [0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("learned", "said"),
+    [
+        (range(10), "It looks: "),
+        (range(1), "What it loses with another question's picture may be nothing: it comes from few of the 10 right"),
+    ],
+)
+def test_one_answer_that_is_right_by_chance_is_no_proof_that_it_looks(learned: range, said: str) -> None:
+    """What shuffled labels teach: one answer for all pictures of a kind, which for one kind of ten is the right one."""
+    expected = [str(place % 10) for place in range(360)]
+    right = [{"right": float(int(answer) in learned)} for answer in expected]
+    found = looks(Measure(("right",)), right, {"another": [{"right": 0.0}] * 360}, expected)
+    low, high = found["gaps"]["another"]["interval"]
+    assert found["said"].startswith(said)
+    assert (low, high) == ((1, 1) if len(learned) == 10 else (0, pytest.approx(0.3, abs=0.05)))
+    few = [str(int(answer) % 3) for answer in expected]
+    assert looks(Measure(("right",)), right, {"another": [{"right": 0.0}] * 360}, few)["said"].startswith("It looks: ")
 
 
 def test_what_was_answered_without_the_pictures_is_kept_apart(assistant: eden.Assistant, tmp_path: Path) -> None:

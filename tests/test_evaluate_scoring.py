@@ -209,3 +209,25 @@ def test_a_difference_is_surer_where_two_models_find_the_same_questions_hard() -
     assert difference == pytest.approx(0.05) and 0 < low < 0.05 < high
     other, (lower, higher) = differences(ACCURACY, first, turned_round)["accuracy"]
     assert other == pytest.approx(0.05) and lower < 0 and higher - lower > 2 * (high - low)
+    by_itself = [str(index) for index in range(200)]
+    assert differences(ACCURACY, first, turned_round, by_itself)["accuracy"][1] == pytest.approx(
+        (lower, higher), abs=0.02
+    )
+
+
+def test_clusters_are_resampled_whole() -> None:
+    """Their own numbers of questions count; beside it a plain loop that draws clusters."""
+    rng = np.random.default_rng(1)
+    clusters = [str(name) for name in np.repeat(range(12), range(2, 26, 2))]
+    luck = dict(zip(sorted(set(clusters)), rng.random(12), strict=True))
+    first = [{"right": float(rng.random() < luck[name])} for name in clusters]
+    second = [{"right": float(rng.random() < 0.3)} for _ in clusters]
+    gaps = np.array([one["right"] - other["right"] for one, other in zip(first, second, strict=True)])
+    members = [np.flatnonzero(np.array(clusters) == name) for name in luck]
+    drawn = [gaps[np.concatenate([members[at] for at in rng.integers(12, size=12)])].mean() for _ in range(2000)]
+    gap, ends = differences(ACCURACY, first, second, clusters)["accuracy"]
+    assert gap == pytest.approx(gaps.mean()) and ends == pytest.approx(
+        tuple(np.percentile(drawn, [2.5, 97.5])), abs=0.02
+    )
+    _, by_question = differences(ACCURACY, first, second)["accuracy"]
+    assert ends[1] - ends[0] > 1.5 * (by_question[1] - by_question[0])

@@ -16,6 +16,8 @@ from .task import Question, Task
 
 ANOTHER, BLANK = "another", "blank"
 BLANK_SIZE = (224, 224)
+FEW_ANSWERS = 5
+"""Resampling fewer clusters than these says nothing."""
 WORDS = {ANOTHER: "another question's picture", BLANK: "a blank picture"}
 
 
@@ -55,29 +57,47 @@ def with_blind_groups(task: Task, assistant: Assistant) -> Task:
     return replace(task, groups={**task.groups, **{blind[name]: of for name, of in asked.items()}}, blind=blind)
 
 
-def looks(measure: Measure, scores: Sequence[Scores], without: Mapping[str, Sequence[Scores]]) -> dict[str, Any]:
+def looks(
+    measure: Measure, scores: Sequence[Scores], without: Mapping[str, Sequence[Scores]], expected: Sequence[str]
+) -> dict[str, Any]:
     """What the right pictures are worth: the measure with them less that without, with its paired 95 % interval.
+
+    A model can have learned one wrong answer for all pictures of a kind, as from shuffled labels, and be right on a
+    whole kind by chance. So with five different right answers or more, the interval is the wider of two: of resampled
+    questions, and of resampled answers, each with all of its questions.
 
     Args:
         measure: the task's main one.
         scores: of the questions that have pictures.
         without: of the same, by the names that `without_pictures` gives.
+        expected: the right answer of each.
     """
     gaps: dict[str, Any] = {}
+    by_question = []
+    answers = len(set(expected))
     for name, of in without.items():
-        ((gap, ends),) = differences({name: measure}, scores, of).values()
-        interval = [round(end, 4) for end in ends]
+        ((gap, (low, high)),) = differences({name: measure}, scores, of).values()
+        by_question.append((low, high))
+        if answers >= FEW_ANSWERS:
+            ((_, ends),) = differences({name: measure}, scores, of, expected).values()
+            low, high = min(low, ends[0]), max(high, ends[1])
+        interval = [round(end, 4) for end in (low, high)]
         gaps[name] = {"score": round(value(measure, of), 4), "gap": round(gap, 4), "interval": interval}
-    name, found = next(iter(gaps.items()))
+    (name, found), (least, most) = next(iter(gaps.items())), by_question[0]
     low, high = found["interval"]
     if low > 0:
         said = f"It looks: with {WORDS[name]} it scores {found['gap']:.3f} less."
     elif high < 0:
         said = f"It looks, and is misled: with {WORDS[name]} it scores {-found['gap']:.3f} more."
-    else:
+    elif least <= 0 <= most:
         said = (
             f"It answers from the words alone, as far as {len(scores):,} questions can tell: "
             f"what it loses with {WORDS[name]} may be nothing."
+        )
+    else:
+        said = (
+            f"What it loses with {WORDS[name]} may be nothing: it comes from few of the {answers:,} right answers, "
+            "and a model that was taught wrong answers is right on some by chance."
         )
     return {"n": len(scores), "score": round(value(measure, scores), 4), "gaps": gaps, "said": said}
 

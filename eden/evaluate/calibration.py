@@ -253,7 +253,7 @@ def _looks(
         blind = Calibrated([Decision.of(*item) for item in zip(of_seen, logs, strict=True)], truth)
         earned[name] = [{"accuracy": float(right)} for right in blind.right]
     scores = [{"accuracy": float(right)} for right in decided.right[seen]]
-    return looks(MEASURES["accuracy"], scores, earned) if earned else None
+    return looks(MEASURES["accuracy"], scores, earned, truth) if earned else None
 
 
 def _with_thresholds(result: DecisionResult, max_error: float) -> Calibration:

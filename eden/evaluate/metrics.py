@@ -63,11 +63,21 @@ def intervals(measures: Mapping[str, Measure], scores: Sequence[Scores]) -> dict
 
 
 def differences(
-    measures: Mapping[str, Measure], scores: Sequence[Scores], others: Sequence[Scores]
+    measures: Mapping[str, Measure],
+    scores: Sequence[Scores],
+    others: Sequence[Scores],
+    clusters: Sequence[str] | None = None,
 ) -> dict[str, tuple[float, Interval]]:
     """Each measure of the first answers less that of the second to the same questions, and its interval.
 
     Paired: a resample takes both answers to a question or neither, so what makes a question hard for both cancels out.
+
+    Args:
+        measures: by name.
+        scores: of the first answers.
+        others: of the second, in the same order.
+        clusters: the cluster of each question, whose questions are right or wrong together; resampled are whole
+            clusters then (the cluster bootstrap). None: each question by itself.
     """
     rows, names = table(scores)
     both = np.concatenate([rows, table(others)[0]], axis=1)
@@ -75,7 +85,8 @@ def differences(
     def less(measure: Measure, sums: Sums) -> Sums:
         return measure.of(sums[..., : len(names)], names) - measure.of(sums[..., len(names) :], names)
 
-    found = bootstrap(both, {key: partial(less, measure) for key, measure in measures.items()})
+    drawn = both if clusters is None else _cluster_sums(both, clusters)
+    found = bootstrap(drawn, {key: partial(less, measure) for key, measure in measures.items()})
     return {key: (float(less(measure, both.sum(0))), found[key]) for key, measure in measures.items()}
 
 
@@ -95,6 +106,14 @@ def bootstrap(rows: Sums, statistics: Mapping[str, Callable[[Sums], Sums]]) -> d
         low, high = np.percentile(statistic(sums), [tail, 100 - tail])
         found[name] = (float(low), float(high))
     return found
+
+
+def _cluster_sums(rows: Sums, clusters: Sequence[str]) -> Sums:
+    """The column sums of each cluster's rows, `[K, C]`."""
+    names, places = np.unique(np.array(clusters), return_inverse=True)
+    sums = np.zeros((len(names), rows.shape[1]))
+    np.add.at(sums, places, rows)
+    return sums
 
 
 def _resampled_sums(rows: Sums) -> Sums:

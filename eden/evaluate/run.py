@@ -116,9 +116,10 @@ class EvaluationResult:
         if not self.task.blind:
             return None
         first = next(iter(self.task.groups))
-        seen = [of.scores for of in self.answers if of.group == first and of.question.pictures]
+        seen = [answer for answer in self.answers if answer.group == first and answer.question.pictures]
         without = {name: self.scores(group) for name, group in self.task.blind.items()}
-        return looks(next(iter(self.task.measures.values())), seen, without)
+        scores, expected = [answer.scores for answer in seen], [answer.question.expected for answer in seen]
+        return looks(next(iter(self.task.measures.values())), scores, without, expected)
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of the predictions file, in the task's order."""
