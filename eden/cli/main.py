@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -79,6 +80,9 @@ for verb in (
 
 def main() -> None:
     """The `eden` command. Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    # Importing torch and transformers makes hundreds of thousands of objects that stay. CPython's collector would look
+    # at all of them again and again, for a fifth of the time to a first answer; it collects young ones as ever.
+    gc.set_threshold(*gc.get_threshold()[:2], 50)
     _quiet_libraries()
     try:
         with _written_output():
