@@ -87,7 +87,7 @@ def test_the_gap_is_paired_and_said_in_a_sentence(right: Any, other: Any, gap: f
     ("learned", "said"),
     [
         (range(10), "It looks: "),
-        (range(1), "What it loses with another question's picture may be nothing: it comes from few of the 10 right"),
+        (range(1), "With another question's picture it may lose nothing: the difference comes from some of the 10"),
     ],
 )
 def test_one_answer_that_is_right_by_chance_is_no_proof_that_it_looks(learned: range, said: str) -> None:

@@ -96,8 +96,8 @@ def looks(
         )
     else:
         said = (
-            f"What it loses with {WORDS[name]} may be nothing: it comes from few of the {answers:,} right answers, "
-            "and a model that was taught wrong answers is right on some by chance."
+            f"With {WORDS[name]} it may lose nothing: the difference comes from some of the {answers:,} right answers, "
+            "and a model that was taught wrong ones is right on some by chance."
         )
     return {"n": len(scores), "score": round(value(measure, scores), 4), "gaps": gaps, "said": said}
 
