@@ -12,6 +12,7 @@ from rich.console import Console
 
 import eden
 from eden.checkpoint.calibration import CALIBRATION, Calibration
+from eden.checkpoint.four_bits import TRAINED_BESIDE
 from eden.core.answers import AnswerSet
 from eden.core.location import EDEN_TINY_FOLDER
 from eden.data.class_folders import CLASS_QUESTION
@@ -113,6 +114,9 @@ def test_a_class_whose_only_picture_is_held_out_is_an_answer_all_the_same(tmp_pa
     assert found is not None and found.questions == {CLASS_QUESTION: AnswerSet.of(["lime", "red"])}
     judged = cli.eden("evaluate", out, folder, "--json")
     assert judged.returncode == 0, judged.stderr
+    assert TRAINED_BESIDE in judged.stderr
+    assert TRAINED_BESIDE not in cli.eden("evaluate", out, folder, "--4bit").stderr
+    assert TRAINED_BESIDE not in cli.eden("evaluate", "eden-tiny", folder).stderr
     decisions = json.loads(judged.stdout)["decisions"]
     assert decisions["n"] == 12 and sorted(map(sum, decisions["confusion"]["counts"])) == [1, 11]
 

@@ -12,8 +12,11 @@ import torch
 from ..core.location import find_model, is_local, read_json
 from ..errors import CheckpointError, RecipeError
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration
-from ..recipe import ModelSection
+from ..recipe import ModelSection, load_recipe
 from .backbones import readable
+
+RECIPE = "recipe.yaml"
+"""Of the run that made it."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,14 @@ class Artifact:
         parts = {part: named[part]["id"] for part in named} | {f"{p}_revision": named[p]["revision"] for p in named}
         pictures = {key: self.content.get(key) for key in ("image_aspect", "tiles")}
         return ModelSection(**parts, vision_feature=feature, **pictures, **patches)
+
+    @property
+    def was_in_four_bits(self) -> bool:
+        """Whether an adapter was trained beside 4-bit weights; False where the recipe of its run cannot be read."""
+        try:
+            return self.is_adapter and load_recipe(self.folder / RECIPE).quantization is not None
+        except RecipeError:
+            return False
 
     def local_dependency(self) -> str | None:
         """The first folder of this machine that it needs beside its own; None if it stands alone or on the hub."""

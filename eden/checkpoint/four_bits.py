@@ -18,6 +18,8 @@ from ..recipe import Recipe
 
 DEQUANTIZED = "4-bit weights are held as the fp32 numbers they stand for: this CPU has no kernel for 4 bits"
 """What is said where it is so."""
+TRAINED_BESIDE = "it was trained beside 4-bit weights: with --4bit it answers beside them, too"
+"""What is said of an adapter beside the weights in full: a small model reads less so (docs/benchmarks.md)."""
 
 
 class DequantizedLinear(torch.nn.Linear):

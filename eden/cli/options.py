@@ -24,10 +24,11 @@ FourBit = Annotated[bool, typer.Option("--4bit", help="Hold the language model i
 
 
 def load_assistant(model: str, four_bit: bool, *, say_format: bool = False) -> Assistant:
-    """Loads a model; `say_format` prints what it computes in, and why."""
+    """Loads a model; `say_format` prints what it computes in, why, and whether that is not as it was trained."""
     from .. import load
+    from ..checkpoint.artifact import Artifact
     from ..checkpoint.backbones import LoadOptions
-    from ..checkpoint.four_bits import DEQUANTIZED, is_dequantized
+    from ..checkpoint.four_bits import DEQUANTIZED, TRAINED_BESIDE, is_dequantized
 
     options: dict[str, Any] = {}
     if four_bit:
@@ -40,6 +41,8 @@ def load_assistant(model: str, four_bit: bool, *, say_format: bool = False) -> A
         err.print(str(LoadOptions().numeric_format(assistant.checkpoint.config.text_config)), highlight=False)
         if is_dequantized(assistant.checkpoint.core):
             err.print(DEQUANTIZED, highlight=False)
+        if not four_bit and Artifact.open(model).was_in_four_bits:
+            err.print(TRAINED_BESIDE, highlight=False)
     return assistant
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..checkpoint.artifact import RECIPE
 from ..core import distributed
 from ..core.console import AS_IT_IS
 from ..core.files import storage_error, write_file
@@ -26,7 +27,7 @@ from ..errors import DataError, RecipeError
 from ..recipe import Recipe, load_recipe
 from .distributed_trainer import rows_a_step, wants_shards
 
-RECIPE, RUN, REPORT = "recipe.yaml", "run.json", "report.html"
+RUN, REPORT = "run.json", "report.html"
 CARD = "README.md"
 ARTIFACT = ("adapter_config.json", "adapter_model.safetensors", CARD)
 """A finished run's files; the card is written last, but for the report, which can be made again."""

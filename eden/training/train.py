@@ -19,6 +19,7 @@ from transformers import set_seed
 
 from .. import checkpoint as checkpoints
 from ..checkpoint import Checkpoint
+from ..checkpoint.artifact import RECIPE
 from ..checkpoint.calibration import Calibration
 from ..checkpoint.four_bits import DEQUANTIZED, is_dequantized
 from ..checkpoint.vision_encoder import VisionEncoder
@@ -40,7 +41,7 @@ from .before_after import answers_to, knowledge_of, pick_samples, predictions
 from .decisions import calibrate_run
 from .model_card import model_card
 from .rehearsal import own_answers, prompts_of
-from .resume import CARD, RECIPE, REPORT, Start, begin, find_start
+from .resume import CARD, REPORT, Start, begin, find_start
 from .trainer import LOG, EdenTrainer, Schedule
 
 FACTS = "facts.json"
