@@ -334,7 +334,26 @@ def test_a_cpu_that_computes_in_fp32_holds_four_bits_as_the_numbers_they_are(
 def test_a_model_in_four_bits_is_not_merged(whole: Path, tmp_path: Path) -> None:
     adapt(whole, tmp_path / "run")
     with pytest.raises(CheckpointError, match="4 bits cannot be merged"):
-        merge(load(str(tmp_path / "run"), LoadOptions(quantization=QuantizationSection())))
+        merge(load(str(tmp_path / "run"), LoadOptions(quantization=QuantizationSection(), dtype="bfloat16")))
+
+
+def test_an_adapter_is_merged_into_the_numbers_of_the_four_bits_it_was_trained_beside(
+    whole: Path, tmp_path: Path
+) -> None:
+    adapt(whole, tmp_path / "run")
+    in_fp32 = QuantizationSection(bnb_4bit_compute_dtype="float32")
+    beside = load(str(tmp_path / "run"), LoadOptions(in_fp32, dtype="float32"))
+    save(merge(load_as_stored(str(tmp_path / "run"), QuantizationSection())), tmp_path / "merged")
+    merged = load(str(tmp_path / "merged"), LoadOptions(dtype="float32"))
+    ids = torch.arange(3, 19).unsqueeze(0)
+    with torch.no_grad():
+        found, wanted, in_full = (
+            checkpoint.model(input_ids=ids).logits
+            for checkpoint in (merged, beside, load(str(tmp_path / "run"), LoadOptions(dtype="float32")))
+        )
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, in_full, rtol=1e-4, atol=1e-5)
+    assert not merged.is_adapter
 
 
 def test_the_align_stage_leads_into_the_next(backbones: tuple[Path, Path], tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ BAD = {
     "nothing to compare with": (["evaluate", "eden-tiny", "world", "--limit", "1", "--against", "x"], "no result here"),
     "no such export": (["export", "eden-tiny", "x", "--to", "tape"], "cannot export to 'tape'"),
     "outtype without gguf": (["export", "eden-tiny", "x", "--outtype", "q8_0"], "--outtype is for --to gguf only"),
+    "4 bits of a Space": (["export", "eden-tiny", "x", "--to", "space", "--4bit"], "--4bit is for --to hf only"),
     "check without gguf": (["export", "eden-tiny", "x", "--check", "."], "--check is for --to gguf only"),
     "a question without check": (["export", "eden-tiny", "x", "--question", "hi"], "--question without --check"),
     "nothing to check": ([*GGUF, "--check", "."], ".: no picture in the folder. Give one"),

@@ -54,12 +54,14 @@ class LoadOptions:
             for a model of its size.
         attn_implementation: transformers' name of an attention implementation; None lets it choose.
         device: None is the GPU if there is one, else the CPU.
+        dequantized: hold 4-bit layers as the numbers they stand for, into which adapters can be merged.
     """
 
     quantization: QuantizationSection | None = None
     dtype: Name | None = None
     attn_implementation: str | None = None
     device: str | torch.device | None = None
+    dequantized: bool = False
 
     @property
     def torch_device(self) -> torch.device:
@@ -114,7 +116,7 @@ def assemble(
         processor = MultimodalPhiProcessor(image_processor, tokenizer, family=backbones.family.name)
         _make_row(language_model, processor.image_token_id)
     if options.quantization is not None:
-        dequantize(language_model)
+        dequantize(language_model, always=options.dequantized)
     for part in (tower.config, language_model.config):
         # Names code of the backbone's repository, which is never run, and would be if whoever loads what Eden saves
         # trusts Eden's own.

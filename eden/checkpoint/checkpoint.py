@@ -18,12 +18,12 @@ from ..errors import CheckpointError
 from ..model import MultimodalPhiConfig, MultimodalPhiForConditionalGeneration, MultimodalPhiProcessor
 from ..model.attention import PACKED_SDPA
 from ..model.families import families_of
-from ..recipe import LoraSection, ModelSection, Recipe
+from ..recipe import LoraSection, ModelSection, QuantizationSection, Recipe
 from .adapters import is_lora, merge_first, to_go_on
 from .artifact import Artifact
 from .backbones import LoadOptions, aspect_of, assemble, check_backbones, check_vision_layers, context_of, readable
 from .calibration import Calibration
-from .four_bits import dequantize, is_dequantized
+from .four_bits import dequantize
 
 if TYPE_CHECKING:
     import torch
@@ -98,13 +98,17 @@ def load(name: str = EDEN_TINY, options: LoadOptions | None = None, *, revision:
     return Checkpoint(model.eval(), base.processor, name, base.base, base.base_revision, calibration)
 
 
-def load_as_stored(name: str) -> Checkpoint:
+def load_as_stored(name: str, quantization: QuantizationSection | None = None) -> Checkpoint:
     """Loads an artifact in the number format that its base's weights are stored in, whatever this machine prefers.
+
+    Args:
+        name: a folder or a hub id.
+        quantization: hold the language model's linear layers as the numbers that 4-bit weights stand for.
 
     Raises:
         CheckpointError: as `load`.
     """
-    return load(name, LoadOptions(dtype=_stored_format(name, None)))
+    return load(name, LoadOptions(quantization, _stored_format(name, None), dequantized=True))
 
 
 def _stored_format(name: str, revision: str | None) -> Name:
@@ -288,8 +292,8 @@ def merge(checkpoint: Checkpoint) -> Checkpoint:
     """
     if not checkpoint.is_adapter:
         return checkpoint
-    if private_api.is_in_four_bits(checkpoint.core) or is_dequantized(checkpoint.core):
-        hint = "Load it without quantization."
+    if private_api.is_in_four_bits(checkpoint.core):
+        hint = "Load it without quantization, or with LoadOptions(dequantized=True)."
         raise CheckpointError("a model in 4 bits cannot be merged", where=checkpoint.name, hint=hint)
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -335,7 +339,7 @@ def _load_whole(artifact: Artifact, name: str, options: LoadOptions) -> Checkpoi
             **options.for_language_model(config.text_config),
         )
     if options.quantization is not None:
-        dequantize(model)
+        dequantize(model, always=options.dequantized)
     # `attn_implementation` is the language model's; the tower's features are the same beside every one.
     model.model.vision_tower.set_attn_implementation("sdpa")
     if options.quantization is None:

@@ -18,7 +18,7 @@ from ..recipe import Recipe
 
 DEQUANTIZED = "4-bit weights are held as the fp32 numbers they stand for: this CPU has no kernel for 4 bits"
 """What is said where it is so."""
-TRAINED_BESIDE = "it was trained beside 4-bit weights: with --4bit it answers beside them, too"
+TRAINED_BESIDE = "it was trained beside 4-bit weights; --4bit takes them in place of the full ones"
 """What is said of an adapter beside the weights in full: a small model reads less so (docs/benchmarks.md)."""
 
 
@@ -44,18 +44,23 @@ def will_be_dequantized(recipe: Recipe, weights: int) -> bool:
     return formats == ("float32", "float32") and _has_room(weights)
 
 
-def dequantize(model: PreTrainedModel) -> None:
-    """Replaces 4-bit layers that compute in fp32 on a CPU by plain ones of the same numbers, if there is room."""
+def dequantize(model: PreTrainedModel, *, always: bool = False) -> None:
+    """Replaces 4-bit layers that compute in fp32 on a CPU by plain ones of the same numbers, if there is room.
+
+    Args:
+        model: loaded in 4 bits.
+        always: whatever computes it, and in the number format that it was loaded in.
+    """
     import bitsandbytes
 
     layers: list[tuple[str, Any]] = [
         (name, part) for name, part in model.named_modules() if isinstance(part, bitsandbytes.nn.Linear4bit)
     ]
-    for _, layer in layers:
+    for _, layer in layers if not always else ():
         formats = (layer.compute_dtype, layer.weight.quant_state.dtype)
         if layer.weight.device.type != "cpu" or formats != (torch.float32, torch.float32):
             return
-    if not layers or not _has_room(sum(number_of_weights(layer.weight) for _, layer in layers)):
+    if not layers or not (always or _has_room(sum(number_of_weights(layer.weight) for _, layer in layers))):
         return
     for name, layer in layers:
         plain = DequantizedLinear(layer.in_features, layer.out_features, bias=False, device="meta")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..core.files import replaced_folder
 from ..errors import InputError
-from .options import Json, err, print_json
+from .options import Json, err, print_json, say_if_trained_beside_others
 
 if TYPE_CHECKING:
     from ..export.hub import Push
@@ -42,6 +42,10 @@ def export(
         ),
     ] = None,
     question: Annotated[str | None, typer.Option(help="What --check asks; a description unless given.")] = None,
+    four_bit: Annotated[
+        bool,
+        typer.Option("--4bit", help="Of hf: merge an adapter into what 4-bit weights stand for, as it was trained."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace all that is in the folder.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -52,13 +56,16 @@ def export(
         raise InputError("--check is for --to gguf only", hint="Leave it out.")
     if question is not None and not check:
         raise InputError("--question without --check", hint="Add --check PICTURES.")
+    if four_bit and to != "hf":
+        hint = f"Export it --to hf DIR --4bit first, then DIR --to {to}."
+        raise InputError("--4bit is for --to hf only", hint=hint)
     exists = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if exists and not (force and out.is_dir()):
         hint = "Choose another, or add --force, which replaces all that is in it."
         raise InputError("the folder is not empty" if out.is_dir() else "not a folder", where=str(out), hint=hint)
     pictures = _pictures(check) if check else []
     with replaced_folder(out) if exists else nullcontext(out) as folder:
-        written = [out / path.name if path != folder else out for path in _write(model, folder, to, outtype)]
+        written = [out / path.name if path != folder else out for path in _write(model, folder, to, outtype, four_bit)]
     result: dict[str, Any] = {"folder": str(out)}
     if to == "gguf":
         result["files"] = [path.name for path in written]
@@ -88,12 +95,16 @@ def _compare(model: str, written: list[Path], pictures: list[Path], question: st
         return compare(model, (language_model, vision), pictures, question or QUESTION)
 
 
-def _write(model: str, out: Path, to: str, outtype: str | None) -> list[Path]:
+def _write(model: str, out: Path, to: str, outtype: str | None, four_bit: bool) -> list[Path]:
+    if not four_bit:
+        say_if_trained_beside_others(model)
     if to == "hf":
         from .. import checkpoint as checkpoints
+        from ..recipe import QuantizationSection
 
         with err.status(Text(f"exporting {model}")):
-            return [checkpoints.save(checkpoints.merge(checkpoints.load_as_stored(model)), out)]
+            loaded = checkpoints.load_as_stored(model, QuantizationSection() if four_bit else None)
+            return [checkpoints.save(checkpoints.merge(loaded), out)]
     if to == "space":
         from ..export.space import write_space
 

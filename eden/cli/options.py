@@ -26,9 +26,8 @@ FourBit = Annotated[bool, typer.Option("--4bit", help="Hold the language model i
 def load_assistant(model: str, four_bit: bool, *, say_format: bool = False) -> Assistant:
     """Loads a model; `say_format` prints what it computes in, why, and whether that is not as it was trained."""
     from .. import load
-    from ..checkpoint.artifact import Artifact
     from ..checkpoint.backbones import LoadOptions
-    from ..checkpoint.four_bits import DEQUANTIZED, TRAINED_BESIDE, is_dequantized
+    from ..checkpoint.four_bits import DEQUANTIZED, is_dequantized
 
     options: dict[str, Any] = {}
     if four_bit:
@@ -41,9 +40,18 @@ def load_assistant(model: str, four_bit: bool, *, say_format: bool = False) -> A
         err.print(str(LoadOptions().numeric_format(assistant.checkpoint.config.text_config)), highlight=False)
         if is_dequantized(assistant.checkpoint.core):
             err.print(DEQUANTIZED, highlight=False)
-        if not four_bit and Artifact.open(model).was_in_four_bits:
-            err.print(TRAINED_BESIDE, highlight=False)
+        if not four_bit:
+            say_if_trained_beside_others(model)
     return assistant
+
+
+def say_if_trained_beside_others(model: str) -> None:
+    """Says so where an adapter is beside the weights in full, and was trained beside those in 4 bits."""
+    from ..checkpoint.artifact import RECIPE, Artifact
+    from ..checkpoint.four_bits import TRAINED_BESIDE
+
+    if Artifact.open(model, files=["*.json", RECIPE]).was_in_four_bits:  # without downloading a weight
+        err.print(TRAINED_BESIDE, highlight=False)
 
 
 def print_transcript(transcript: Transcript) -> None:
