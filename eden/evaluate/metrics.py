@@ -110,9 +110,9 @@ def bootstrap(rows: Sums, statistics: Mapping[str, Callable[[Sums], Sums]]) -> d
 
 def _cluster_sums(rows: Sums, clusters: Sequence[str]) -> Sums:
     """The column sums of each cluster's rows, `[K, C]`."""
-    names, places = np.unique(np.array(clusters), return_inverse=True)
-    sums = np.zeros((len(names), rows.shape[1]))
-    np.add.at(sums, places, rows)
+    places = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
+    sums = np.zeros((len(places), rows.shape[1]))
+    np.add.at(sums, [places[name] for name in clusters], rows)
     return sums
 
 
