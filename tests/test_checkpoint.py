@@ -334,7 +334,7 @@ def test_a_cpu_that_computes_in_fp32_holds_four_bits_as_the_numbers_they_are(
 def test_a_model_in_four_bits_is_not_merged(whole: Path, tmp_path: Path) -> None:
     adapt(whole, tmp_path / "run")
     with pytest.raises(CheckpointError, match="4 bits cannot be merged"):
-        merge(load(str(tmp_path / "run"), LoadOptions(quantization=QuantizationSection(), dtype="bfloat16")))
+        merge(load(str(tmp_path / "run"), LoadOptions(quantization=QuantizationSection())))
 
 
 def test_an_adapter_is_merged_into_the_numbers_of_the_four_bits_it_was_trained_beside(

@@ -23,7 +23,7 @@ from .adapters import is_lora, merge_first, to_go_on
 from .artifact import Artifact
 from .backbones import LoadOptions, aspect_of, assemble, check_backbones, check_vision_layers, context_of, readable
 from .calibration import Calibration
-from .four_bits import dequantize
+from .four_bits import dequantize, is_dequantized
 
 if TYPE_CHECKING:
     import torch
@@ -292,7 +292,7 @@ def merge(checkpoint: Checkpoint) -> Checkpoint:
     """
     if not checkpoint.is_adapter:
         return checkpoint
-    if private_api.is_in_four_bits(checkpoint.core):
+    if private_api.is_in_four_bits(checkpoint.core) or is_dequantized(checkpoint.core):
         hint = "Load it without quantization, or with LoadOptions(dequantized=True)."
         raise CheckpointError("a model in 4 bits cannot be merged", where=checkpoint.name, hint=hint)
     from peft.tuners.tuners_utils import BaseTunerLayer

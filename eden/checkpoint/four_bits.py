@@ -49,26 +49,32 @@ def dequantize(model: PreTrainedModel, *, always: bool = False) -> None:
 
     Args:
         model: loaded in 4 bits.
-        always: whatever computes it, and in the number format that it was loaded in.
+        always: whatever computes it; what comes of it is a plain model, which can be merged.
     """
     import bitsandbytes
 
     layers: list[tuple[str, Any]] = [
         (name, part) for name, part in model.named_modules() if isinstance(part, bitsandbytes.nn.Linear4bit)
     ]
-    for _, layer in layers if not always else ():
-        formats = (layer.compute_dtype, layer.weight.quant_state.dtype)
-        if layer.weight.device.type != "cpu" or formats != (torch.float32, torch.float32):
-            return
-    if not layers or not (always or _has_room(sum(number_of_weights(layer.weight) for _, layer in layers))):
+    if not layers or not (always or _is_worth_it([layer for _, layer in layers])):
         return
     for name, layer in layers:
-        plain = DequantizedLinear(layer.in_features, layer.out_features, bias=False, device="meta")
+        kind = torch.nn.Linear if always else DequantizedLinear
+        plain = kind(layer.in_features, layer.out_features, bias=False, device="meta")
         numbers = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         plain.weight = torch.nn.Parameter(numbers, requires_grad=False)
         model.set_submodule(name, plain.train(layer.training))
     model.hf_quantizer.remove_quantization_config(model)  # what follows is to take it for the plain model it is
     model.is_loaded_in_4bit = False
+
+
+def _is_worth_it(layers: list[Any]) -> bool:
+    """All compute in fp32 on a CPU, which has no kernel for them, and there is room."""
+    for layer in layers:
+        formats = (layer.compute_dtype, layer.weight.quant_state.dtype)
+        if layer.weight.device.type != "cpu" or formats != (torch.float32, torch.float32):
+            return False
+    return _has_room(sum(number_of_weights(layer.weight) for layer in layers))
 
 
 def _has_room(weights: int) -> bool:
