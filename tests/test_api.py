@@ -924,15 +924,15 @@ def test_eden_serve_below_a_path(path: str) -> None:
     ],
 )
 def test_eden_serve_refuses_in_one_line(arguments: list[str], message: str) -> None:
-    refuses(arguments, message, key="")
+    assert_serve_refuses(arguments, message, key="")
 
 
 @pytest.mark.parametrize("key", [" \n", "two\nlines", "clé"])
 def test_a_key_that_nobody_can_give_is_refused(key: str) -> None:
-    refuses(["--open"], "EDEN_API_KEY is blank or has other characters", key)
+    assert_serve_refuses(["--open"], "EDEN_API_KEY is blank or has other characters", key)
 
 
-def refuses(arguments: list[str], message: str, key: str) -> None:
+def assert_serve_refuses(arguments: list[str], message: str, key: str) -> None:
     refused = cli.eden("serve", "--port", "0", *arguments, env=os.environ | {"EDEN_API_KEY": key})
     assert refused.returncode == 2
     assert message in " ".join(refused.stderr.split()) and "Traceback" not in refused.stderr

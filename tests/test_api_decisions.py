@@ -392,6 +392,7 @@ def test_who_hangs_up_frees_the_place() -> None:
         answer.result()
         until(lambda: server.service.engine.stats().finished == {"stop": 1, "cancelled": 1})
         until(lambda: 'eden_answer_seconds_count{outcome="cancelled"} 1.0' in httpx.get(f"{server.url}/metrics").text)
+        assert waiting(server) == 0
 
 
 def test_where_memory_runs_out_one_decision_is_refused() -> None:

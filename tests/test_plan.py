@@ -72,9 +72,10 @@ def test_parts_add_up_and_four_bits_are_what_they_are(phi: Plan) -> None:
         ["quantization=null"],
         ["quantization.bnb_4bit_use_double_quant=true", "lora.r=8"],
         ["lora=null", "model.dtype=float32"],
+        ["quantization=null", "lora.init_lora_weights=pissa"],
         ["model.vision_trainable_layers=2", "data.features=live"],
     ],
-    ids=["4 bits", "bf16", "double quant", "projector, fp32", "vision layers"],
+    ids=["4 bits", "bf16", "double quant", "projector, fp32", "pissa", "vision layers"],
 )
 def test_the_loaded_model_holds_what_was_estimated(overrides: list[str]) -> None:
     planned = plan("digits", *DIGITS, *overrides, steps=0)
@@ -109,7 +110,7 @@ def test_the_digits_are_planned_with_real_steps_and_leave_nothing(tmp_path: Path
     ids=["4 bits", "no dropout", "down_proj"],
 )
 def test_a_layer_keeps_what_the_formula_says(overrides: list[str], attention: str, asked: str) -> None:
-    compare_layer(overrides, attention, asked)
+    assert_layer_keeps_as_said(overrides, attention, asked)
 
 
 @pytest.mark.parametrize("family", ["smollm2", "qwen3"])
@@ -117,10 +118,10 @@ def test_a_layer_of_another_family_does_too(family: str, backbones: tuple[Path, 
     """Heads that share keys, projections that are not joined, a head wider than its share of the model."""
     language = write_language_model(family, tmp_path / family)
     parts = ["model.base=null", f"model.vision={backbones[0]}", f"model.language={language}"]
-    compare_layer([*parts, "quantization=null", "lora.target_modules=null"], "null", "float32")
+    assert_layer_keeps_as_said([*parts, "quantization=null", "lora.target_modules=null"], "null", "float32")
 
 
-def compare_layer(overrides: list[str], attention: str, asked: str) -> None:
+def assert_layer_keeps_as_said(overrides: list[str], attention: str, asked: str) -> None:
     half = asked == "bfloat16"
     formats = [f"model.dtype={asked}", f"training.bf16={half}".lower(), "model.force_format=true"]
     if "quantization=null" not in overrides:
@@ -216,6 +217,12 @@ def test_a_budget_gets_the_cheapest_changes_in_order() -> None:
     changed = [word for change in verdict.changes for word in change.overrides]
     again = plan("phi3.5-mini", *full, *changed, budget=5 * GIB, steps=0)
     assert again.verdicts[0].fits and again.memory.total == totals[-1]
+
+
+def test_a_budget_that_wants_4_bits_takes_no_pissa() -> None:
+    planned = plan("phi3.5-mini", "quantization=null", "lora.init_lora_weights=pissa", budget=5 * GIB, steps=0)
+    (verdict,) = planned.to_dict()["budgets"]
+    assert any("lora.init_lora_weights=true" in change["overrides"] for change in verdict["changes"])
 
 
 def test_a_budget_nothing_fits_is_one_line_with_what_would_help() -> None:

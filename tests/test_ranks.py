@@ -206,6 +206,15 @@ def test_two_processes_with_half_the_weights_each_give_the_losses_of_one(sharded
     assert isinstance(eden.load(str(sharded)).ask("say it", max_new_tokens=4), str)
 
 
+def test_pissa_in_two_processes_ends_as_in_one(exact: list[str], tmp_path: Path) -> None:
+    """Each takes the same part out of its copy, or its half, of the base's weights."""
+    arguments = [*exact, "lora.init_lora_weights=pissa", "lora.r=4"]
+    result = cli.eden(*arguments, *batches_of(4), f"training.output_dir={tmp_path / 'alone'}")
+    assert result.returncode == 0, result.stderr
+    run_two(*arguments, *batches_of(2), "training.fsdp=true", f"training.output_dir={tmp_path / 'sharded'}")
+    assert_same_run(tmp_path / "sharded", tmp_path / "alone")
+
+
 def half_done(out: Path, folder: Path) -> Path:
     """A copy of a run as it was at its checkpoint."""
     shutil.copytree(out / "checkpoint-10", folder / "checkpoint-10")

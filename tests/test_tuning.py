@@ -15,10 +15,20 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection, set_seed
 
 from eden import CheckpointError, Message, RecipeError
-from eden.checkpoint import add_adapters, check_adapters, load, load_for_training, merge
+from eden.checkpoint import (
+    add_adapters,
+    check_adapters,
+    from_pissa,
+    load,
+    load_for_training,
+    lora_weights,
+    merge,
+)
 from eden.checkpoint.backbones import LoadOptions
 from eden.inference.assistant import Assistant
 from eden.messages import to_chat
+from eden.plan import forecast
+from eden.plan.forecast import ARTIFACT_FILES
 from eden.recipe import LoraSection, Recipe, load_recipe
 from eden.training.train import TrainingResult, train
 
@@ -57,6 +67,7 @@ def logits(checkpoint: object, image: object) -> torch.Tensor:
 VARIANTS = {
     "dora": ["lora.use_dora=true"],  # in 4 bits
     "rslora": ["lora.use_rslora=true", "lora.init_lora_weights=gaussian", "quantization=null"],
+    "pissa": ["lora.init_lora_weights=pissa", "quantization=null"],
 }
 
 
@@ -81,11 +92,61 @@ def test_rank_stabilized_updates_are_scaled_by_the_root_of_the_rank() -> None:
     assert [layer.scaling["default"] for layer in layers] == [16 / 4, 16 / 2]
 
 
+@pytest.mark.parametrize("stable", [False, True])
+@pytest.mark.parametrize("begin", ["pissa", "pissa_niter_16"])
+def test_pissa_begins_with_the_largest_singular_values_and_ends_as_plain_lora(
+    begin: str, stable: bool, data: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """It changes nothing at first; what it becomes says the same beside the base as it was."""
+    changes = [f"lora.init_lora_weights={begin}", f"lora.use_rslora={str(stable).lower()}", "quantization=null"]
+    changes += ["model.dtype=float32"]
+    asked, image = recipe(data, backbones, tmp_path / "run", *changes), make_image("red")
+    set_seed(0)  # of the projector
+    plain = load_for_training(asked.override(["lora=null"]))
+    set_seed(0)
+    training = load_for_training(asked)
+    training.model.eval()
+    expected = logits(plain, image)
+    assert torch.allclose(logits(training, image), expected, atol=1e-4)
+    layer = training.core.model.language_model.layers[0].self_attn.o_proj
+    base = plain.core.model.language_model.layers[0].self_attn.o_proj.weight
+    was = torch.linalg.svdvals(base.detach())
+    assert torch.linalg.svdvals(layer.base_layer.weight.detach())[0].isclose(was[4], rtol=0.05)
+    begun = lora_weights(training.model)
+    for name, weight in training.model.named_parameters():
+        if "lora_" in name:
+            weight.data += 0.1 * torch.randn(weight.shape)
+    ended = get_peft_model_state_dict(training.model)
+    other = load_for_training(*from_pissa(asked, begun, ended))
+    other.model.eval()
+    assert not torch.allclose(logits(training, image), expected, atol=1e-2)
+    assert torch.allclose(logits(other, image), logits(training, image), atol=1e-4)
+
+
+def test_a_resumed_run_of_pissa_ends_as_the_uninterrupted_one(
+    data: Path, backbones: tuple[Path, Path], tmp_path: Path
+) -> None:
+    changes = ["lora.init_lora_weights=pissa_niter_4", "quantization=null", "training.save_strategy=steps"]
+    asked = recipe(data, backbones, tmp_path / "run", *changes, "training.save_steps=4")
+    whole = train(asked, console=QUIET)
+    before, weights = losses(whole), adapter(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["r"] == 8
+    size = (tmp_path / "run" / "adapter_model.safetensors").stat().st_size
+    assert forecast(asked, QUIET, steps=0).disk["artifact"] - ARTIFACT_FILES == pytest.approx(size, rel=0.05)
+    for name in ("checkpoint-8", "adapter_config.json", "adapter_model.safetensors", "README.md"):
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert losses(train(asked, resume=True, console=QUIET)) == before
+    assert all(weight.equal(weights[name]) for name, weight in adapter(tmp_path / "run").items())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["lora.init_lora_weights=pissa"], "pissa changes the base's weights"),
-        (["lora.init_lora_weights=pissa_niter_4"], "pissa_niter_4 changes the base's weights"),
+        (["lora.init_lora_weights=pissa"], "cannot be in 4 bits.*lora.init_lora_weights: true, or quantization: null"),
+        (["lora.init_lora_weights=pissa_niter_4", "quantization=null", "lora.use_dora=true"], "beside lora.use_dora"),
+        (["lora.init_lora_weights=pissa_niter_no", "quantization=null"], "adapters do not begin with"),
+        (["lora.init_lora_weights=olora"], "olora changes the base's weights"),
         (["lora.init_lora_weights=gausian"], "adapters do not begin with lora.init_lora_weights=gausian"),
         (["lora.use_dora=1"], r"lora\.use_dora is 1"),
         (["lora=null", "model.projector_learning_rate=1e-3"], "nothing else trains"),
@@ -203,6 +264,10 @@ def test_an_adapter_is_gone_on_with(data: Path, first: Path, tmp_path: Path) -> 
         (["lora.use_dora=true"], r"Set lora\.use_dora=false"),
         (["lora.target_modules=[o_proj]"], r"Set lora\.target_modules=\[gate_up_proj, o_proj, qkv_proj\]"),
         (["lora=null"], "the recipe has no lora section"),
+        (
+            ["lora.init_lora_weights=pissa", "quantization=null"],
+            r"has begun, .* is pissa.*lora\.init_lora_weights=true",
+        ),
     ],
 )
 def test_adapters_of_another_shape_are_refused(

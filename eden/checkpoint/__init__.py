@@ -1,6 +1,6 @@
 """A model's folder: what is in it, and how it is put together, adapted, saved and merged."""
 
-from .adapters import check_adapters
+from .adapters import check_adapters, from_pissa, lora_weights
 from .checkpoint import (
     Checkpoint,
     add_adapters,
@@ -23,10 +23,12 @@ __all__ = [
     "check_adapters",
     "check_model",
     "count_parameters",
+    "from_pissa",
     "load",
     "load_as_stored",
     "load_for_training",
     "load_processor",
+    "lora_weights",
     "merge",
     "model_fingerprint",
     "save",

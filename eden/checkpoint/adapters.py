@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from .backbones import LoadOptions
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
 
 SAME = ("r", "lora_alpha", "use_rslora", "use_dora", "target_modules")
 """What of an adapter has to stay as it is where its training goes on."""
@@ -24,7 +26,8 @@ def check_adapters(recipe: Recipe) -> None:
     """Sees that the recipe's adapters can be made, on its base, with the libraries that are here.
 
     Raises:
-        CheckpointError: the base is an adapter of another shape; or these libraries have no DoRA for such layers.
+        CheckpointError: the base is an adapter of another shape, or has begun already where the recipe says how to
+            begin; or these libraries have no DoRA for such layers.
     """
     if recipe.model.base is not None:
         artifact = Artifact.open(recipe.model.base, revision=recipe.model.base_revision, files=["*.json"])
@@ -32,6 +35,11 @@ def check_adapters(recipe: Recipe) -> None:
             _check_same_vision_layers(artifact, recipe.model.vision_trainable_layers)
         if recipe.lora is not None and is_lora(artifact):
             _check_same(artifact, recipe.lora)
+            if recipe.lora.is_pissa:
+                begin = recipe.lora.init_lora_weights
+                what = f"the base is a LoRA adapter, which has begun, and lora.init_lora_weights is {begin}"
+                hint = f"Set lora.init_lora_weights=true to go on with it, or {merge_first(artifact.folder)}"
+                raise CheckpointError(what, where=str(artifact.folder), hint=hint)
     if recipe.lora is not None and recipe.lora.use_dora:
         _try_dora(recipe.quantization)
 
@@ -52,6 +60,43 @@ def to_go_on(artifact: Artifact, lora: LoraSection) -> tuple[LoraSection, dict[s
     _check_same(artifact, lora)
     targets = sorted(_config(artifact)["target_modules"])
     return lora.model_copy(update={"target_modules": targets}), load_peft_weights(str(artifact.folder), device="cpu")
+
+
+def lora_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The adapters' weights as they are now, copied to the CPU, by PEFT's names."""
+    from peft.utils import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(model)
+    return {name: weight.to("cpu", copy=True) for name, weight in weights.items() if "lora_" in name}
+
+
+def from_pissa(
+    recipe: Recipe, begun: Mapping[str, torch.Tensor], ended: Mapping[str, torch.Tensor]
+) -> tuple[Recipe, dict[str, torch.Tensor]]:
+    """What PiSSA has learned as plain LoRA beside the base as it was, of twice the rank: BA - B0 A0.
+
+    PiSSA (https://arxiv.org/abs/2404.02948) trains BA beside W - B0 A0, which no other loader would have.
+
+    Args:
+        recipe: of the run.
+        begun: `lora_weights` before the first step.
+        ended: the trained weights after the last, by PEFT's names.
+
+    Returns:
+        The recipe with such adapters, and their weights, on the CPU.
+    """
+    import torch
+
+    assert recipe.lora is not None
+    scale = 2**0.5 if recipe.lora.use_rslora else 2.0  # what twice the rank divides the update by
+    weights = {name: weight.cpu() for name, weight in ended.items()}
+    for name, weight in weights.items():
+        if "lora_A" in name:
+            weights[name] = torch.cat([weight, begun[name]], dim=0)  # [2R,in]
+        elif "lora_B" in name:
+            weights[name] = torch.cat([weight, -begun[name]], dim=1) * scale  # [out,2R]
+    lora = recipe.lora.model_copy(update={"r": 2 * recipe.lora.r, "init_lora_weights": True})
+    return recipe.model_copy(update={"lora": lora}), weights
 
 
 def merge_first(adapter: str | Path) -> str:

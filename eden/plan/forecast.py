@@ -232,11 +232,13 @@ def _disk(recipe: Recipe, shapes: Shapes, workload: Workload, arguments: Trainin
     elif arguments.save_strategy == "epoch":
         number = math.ceil(workload.schedule.epochs)
     number = min(number, arguments.save_total_limit or number)
+    is_pissa = recipe.lora is not None and recipe.lora.is_pissa  # its artifact is LoRA of twice the rank
+    more = 4 * shapes.counts["lora"]["trained"] if is_pissa else 0
     config = shapes.config
     size = 4 if recipe.model.dtype == "float32" else 2
     features = workload.images * (1 + config.tiles) * config.num_image_tokens * config.image_feature_size * size
     return {
         "checkpoints": number * checkpoint,
-        "artifact": weights + ARTIFACT_FILES,
+        "artifact": weights + more + ARTIFACT_FILES,
         "features": features if recipe.data.features != "live" else 0,
     }

@@ -12,6 +12,7 @@ import difflib
 import importlib.util
 import itertools
 import os
+import re
 from collections.abc import Callable, Collection, Iterator
 from enum import Enum
 from functools import cache
@@ -54,8 +55,10 @@ AT_LEAST = dict.fromkeys(BATCHES, 1) | dict.fromkeys(OTHERS, 0)
 RENAMED = {"group_by_length": "train_sampling_strategy", "lr": "learning_rate", "warmup_ratio": "warmup_steps"}
 
 
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+CHANGES_THE_BASE = ("olora", "corda", "lora_ga", "loftq")
 """PEFT's ways to begin an adapter that change the weights below it; some have more after the name."""
+PISSA = re.compile(r"pissa(_niter_[1-9]\d*)?")
+"""The one that can be turned into plain LoRA after training; with a number, by an approximate decomposition."""
 
 
 def ineffective(recipe: Sections) -> dict[tuple[str, str], str]:
@@ -138,11 +141,20 @@ def _text_to_rehearse(recipe: Sections) -> Faults:
 
 
 def _adapters_that_stay_apart(recipe: Sections) -> Faults:
-    begin = True if recipe.lora is None else recipe.lora.init_lora_weights
-    if begin is not True and begin != "gaussian":
-        key, hint = "lora.init_lora_weights", "Write true, or gaussian."
-        if str(begin).startswith(CHANGES_THE_BASE):
-            yield key, f"{begin} changes the base's weights, and the adapter would be wrong on the base as it is", hint
+    if recipe.lora is None or recipe.lora.init_lora_weights in (True, "gaussian"):
+        return
+    begin = str(recipe.lora.init_lora_weights)
+    key, hint = "lora.init_lora_weights", "Write true, gaussian or pissa."
+    if PISSA.fullmatch(begin):
+        hint = f"Write {key}: true, or "
+        if recipe.quantization is not None:
+            what = f"{begin} takes a part out of the base's weights, which cannot be in 4 bits"
+            yield key, what, f"{hint}quantization: null."
+        if recipe.lora.use_dora:
+            yield key, f"{begin} beside lora.use_dora cannot be turned into plain LoRA", f"{hint}lora.use_dora: false."
+    elif begin.startswith(CHANGES_THE_BASE):
+        yield key, f"{begin} changes the base's weights, and the adapter would be wrong on the base as it is", hint
+    else:
         yield key, f"adapters do not begin with {key}={begin}", hint
 
 

@@ -58,11 +58,16 @@ class LoraSection(_Section):
     lora_alpha: int = Field(16, gt=0, description="the update is scaled by lora_alpha / r")
     use_rslora: bool = Field(False, description="it is scaled by lora_alpha / sqrt(r): rank-stabilized LoRA")
     use_dora: bool = Field(False, description="size and direction of a weight are learned apart: DoRA")
-    init_lora_weights: bool | str = Field(True, description="how they begin: true, or gaussian")
+    init_lora_weights: bool | str = Field(True, description="how they begin: true, gaussian, or pissa")
     lora_dropout: float = Field(0.1, ge=0, lt=1, description="share of an adapter's inputs set to zero")
     target_modules: list[str] | None = Field(
         None, min_length=1, description="linear layers; null is those of the language model's family"
     )
+
+    @property
+    def is_pissa(self) -> bool:
+        """Whether adapters begin as the largest singular values of the base's weights, which are taken out of these."""
+        return str(self.init_lora_weights).startswith("pissa")
 
 
 class SourceSection(_Section):

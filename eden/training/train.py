@@ -144,6 +144,7 @@ class Run:
         checkpoint: the model with its adapters, once it is loaded.
         train_set: samples to learn from, once they are encoded.
         eval_set: held-out ones.
+        parameters: how many there are and train, by part of the model, once the samples are encoded.
         features: `cached` or `live`: how it gets at its images, once they are encoded.
         log: Trainer's log rows, once the model is trained.
         shown: held-out samples that the report shows, with the answers from before training in `before`.
@@ -156,6 +157,7 @@ class Run:
     checkpoint: Checkpoint
     train_set: ConversationDataset
     eval_set: ConversationDataset
+    parameters: dict[str, dict[str, int]]
     features: str
     log: list[dict[str, Any]]
     shown: list[Sample]
@@ -221,7 +223,9 @@ class Run:
         self.shown = pick_samples(self.eval_set) if distributed.is_main() else []
         self.before = distributed.from_main(lambda: answers_to(self.checkpoint, self.shown))
         self.knew = distributed.from_main(lambda: knowledge_of(self.checkpoint, self.console))
-        rows = self._packed()
+        is_pissa = self.recipe.lora is not None and self.recipe.lora.is_pissa
+        begun = checkpoints.lora_weights(self.checkpoint.model) if is_pissa else None
+        rows, recipe = self._packed(), self.recipe
         ways = {"computed_in": self.numeric_format.name, "features": self.features}
         distributed.from_main(lambda: begin(self.recipe, self.arguments, self.train_set, ways, start, self.console))
         trainer = EdenTrainer(
@@ -234,11 +238,15 @@ class Run:
             answered=pick_samples(self.eval_set, number) if (number := self.recipe.data.eval_generate) else [],
         )
         self.log = distributed.together(partial(trainer.run, start.checkpoint))
-        self.steps, weights = trainer.state.global_step, trainer.gathered() if trainer.is_sharded else None
+        self.steps = trainer.state.global_step
+        weights = trainer.gathered() if trainer.is_sharded or begun is not None else None
         trainer.accelerator.free_memory()  # the optimizer is not needed any more, and answering is
         del trainer
         if weights is not None and distributed.is_main():
-            self.checkpoint = checkpoints.load_for_training(self.recipe, weights)
+            if begun is not None:
+                recipe, weights = checkpoints.from_pissa(recipe, begun, weights)
+            del self.checkpoint  # there may not be memory for two
+            self.checkpoint = checkpoints.load_for_training(recipe, weights)
 
     def write(self) -> None:
         """Writes the artifact."""
@@ -320,7 +328,8 @@ class Run:
             self.eval_set.check_not_empty("to evaluate on")
 
     def _print_parameters(self) -> None:
-        for part, counts in checkpoints.count_parameters(self.checkpoint).items():
+        self.parameters = checkpoints.count_parameters(self.checkpoint)
+        for part, counts in self.parameters.items():
             trained, frozen = counts["trained"], counts["frozen"]
             self.console.print(f"{part:<15} {trained:>13,} trained  {frozen:>13,} frozen", highlight=False)
         if is_dequantized(self.checkpoint.core):
@@ -359,7 +368,7 @@ class Run:
         four_bit = str(recipe.quantization.bnb_4bit_quant_type) if recipe.quantization else "no"
         if is_dequantized(self.checkpoint.core):
             four_bit += ", held as the fp32 numbers it stands for"
-        counts = checkpoints.count_parameters(self.checkpoint).values()
+        counts = self.parameters.values()
         facts: dict[str, str | int | float] = {
             "base": recipe.model.base or f"{recipe.model.vision} + {recipe.model.language}",
             "image features": f"{config.vision_feature}, {config.image_aspect}, {config.tiles} tiles",
