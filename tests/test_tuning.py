@@ -191,12 +191,23 @@ def test_the_projector_has_a_rate_of_its_own(
     assert all((distance < 1e-9) == (still in name) for name, distance in moved.items()), moved
 
 
-@pytest.mark.parametrize("feature", ["pooled", "patches"])
+IN_BF16 = ["quantization=null", "model.dtype=bfloat16", "model.force_format=true", "training.bf16=true"]
+IN_BF16 += ["training.activation_checkpointing=false", "training.activation_checkpointing_kwargs=null"]
+
+
+@pytest.mark.parametrize(
+    ("feature", "changes"),
+    [("pooled", []), ("patches", []), ("patches", IN_BF16)],
+    ids=["pooled", "patches", "bf16, activations kept"],
+)
 def test_the_last_layer_of_the_tower_learns(
-    feature: str, data: Path, backbones: tuple[Path, Path], tmp_path: Path
+    feature: str, changes: list[str], data: Path, backbones: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """That alone, of those that make the features; it is saved, merged and gone on with as all that trains."""
-    features = [f"model.vision_feature={feature}"]
+    """That alone, of those that make the features; it is saved, merged and gone on with as all that trains.
+
+    The recipe itself is in 4 bits, with activations computed twice.
+    """
+    features = [f"model.vision_feature={feature}", *changes]
     result = train(recipe(data, backbones, tmp_path / "run", *LAYERS, *features), console=QUIET)
     assert losses(result)[-1] < losses(result)[0] - 0.2
     loaded, image = load(str(tmp_path / "run"), FP32), make_image("red")
