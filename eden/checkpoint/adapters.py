@@ -35,7 +35,7 @@ def check_adapters(recipe: Recipe) -> None:
             _check_same_vision_layers(artifact, recipe.model.vision_trainable_layers)
         if recipe.lora is not None and is_lora(artifact):
             _check_same(artifact, recipe.lora)
-            if recipe.lora.is_pissa:
+            if recipe.is_pissa:
                 begin = recipe.lora.init_lora_weights
                 what = f"the base is a LoRA adapter, which has begun, and lora.init_lora_weights is {begin}"
                 hint = f"Set lora.init_lora_weights=true to go on with it, or {merge_first(artifact.folder)}"

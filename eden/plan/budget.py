@@ -64,7 +64,7 @@ def changes(recipe: Recipe, longest: int) -> Iterator[list[str]]:
         batch, accumulation = batch // 2, accumulation * 2
         yield [f"training.per_device_train_batch_size={batch}", f"training.gradient_accumulation_steps={accumulation}"]
     if recipe.quantization is None:
-        begin = ["lora.init_lora_weights=true"] if recipe.lora is not None and recipe.lora.is_pissa else []
+        begin = ["lora.init_lora_weights=true"] if recipe.is_pissa else []
         yield ["quantization.bnb_4bit_quant_type=nf4", *begin]
     if recipe.quantization is None or not recipe.quantization.bnb_4bit_use_double_quant:
         yield ["quantization.bnb_4bit_use_double_quant=true"]

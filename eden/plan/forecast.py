@@ -232,8 +232,7 @@ def _disk(recipe: Recipe, shapes: Shapes, workload: Workload, arguments: Trainin
     elif arguments.save_strategy == "epoch":
         number = math.ceil(workload.schedule.epochs)
     number = min(number, arguments.save_total_limit or number)
-    is_pissa = recipe.lora is not None and recipe.lora.is_pissa  # its artifact is LoRA of twice the rank
-    more = 4 * shapes.counts["lora"]["trained"] if is_pissa else 0
+    more = 4 * shapes.counts["lora"]["trained"] if recipe.is_pissa else 0  # its artifact is LoRA of twice the rank
     config = shapes.config
     size = 4 if recipe.model.dtype == "float32" else 2
     features = workload.images * (1 + config.tiles) * config.num_image_tokens * config.image_feature_size * size

@@ -46,6 +46,11 @@ class Recipe(Sections):
 
     _locations: Locations = PrivateAttr(default_factory=Locations)
 
+    @property
+    def is_pissa(self) -> bool:
+        """Whether adapters begin as the largest singular values of the base's weights, which are taken out of these."""
+        return self.lora is not None and str(self.lora.init_lora_weights).startswith("pissa")
+
     def override(self, overrides: Sequence[str]) -> Recipe:
         """The recipe with overrides in it, as `load_recipe` takes them.
 

@@ -64,11 +64,6 @@ class LoraSection(_Section):
         None, min_length=1, description="linear layers; null is those of the language model's family"
     )
 
-    @property
-    def is_pissa(self) -> bool:
-        """Whether adapters begin as the largest singular values of the base's weights, which are taken out of these."""
-        return str(self.init_lora_weights).startswith("pissa")
-
 
 class SourceSection(_Section):
     """One data set of a mix."""

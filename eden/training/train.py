@@ -223,8 +223,7 @@ class Run:
         self.shown = pick_samples(self.eval_set) if distributed.is_main() else []
         self.before = distributed.from_main(lambda: answers_to(self.checkpoint, self.shown))
         self.knew = distributed.from_main(lambda: knowledge_of(self.checkpoint, self.console))
-        is_pissa = self.recipe.lora is not None and self.recipe.lora.is_pissa
-        begun = checkpoints.lora_weights(self.checkpoint.model) if is_pissa else None
+        begun = checkpoints.lora_weights(self.checkpoint.model) if self.recipe.is_pissa else None
         rows, recipe = self._packed(), self.recipe
         ways = {"computed_in": self.numeric_format.name, "features": self.features}
         distributed.from_main(lambda: begin(self.recipe, self.arguments, self.train_set, ways, start, self.console))
