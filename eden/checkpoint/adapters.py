@@ -1,4 +1,4 @@
-"""Adapters that go on learning, and what can be known of all before a model is loaded."""
+"""Adapters that go on learning, PiSSA as plain LoRA, and what can be known of all before a model is loaded."""
 
 from __future__ import annotations
 
