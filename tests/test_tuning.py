@@ -289,6 +289,17 @@ def test_adapters_of_another_shape_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_pissa_learned_is_in_the_artifact(data: Path, backbones: tuple[Path, Path], tmp_path: Path) -> None:
+    """Gone on with, hardly a step further, it has the loss that it ended with."""
+    evaluated = ["quantization=null", "model.dtype=float32", "training.eval_strategy=steps", "training.eval_steps=2"]
+    pissa = recipe(data, backbones, tmp_path / "run", "lora.init_lora_weights=pissa", *evaluated)
+    ended = [row["eval_loss"] for row in train(pissa, console=QUIET).log if "eval_loss" in row]
+    further = goes_on(data, tmp_path / "run", tmp_path / "on", *evaluated, "lora.r=8", "training.learning_rate=1e-12")
+    (begun,) = [row["eval_loss"] for row in train(further, console=QUIET).log if "eval_loss" in row]
+    assert ended[-1] < ended[0] - 0.1
+    assert begun == pytest.approx(ended[-1], abs=1e-4)
+
+
 ANSWERED = ["data.eval_generate=3", "training.eval_strategy=steps", "training.eval_steps=2", "training.save_steps=2"]
 ANSWERED += ["training.save_strategy=steps", "training.metric_for_best_model=exact_match"]
 ANSWERED += ["training.load_best_model_at_end=true", "model.projector_learning_rate=3e-3", "lora.use_dora=true"]
