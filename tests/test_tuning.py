@@ -275,6 +275,7 @@ def test_an_adapter_is_gone_on_with(data: Path, first: Path, tmp_path: Path) -> 
         (["lora.use_dora=true"], r"Set lora\.use_dora=false"),
         (["lora.target_modules=[o_proj]"], r"Set lora\.target_modules=\[gate_up_proj, o_proj, qkv_proj\]"),
         (["lora=null"], "the recipe has no lora section"),
+        (["lora.init_lora_weights=gaussian"], "has begun, .* is gaussian"),
         (
             ["lora.init_lora_weights=pissa", "quantization=null"],
             r"has begun, .* is pissa.*lora\.init_lora_weights=true",

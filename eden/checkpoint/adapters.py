@@ -35,11 +35,6 @@ def check_adapters(recipe: Recipe) -> None:
             _check_same_vision_layers(artifact, recipe.model.vision_trainable_layers)
         if recipe.lora is not None and is_lora(artifact):
             _check_same(artifact, recipe.lora)
-            if recipe.is_pissa:
-                begin = recipe.lora.init_lora_weights
-                what = f"the base is a LoRA adapter, which has begun, and lora.init_lora_weights is {begin}"
-                hint = f"Set lora.init_lora_weights=true to go on with it, or {merge_first(artifact.folder)}"
-                raise CheckpointError(what, where=str(artifact.folder), hint=hint)
     if recipe.lora is not None and recipe.lora.use_dora:
         _try_dora(recipe.quantization)
 
@@ -122,6 +117,10 @@ def _check_same(artifact: Artifact, lora: LoraSection) -> None:
                 where=str(artifact.folder),
                 hint=f"Set lora.{name}={_plain(before)} to go on with it, or {merge_first(artifact.folder)}",
             )
+    if lora.init_lora_weights is not True:
+        what = f"the base is a LoRA adapter, which has begun, and lora.init_lora_weights is {lora.init_lora_weights}"
+        hint = f"Set lora.init_lora_weights=true to go on with it, or {merge_first(artifact.folder)}"
+        raise CheckpointError(what, where=str(artifact.folder), hint=hint)
 
 
 def _check_same_vision_layers(artifact: Artifact, wanted: int) -> None:

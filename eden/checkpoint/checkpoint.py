@@ -180,7 +180,8 @@ def load_for_training(recipe: Recipe, weights: Mapping[str, torch.Tensor] | None
 
     Args:
         recipe: of the run.
-        weights: of the adapters, by PEFT's names; None starts them afresh, or where a base with adapters has them.
+        weights: of the adapters, by PEFT's names; None starts them afresh, or where a base with adapters has them. Of
+            PiSSA they are what `from_pissa` gives, with its recipe.
 
     Raises:
         CheckpointError: a model of the recipe is missing or does not fit.
@@ -194,8 +195,6 @@ def load_for_training(recipe: Recipe, weights: Mapping[str, torch.Tensor] | None
     else:
         checkpoint, lora, kept = _load_to_train(section.base, section.base_revision, options, lora)
         weights = kept if weights is None else weights
-    if lora is not None and weights is not None:
-        lora = lora.model_copy(update={"init_lora_weights": True})  # they begin with those, beside the base as it is
     checkpoint.config.speech_model = speech_model_of_run(section)
     if section.attn_implementation is None and private_api.attention_of(checkpoint.config.text_config) == "sdpa":
         checkpoint.core.model.language_model.set_attn_implementation(PACKED_SDPA)

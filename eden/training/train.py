@@ -215,6 +215,7 @@ class Run:
         self.train_set = self._encoded("training", train_samples, row_length=row_length, augment=augment)
         self.eval_set = self._encoded("held-out", eval_samples)
         self._check_not_empty()
+        self.parameters = checkpoints.count_parameters(self.checkpoint)
         self._print_parameters()
         self._use_features(start.features or self.recipe.data.features)
 
@@ -327,7 +328,6 @@ class Run:
             self.eval_set.check_not_empty("to evaluate on")
 
     def _print_parameters(self) -> None:
-        self.parameters = checkpoints.count_parameters(self.checkpoint)
         for part, counts in self.parameters.items():
             trained, frozen = counts["trained"], counts["frozen"]
             self.console.print(f"{part:<15} {trained:>13,} trained  {frozen:>13,} frozen", highlight=False)
